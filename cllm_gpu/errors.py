@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Bad input, configuration or environment. `str(error)` is one line that says what is wrong, where, and the mend."""
+    """Bad input or environment. `str(error)` is one line that says what is wrong, where, and what would be right."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))

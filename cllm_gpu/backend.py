@@ -1,0 +1,86 @@
+"""Which arrays and which implementation of the operations: chosen once, passed down. The only import of cupy.
+
+numpy      NumPy arrays, the reference operations
+native     NumPy arrays, the hot operations in C++ compiled on this machine
+cupy       CuPy arrays on an NVIDIA GPU
+auto       cupy where a GPU and CuPy are there, else native where a C++ compiler is, else numpy
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cllm_gpu.buffers import ALIGNMENT
+from cllm_gpu.errors import UserError
+from cllm_gpu.operations import REFERENCE, Operations, bind
+from cllm_gpu.profiling import Ranges
+
+NAMES = ("auto", "numpy", "native", "cupy")
+ENVIRONMENT_VARIABLE = "CLLM_BACKEND"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Arrays, operations and device services. Everything above speaks to these and names no array module."""
+
+    name: str
+    xp: Any
+    ops: Operations
+    description: str
+    """One line: what was chosen and why."""
+    ranges: Ranges = field(default_factory=Ranges)
+    workers: int = 1
+    """Parts a batch is split into, each computed by a thread of its own (1 on a GPU)."""
+    synchronize: Callable[[], None] = lambda: None
+    """Wait until the device has finished; nothing to do on a CPU."""
+
+    def empty_bytes(self, size: int) -> Any:
+        """Uninitialised uint8 array (size,) whose first element is aligned to 128 bytes."""
+        if self.xp is not np:
+            return self.xp.empty(size, dtype=np.uint8)  # CuPy's allocations are 512-byte aligned
+        memory = np.empty(size + ALIGNMENT, dtype=np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        return memory[start : start + size]
+
+    def zeros(self, size: int, dtype: Any) -> Any:
+        """Aligned flat array of zeros."""
+        flat = self.empty_bytes(size * np.dtype(dtype).itemsize).view(dtype)
+        flat[...] = 0
+        return flat
+
+    def asarray(self, x: Any) -> Any:
+        """A host array on the device (itself on a CPU)."""
+        return self.xp.asarray(x)
+
+    def to_host(self, x: Any) -> np.ndarray[Any, Any]:
+        """A device array as a NumPy array (itself on a CPU)."""
+        return x if self.xp is np else self.xp.asnumpy(x)
+
+
+def get_backend(name: str | None = None, *, workers: int | None = None) -> Backend:
+    """The backend called `name`, or by $CLLM_BACKEND, or "auto". UserError in one line when it cannot be had.
+
+    `workers`: threads a CPU backend splits a batch over; None means one per core.
+    """
+    chosen = name or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    if chosen not in NAMES:
+        raise UserError(f"backend {chosen!r} is not known; choose one of {', '.join(NAMES)}")
+    if chosen == "numpy":
+        return _numpy_backend(workers, "NumPy reference operations")
+    raise UserError(f"backend {chosen!r} is not built yet")
+
+
+def _numpy_backend(workers: int | None, description: str) -> Backend:
+    return Backend("numpy", np, bind(REFERENCE, np), description, workers=workers or usable_cores())
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,288 @@
+"""The transformer: forward and backward, mirrored line by line.
+
+tokens → embedding → L × (layer norm → qkv → attention → projection → residual; layer norm → MLP → residual)
+→ layer norm → logits → cross-entropy, and the same road back. The residual stream is added to just before the next
+layer norm, in one operation. N = B·T rows everywhere.
+
+A `Workspace` holds the arrays of one (B, T); the model itself holds only the parameters, so several workspaces may be
+in use at once, each on a thread of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from cllm_gpu.architecture import Architecture
+from cllm_gpu.backend import Backend
+from cllm_gpu.parameters import FlatParameters
+from cllm_gpu.reference.dropout import Dropout
+from cllm_gpu.reference.rotary import rotary_tables
+from cllm_gpu.workspace import KeyValueCache, Workspace
+
+EPSILON = 1e-5
+IGNORE_INDEX = -1
+
+
+class Transformer:
+    """A decoder-only pre-norm transformer over `parameters`."""
+
+    def __init__(self, architecture: Architecture, backend: Backend, parameters: FlatParameters) -> None:
+        self.architecture = architecture
+        self.backend = backend
+        self.ops = backend.ops
+        self.parameters = parameters
+        self.scale = 1.0 / math.sqrt(architecture.head_size)
+        self._head_name = "token_embedding" if architecture.tied_head else "head"
+        self._rotary = None
+        if architecture.positions == "rope":
+            size, dtype = architecture.head_size, parameters.layout.dtype
+            self._rotary = rotary_tables(backend.xp, architecture.context, size, dtype)
+
+    def loss_and_gradients(
+        self,
+        workspace: Workspace,
+        tokens: Any,
+        targets: Any,
+        gradients: FlatParameters,
+        *,
+        gradient_scale: float,
+        accumulate: bool,
+        dropout: Dropout | None = None,
+    ) -> float:
+        """Σ of the losses (nats) over tokens (B, T) int32 against targets (B, T); gradients of gradient_scale·Σ.
+
+        `gradients` are overwritten, or added to when `accumulate`. `dropout` (its site and first element are filled in
+        here) is None for a model without, or for a deterministic pass.
+        """
+        with self.backend.ranges("forward"):
+            self._forward(workspace, tokens, dropout)
+        with self.backend.ranges("loss"):
+            loss = self._head_backward(workspace, targets, gradients, gradient_scale, accumulate)
+        with self.backend.ranges("backward"):
+            self._backward(workspace, tokens, gradients, dropout, accumulate)
+        return loss
+
+    def losses(self, workspace: Workspace, tokens: Any, targets: Any) -> tuple[Any, Any]:
+        """Losses (B·T,) in nats (0 where the target is ignored) and whether the likeliest token was the target."""
+        self._forward(workspace, tokens, None)
+        xp, flat = self.backend.xp, targets.reshape(-1)
+        hits = xp.empty(flat.size, dtype=bool)
+        for rows, logits in self._logit_chunks(workspace, flat.size):
+            self.ops.cross_entropy(
+                logits, flat[rows], workspace.losses[rows], ignore_index=IGNORE_INDEX, gradient_scale=None
+            )
+            hits[rows] = logits.argmax(axis=1) == flat[rows]
+        return workspace.losses[: flat.size], hits
+
+    def logits(self, workspace: Workspace, tokens: Any) -> Any:
+        """Logits (B, T, V) of tokens (B, T), a new array: for inspection and tests."""
+        self._forward(workspace, tokens, None)
+        out = self.backend.xp.empty((tokens.size, self.architecture.vocabulary), self.parameters.layout.dtype)
+        self.ops.linear_forward(workspace.final_normed, self.parameters[self._head_name], None, out)
+        return out.reshape(*tokens.shape, -1)
+
+    def next_logits(self, workspace: Workspace, tokens: Any, cache: KeyValueCache) -> Any:
+        """Logits (B, V) after the last of tokens (B, T), which follow the `cache.length` tokens in the cache."""
+        self._forward(workspace, tokens, None, cache)
+        cache.length += tokens.shape[1]
+        last = workspace.final_normed.reshape(*tokens.shape, -1)[:, -1]
+        out = self.backend.xp.empty((tokens.shape[0], self.architecture.vocabulary), last.dtype)
+        self.ops.linear_forward(self.backend.xp.ascontiguousarray(last), self.parameters[self._head_name], None, out)
+        return out
+
+    # ---- forward
+
+    def _forward(self, w: Workspace, tokens: Any, dropout: Dropout | None, cache: KeyValueCache | None = None) -> None:
+        p, ops, ranges = self.parameters, self.ops, self.backend.ranges
+        first = cache.length if cache else 0
+        residual = w.embedding  # (N, C)
+        with ranges("forward/embedding"):
+            ops.embedding_forward(
+                tokens, p["token_embedding"], p.get("position_embedding"), residual, first_position=first
+            )
+            if dropout is not None:
+                ops.dropout_forward(residual, residual, dropout=w.dropout(dropout, 0))
+        branch = None  # (N, C), what the residual stream is about to be given
+        for layer in range(self.architecture.layers):
+            with ranges(f"forward/block_{layer:02d}/attention"):
+                residual, branch = self._attention_forward(w, layer, residual, branch, dropout, cache)
+            with ranges(f"forward/block_{layer:02d}/mlp"):
+                residual, branch = self._mlp_forward(w, layer, residual, branch, dropout)
+        site = w.dropout(dropout, 2 * self.architecture.layers)
+        self._norm_forward("final_norm", residual, branch, w.final_residual, w.final_normed, w.final_statistics, site)
+
+    def _norm_forward(
+        self, name: str, residual: Any, branch: Any | None, out: Any, normed: Any, statistics: Any, dropout: Any
+    ) -> None:
+        """out = residual + dropout(branch), normed = layer norm of it; with no branch yet `out` is `residual`."""
+        weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
+        mean, rstd = statistics
+        if branch is None:
+            self.ops.layernorm_forward(residual, weight, bias, normed, mean, rstd, epsilon=EPSILON)
+        else:
+            self.ops.residual_layernorm_forward(
+                residual, branch, weight, bias, out, normed, mean, rstd, epsilon=EPSILON, dropout=dropout
+            )
+
+    def _attention_forward(
+        self, w: Workspace, layer: int, residual: Any, branch: Any | None, dropout: Dropout | None, cache: Any
+    ) -> tuple[Any, Any]:
+        p, name, a = self.parameters, f"blocks.{layer}", w.layers[layer]
+        residual_out = residual if branch is None else a.attention_residual
+        site = w.dropout(dropout, 2 * layer)
+        self._norm_forward(
+            f"{name}.attention_norm", residual, branch, residual_out, a.attention_normed, a.attention_statistics, site
+        )
+        self.ops.linear_forward(a.attention_normed, p[f"{name}.qkv.weight"], p.get(f"{name}.qkv.bias"), a.qkv)
+        q, k, v = w.split_heads(a.qkv)  # (B, T, H, D), (B, T, K, D) twice
+        if self._rotary is not None:
+            first = cache.length if cache else 0
+            self._rotate(self.ops.rotary_forward, q, k, first)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)  # (B, S, K, D)
+        self.ops.attention_forward(q, k, v, w.heads(a.attended), a.lse, causal=True, scale=self.scale)
+        self.ops.linear_forward(a.attended, p[f"{name}.projection.weight"], p.get(f"{name}.projection.bias"), w.branch)
+        return residual_out, w.branch
+
+    def _mlp_forward(
+        self, w: Workspace, layer: int, residual: Any, branch: Any, dropout: Dropout | None
+    ) -> tuple[Any, Any]:
+        p, name, a = self.parameters, f"blocks.{layer}", w.layers[layer]
+        site = w.dropout(dropout, 2 * layer + 1)
+        self._norm_forward(f"{name}.mlp_norm", residual, branch, a.mlp_residual, a.mlp_normed, a.mlp_statistics, site)
+        self.ops.linear_forward(a.mlp_normed, p[f"{name}.mlp_up.weight"], None, a.hidden)
+        self.ops.gelu_forward(a.hidden, p.get(f"{name}.mlp_up.bias"), a.activated)
+        self.ops.linear_forward(a.activated, p[f"{name}.mlp_down.weight"], p.get(f"{name}.mlp_down.bias"), w.branch)
+        return a.mlp_residual, w.branch
+
+    def _rotate(self, rotation: Any, q: Any, k: Any, first: int) -> None:
+        assert self._rotary is not None
+        cosine, sine = (table[first : first + q.shape[1]] for table in self._rotary)
+        rotation(q, cosine, sine)
+        rotation(k, cosine, sine)
+
+    def _logit_chunks(self, w: Workspace, rows: int) -> Any:
+        """(slice of rows, their logits): never more rows of logits at a time than the workspace planned."""
+        head, step = self.parameters[self._head_name], w.logits.shape[0]
+        for start in range(0, rows, step):
+            part = slice(start, min(start + step, rows))
+            logits = w.logits[: part.stop - start]
+            self.ops.linear_forward(w.final_normed[part], head, None, logits)
+            yield part, logits
+
+    # ---- backward
+
+    def _head_backward(
+        self, w: Workspace, targets: Any, gradients: FlatParameters, gradient_scale: float, accumulate: bool
+    ) -> float:
+        flat = targets.reshape(-1)
+        head, dhead = self.parameters[self._head_name], gradients[self._head_name]
+        for rows, logits in self._logit_chunks(w, flat.size):
+            self.ops.cross_entropy(
+                logits, flat[rows], w.losses[rows], ignore_index=IGNORE_INDEX, gradient_scale=gradient_scale
+            )
+            self.ops.linear_backward(
+                logits,
+                w.final_normed[rows],
+                head,
+                w.dnormed[rows],
+                dhead,
+                None,
+                accumulate=accumulate or rows.start > 0,
+            )
+        return float(w.losses.sum(dtype="float64"))
+
+    def _backward(
+        self, w: Workspace, tokens: Any, gradients: FlatParameters, dropout: Dropout | None, accumulate: bool
+    ) -> None:
+        ops, ranges = self.ops, self.backend.ranges
+        depth = self.architecture.layers
+        self._norm_backward("final_norm", w, w.final_residual, w.final_statistics, gradients, accumulate, first=True)
+        for layer in reversed(range(depth)):
+            with ranges(f"backward/block_{layer:02d}/mlp"):
+                self._mlp_backward(w, layer, gradients, w.dropout(dropout, 2 * layer + 2), accumulate)
+            with ranges(f"backward/block_{layer:02d}/attention"):
+                self._attention_backward(w, layer, gradients, w.dropout(dropout, 2 * layer + 1), accumulate)
+        with ranges("backward/embedding"):
+            if dropout is not None:
+                ops.dropout_backward(w.dresidual, w.dresidual, dropout=w.dropout(dropout, 0))
+            ops.embedding_backward(
+                w.dresidual,
+                tokens,
+                gradients["token_embedding"],
+                gradients.get("position_embedding"),
+                accumulate_tokens=accumulate or self.architecture.tied_head,
+                accumulate_positions=accumulate,
+            )
+
+    def _norm_backward(
+        self,
+        name: str,
+        w: Workspace,
+        x: Any,
+        statistics: Any,
+        gradients: FlatParameters,
+        accumulate: bool,
+        *,
+        first: bool = False,
+    ) -> None:
+        """Adds the gradient of the layer norm's input to the residual stream's, w.dresidual (`first`: starts it)."""
+        self.ops.layernorm_backward(
+            w.dnormed,
+            x,
+            self.parameters[f"{name}.weight"],
+            *statistics,
+            None if first else w.dresidual,
+            w.dresidual,
+            gradients[f"{name}.weight"],
+            gradients.get(f"{name}.bias"),
+            accumulate=accumulate,
+        )
+
+    def _branch_gradient(self, w: Workspace, dropout: Dropout | None) -> Any:
+        """Gradient of a branch: the residual stream's, through the dropout between them."""
+        if dropout is None:
+            return w.dresidual
+        self.ops.dropout_backward(w.dresidual, w.branch, dropout=dropout)
+        return w.branch
+
+    def _mlp_backward(
+        self, w: Workspace, layer: int, gradients: FlatParameters, dropout: Dropout | None, accumulate: bool
+    ) -> None:
+        p, g, name, a = self.parameters, gradients, f"blocks.{layer}", w.layers[layer]
+        down, up = f"{name}.mlp_down", f"{name}.mlp_up"
+        dbranch = self._branch_gradient(w, dropout)
+        self.ops.linear_backward(
+            dbranch, a.activated, p[f"{down}.weight"], w.dhidden, g[f"{down}.weight"], g.get(f"{down}.bias"),
+            accumulate=accumulate,
+        )  # fmt: skip
+        self.ops.gelu_backward(w.dhidden, a.hidden, w.dhidden, g.get(f"{up}.bias"), accumulate=accumulate)
+        self.ops.linear_backward(
+            w.dhidden, a.mlp_normed, p[f"{up}.weight"], w.dnormed, g[f"{up}.weight"], None, accumulate=accumulate
+        )
+        self._norm_backward(f"{name}.mlp_norm", w, a.mlp_residual, a.mlp_statistics, gradients, accumulate)
+
+    def _attention_backward(
+        self, w: Workspace, layer: int, gradients: FlatParameters, dropout: Dropout | None, accumulate: bool
+    ) -> None:
+        p, g, name, a = self.parameters, gradients, f"blocks.{layer}", w.layers[layer]
+        projection, qkv = f"{name}.projection", f"{name}.qkv"
+        dbranch = self._branch_gradient(w, dropout)
+        self.ops.linear_backward(
+            dbranch, a.attended, p[f"{projection}.weight"], w.dattended, g[f"{projection}.weight"],
+            g.get(f"{projection}.bias"), accumulate=accumulate,
+        )  # fmt: skip
+        q, k, v = w.split_heads(a.qkv)
+        dq, dk, dv = w.split_heads(w.dqkv)
+        self.ops.attention_backward(
+            w.heads(w.dattended), q, k, v, w.heads(a.attended), a.lse, dq, dk, dv, causal=True, scale=self.scale
+        )
+        if self._rotary is not None:
+            self._rotate(self.ops.rotary_backward, dq, dk, 0)
+        self.ops.linear_backward(
+            w.dqkv, a.attention_normed, p[f"{qkv}.weight"], w.dnormed, g[f"{qkv}.weight"], g.get(f"{qkv}.bias"),
+            accumulate=accumulate,
+        )  # fmt: skip
+        x = w.embedding if layer == 0 else a.attention_residual
+        self._norm_backward(f"{name}.attention_norm", w, x, a.attention_statistics, gradients, accumulate)

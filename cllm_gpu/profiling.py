@@ -1,0 +1,67 @@
+"""Named ranges for a profiler (NVTX), in the domain `cllm_gpu`.
+
+With no profiler attached a range costs a dictionary look-up and two empty calls. Where the `nvtx` package has no wheel
+(macOS) ranges do nothing.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+DOMAIN = "cllm_gpu"
+
+
+def _nvtx_domain() -> Any | None:
+    try:
+        import nvtx
+    except ImportError:
+        return None
+    return nvtx.get_domain(DOMAIN)
+
+
+class _Range:
+    """One named range, entered and left any number of times, also nested."""
+
+    __slots__ = ("_attributes", "_domain")
+
+    def __init__(self, domain: Any, name: str) -> None:
+        self._domain = domain
+        self._attributes = domain.get_event_attributes(message=name)
+
+    def __enter__(self) -> None:
+        self._domain.push_range(self._attributes)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._domain.pop_range()
+
+
+class _NoRange:
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class Ranges:
+    """`with ranges("forward/block_03/attention"): …`; each name's attributes are made once."""
+
+    def __init__(self, domain: Any | None = None) -> None:
+        self._domain = _nvtx_domain() if domain is None else domain
+        self._known: dict[str, _Range] = {}
+        self._none = _NoRange()
+
+    def __call__(self, name: str) -> _Range | _NoRange:
+        if self._domain is None:
+            return self._none
+        found = self._known.get(name)
+        if found is None:
+            found = self._known[name] = _Range(self._domain, name)
+        return found

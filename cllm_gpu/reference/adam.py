@@ -1,0 +1,59 @@
+"""Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019) on flat buffers.
+
+g = gradient_scale·gradient (+ weight_decay·p, Adam only)
+m = β1·m + (1 − β1)·g,   v = β2·v + (1 − β2)·g²
+p −= rate·( (m/(1 − β1^t)) / (√(v/(1 − β2^t)) + ε) (+ weight_decay·p, AdamW only) )
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.reference.tiling import row_tiles
+
+
+def adam_step(
+    xp: Any,
+    parameters: Any,
+    gradients: Any,
+    first_moment: Any,
+    second_moment: Any,
+    *,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    step: int,
+    weight_decay: float,
+    decayed: int,
+    decoupled: bool,
+    gradient_scale: float,
+) -> float:
+    """One step in place on four flat arrays (n,); returns Σ update² in float64.
+
+    `step` counts from 1; the first `decayed` elements get weight decay; `gradient_scale` (clipping) multiplies every
+    gradient; `decoupled` chooses AdamW. Gradients are left as they are.
+    """
+    correction1 = 1.0 - beta1**step
+    correction2 = 1.0 - beta2**step
+    moved = 0.0
+    for segment, decay in ((slice(0, decayed), weight_decay), (slice(decayed, parameters.size), 0.0)):
+        p, g, m, v = (x[segment] for x in (parameters, gradients, first_moment, second_moment))
+        for part in row_tiles(xp, p.size, 1):
+            gradient = g[part] * gradient_scale
+            if decay and not decoupled:
+                gradient += decay * p[part]
+            m[part] *= beta1
+            m[part] += (1.0 - beta1) * gradient
+            gradient *= gradient
+            v[part] *= beta2
+            v[part] += (1.0 - beta2) * gradient
+            denominator = xp.sqrt(v[part] / correction2)
+            denominator += epsilon
+            update = m[part] / denominator
+            update *= rate / correction1
+            if decay and decoupled:
+                update += (rate * decay) * p[part]
+            p[part] -= update
+            moved += float(xp.sum(update * update, dtype=xp.float64))
+    return moved

@@ -1,0 +1,35 @@
+"""Rotary position embedding (RoPE, Su et al. 2021, "RoFormer"), on pairs (m, m + D/2) of head dimensions.
+
+At position p pair m is rotated by the angle p·base^(−2m/D): (a, b) → (a·cos − b·sin, a·sin + b·cos).
+A rotation is orthogonal, so the backward is the rotation by the opposite angle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+BASE = 10000.0
+
+
+def rotary_tables(xp: Any, positions: int, head_size: int, dtype: Any) -> tuple[Any, Any]:
+    """cos and sin, each (positions, D/2), computed in float64 and rounded once to `dtype`."""
+    pairs = xp.arange(head_size // 2, dtype=xp.float64)
+    angles = xp.arange(positions, dtype=xp.float64)[:, None] * BASE ** (-2.0 * pairs / head_size)
+    return xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype)
+
+
+def rotary_forward(xp: Any, x: Any, cosine: Any, sine: Any) -> None:
+    """Rotate x (B, T, H, D), any strides, in place by the tables' rows (T, D/2)."""
+    half = x.shape[-1] // 2
+    cosine, sine = cosine[:, None, :], sine[:, None, :]
+    for item in x:  # one batch item at a time bounds the temporaries
+        first, second = item[..., :half], item[..., half:]
+        rotated = first * cosine - second * sine
+        second *= cosine
+        second += first * sine
+        first[...] = rotated
+
+
+def rotary_backward(xp: Any, dx: Any, cosine: Any, sine: Any) -> None:
+    """Rotate the gradient dx (B, T, H, D) back in place."""
+    rotary_forward(xp, dx, cosine, -sine)

@@ -1,0 +1,21 @@
+"""How a pass over rows is cut, so that temporaries stay in a CPU's cache (or bounded on a GPU)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+CPU_TILE_ELEMENTS = 1 << 15  # 128 KB of float32: a few temporaries fit a 1–2 MB second-level cache
+GPU_TILE_ELEMENTS = 1 << 25  # on a GPU only the memory of the temporaries is a concern
+
+
+def tile_elements(xp: Any) -> int:
+    """Elements a temporary of a tiled pass should have on this array module."""
+    return CPU_TILE_ELEMENTS if xp.__name__ == "numpy" else GPU_TILE_ELEMENTS
+
+
+def row_tiles(xp: Any, rows: int, row_elements: int) -> Iterator[slice]:
+    """Slices that cover `rows` rows of `row_elements` elements each, a tile at a time."""
+    step = max(1, tile_elements(xp) // max(1, row_elements))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

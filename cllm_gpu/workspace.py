@@ -1,0 +1,176 @@
+"""The arrays a model needs for one (B, T): planned, sized, then allocated once and never moved."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from cllm_gpu.architecture import Architecture
+from cllm_gpu.backend import Backend
+from cllm_gpu.buffers import Plan
+from cllm_gpu.reference.dropout import Dropout
+
+LOGIT_BYTES = 64 << 20
+"""Logits of this many bytes exist at a time; more rows than fit are taken in chunks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerArrays:
+    """What one block keeps from its forward for its backward. N = B·T rows."""
+
+    attention_residual: Any  # (N, C) residual stream before the attention's layer norm
+    attention_normed: Any  # (N, C)
+    attention_statistics: tuple[Any, Any]  # mean and 1/deviation, (N,) each
+    qkv: Any  # (N, C + 2·K·D)
+    attended: Any  # (N, C)
+    lse: Any  # (B, H, T)
+    mlp_residual: Any  # (N, C)
+    mlp_normed: Any  # (N, C)
+    mlp_statistics: tuple[Any, Any]
+    hidden: Any  # (N, M) before GELU
+    activated: Any  # (N, M) after
+
+
+def workspace_plan(a: Architecture, batch: int, length: int, dtype: Any, *, training: bool) -> Plan:
+    """Every array of a workspace. Without `training` the layers share one set, and no gradient is planned."""
+    rows = batch * length
+    plan = Plan()
+    plan.add("embedding", (rows, a.width), dtype)
+    for layer in range(a.layers if training else 1):
+        _plan_layer(plan, f"layer{layer}.", a, batch, length, dtype, shared=not training)
+    plan.add("branch", (rows, a.width), dtype)
+    plan.add("final_residual", (rows, a.width), dtype)
+    plan.add("final_normed", (rows, a.width), dtype)
+    plan.add("final_mean", (rows,), dtype)
+    plan.add("final_rstd", (rows,), dtype)
+    plan.add("losses", (rows,), dtype)
+    row_bytes = a.vocabulary * np.dtype(dtype).itemsize
+    plan.add("logits", (min(rows, max(1, LOGIT_BYTES // row_bytes)), a.vocabulary), dtype)
+    if training:
+        plan.add("dresidual", (rows, a.width), dtype)
+        plan.add("dnormed", (rows, a.width), dtype)
+        plan.add("dattended", (rows, a.width), dtype)
+        plan.add("dhidden", (rows, max(a.mlp_width, a.qkv_width)), dtype)  # also dqkv: never needed at once
+    return plan
+
+
+def _plan_layer(plan: Plan, prefix: str, a: Architecture, batch: int, length: int, dtype: Any, *, shared: bool) -> None:
+    rows = batch * length
+    for name, shape in (
+        ("attention_residual", (rows, a.width)),
+        ("attention_normed", (rows, a.width)),
+        ("attention_mean", (rows,)),
+        ("attention_rstd", (rows,)),
+        ("qkv", (rows, a.qkv_width)),
+        ("attended", (rows, a.width)),
+        ("lse", (batch, a.heads, length)),
+        ("mlp_residual", (rows, a.width)),
+        ("mlp_normed", (rows, a.width)),
+        ("mlp_mean", (rows,)),
+        ("mlp_rstd", (rows,)),
+        ("hidden", (rows, a.mlp_width)),
+        ("activated", (rows, a.mlp_width)),
+    ):
+        first_needs_none = name == "attention_residual" and prefix == "layer0." and not shared
+        if not first_needs_none:  # the first block's residual stream is the embedding itself
+            plan.add(prefix + name, shape, dtype)
+
+
+class Workspace:
+    """Arrays for one batch of B sequences of T tokens; `first_row` is where it starts in a batch split over threads."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        backend: Backend,
+        batch: int,
+        length: int,
+        dtype: Any,
+        *,
+        training: bool,
+        first_row: int = 0,
+    ) -> None:
+        self.architecture, self.batch, self.length = architecture, batch, length
+        self._first_element = first_row * architecture.width
+        plan = workspace_plan(architecture, batch, length, dtype, training=training)
+        views = plan.allocate(backend.empty_bytes)
+        self.bytes = plan.bytes
+        self.embedding = views["embedding"]
+        self.branch = views["branch"]
+        self.final_residual = views["final_residual"]
+        self.final_normed = views["final_normed"]
+        self.final_statistics = (views["final_mean"], views["final_rstd"])
+        self.losses = views["losses"]
+        self.logits = views["logits"]
+        layers = range(architecture.layers)
+        self.layers = [_layer_arrays(views, f"layer{layer if training else 0}.") for layer in layers]
+        if training:
+            self._allocate_gradients(views)
+
+    def _allocate_gradients(self, views: dict[str, Any]) -> None:
+        a, rows = self.architecture, self.batch * self.length
+        self.dresidual = views["dresidual"]
+        self.dnormed = views["dnormed"]
+        self.dattended = views["dattended"]
+        shared = views["dhidden"].reshape(-1)
+        self.dhidden = shared[: rows * a.mlp_width].reshape(rows, a.mlp_width)
+        self.dqkv = shared[: rows * a.qkv_width].reshape(rows, a.qkv_width)
+
+    def heads(self, x: Any) -> Any:
+        """x (N, H·D) as (B, T, H, D)."""
+        return x.reshape(self.batch, self.length, -1, self.architecture.head_size)
+
+    def split_heads(self, qkv: Any) -> tuple[Any, Any, Any]:
+        """Views of qkv (N, C + 2·K·D): queries (B, T, H, D), keys and values (B, T, K, D)."""
+        a = self.architecture
+        heads = self.heads(qkv)
+        return (
+            heads[:, :, : a.heads],
+            heads[:, :, a.heads : a.heads + a.kv_heads],
+            heads[:, :, a.heads + a.kv_heads :],
+        )
+
+    def dropout(self, dropout: Dropout | None, site: int) -> Dropout | None:
+        """The mask of one dropout of the model (0: embedding; then the branches in order) for these rows."""
+        if dropout is None:
+            return None
+        return dataclasses.replace(dropout, site=site, first_element=self._first_element)
+
+
+def _layer_arrays(views: dict[str, Any], prefix: str) -> LayerArrays:
+    def view(name: str) -> Any:
+        return views.get(prefix + name)
+
+    return LayerArrays(
+        attention_residual=view("attention_residual"),
+        attention_normed=view("attention_normed"),
+        attention_statistics=(view("attention_mean"), view("attention_rstd")),
+        qkv=view("qkv"),
+        attended=view("attended"),
+        lse=view("lse"),
+        mlp_residual=view("mlp_residual"),
+        mlp_normed=view("mlp_normed"),
+        mlp_statistics=(view("mlp_mean"), view("mlp_rstd")),
+        hidden=view("hidden"),
+        activated=view("activated"),
+    )
+
+
+class KeyValueCache:
+    """Keys and values of every layer for up to `capacity` positions; `length` positions are filled."""
+
+    def __init__(self, architecture: Architecture, backend: Backend, batch: int, capacity: int, dtype: Any) -> None:
+        shape = (architecture.layers, batch, capacity, architecture.kv_heads, architecture.head_size)
+        self._keys = backend.xp.empty(shape, dtype)
+        self._values = backend.xp.empty(shape, dtype)
+        self.capacity = capacity
+        self.length = 0
+
+    def extend(self, layer: int, k: Any, v: Any) -> tuple[Any, Any]:
+        """Append k and v (B, T, K, D) of one layer; all keys and values so far, (B, S, K, D)."""
+        end = self.length + k.shape[1]
+        self._keys[layer, :, self.length : end] = k
+        self._values[layer, :, self.length : end] = v
+        return self._keys[layer, :, :end], self._values[layer, :, :end]

@@ -1,0 +1,17 @@
+// Fences, clocks, atomics and tensor-core instructions of a simulated thread.
+#include <cstring>
+
+#include "checks.hpp"
+#include "runtime.hpp"
+
+extern "C" {
+
+void sim_memory_fence(int) {}
+
+unsigned long long sim_clock() {
+    static unsigned long long ticks = 0;
+    return ++ticks;
+}
+
+void sim_atomic_access(const void*, int, sim::Site) {}
+}

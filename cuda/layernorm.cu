@@ -107,7 +107,7 @@ __device__ __forceinline__ void forward_row(const real* x, const real* weight, c
     normalise<W>(part, read, weight, bias, out, mean, rstd, epsilon, thread, row_threads, exchange);
 }
 
-extern "C" __global__ void __launch_bounds__(1024) ENTRY(layernorm_forward)(
+extern "C" __global__ void __launch_bounds__(512) ENTRY(layernorm_forward)(
     const real* x, const real* weight, const real* bias, real* out, float* mean, float* rstd, long long rows,
     int columns, float epsilon, int row_threads) {
     __shared__ float exchange[32];
@@ -134,7 +134,8 @@ struct Mask {
         PhiloxWords words(seed, step, site);
 #pragma unroll
         for (int i = 0; i < W; i++)
-            pack.v[i] = round_to_real(words.at(first_element + index + i) >= threshold ? pack.v[i] * scale : 0.0f);
+            pack.v[i] = round_to_real(
+                __fmul_rn(pack.v[i], words.at(first_element + index + i) >= threshold ? scale : 0.0f));
     }
 };
 
@@ -150,7 +151,7 @@ __device__ __forceinline__ void residual_row(const real* residual, const real* b
         mask.apply<W>(sum, at + column);
         const Pack<W> old = load_pack<W>(residual + at + column);
 #pragma unroll
-        for (int i = 0; i < W; i++) sum.v[i] = round_to_real(old.v[i] + sum.v[i]);
+        for (int i = 0; i < W; i++) sum.v[i] = round_to_real(__fadd_rn(old.v[i], sum.v[i]));
         store_pack<W>(residual_out + at + column, sum);
         return sum;
     };
@@ -160,7 +161,7 @@ __device__ __forceinline__ void residual_row(const real* residual, const real* b
     normalise<W>(part, read, weight, bias, out + at, mean, rstd, epsilon, thread, row_threads, exchange);
 }
 
-extern "C" __global__ void __launch_bounds__(1024) ENTRY(residual_layernorm_forward)(
+extern "C" __global__ void __launch_bounds__(512) ENTRY(residual_layernorm_forward)(
     const real* residual, const real* branch, const real* weight, const real* bias, real* residual_out, real* out,
     float* mean, float* rstd, long long rows, int columns, float epsilon, int row_threads,
     unsigned long long first_element, unsigned long long seed, unsigned step, unsigned site, unsigned threshold,
@@ -300,7 +301,7 @@ __device__ __forceinline__ void backward_chunk(const real* dout, const real* x, 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(1024) ENTRY(layernorm_backward)(
+extern "C" __global__ void __launch_bounds__(256) ENTRY(layernorm_backward)(
     const real* dout, const real* x, const real* weight, const float* mean, const float* rstd, const real* dresidual,
     real* dx, float* partials, long long rows, int columns, int chunk_rows, int row_threads) {
     __shared__ float exchange[32];

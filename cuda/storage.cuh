@@ -18,12 +18,10 @@ typedef bf16 gradient;
 typedef float gradient;
 #endif
 
-typedef long long index_t;
+typedef i64 index_t;
 
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(bf16 x) { return bf16_to_float(x); }
 __device__ __forceinline__ void store(float* p, float x) { *p = x; }
-__device__ __forceinline__ void store(bf16* p, float x) { *p = float_to_bf16(x); }
+__device__ __forceinline__ void store(bf16* p, float x) { *p = to_bf16(x); }
 
 // Elements of T in the widest access (16 bytes).
 template <class T>
@@ -42,12 +40,18 @@ __device__ __forceinline__ Pack<W> load_pack(const T* p) {
         pack.v[0] = to_float(*p);
     } else {
         static_assert(W * sizeof(T) == 16, "a wide access is 16 bytes");
-        union {
-            uint4 bits;
-            T values[W];
-        } memory = {*reinterpret_cast<const uint4*>(p)};
+        const uint4 memory = *reinterpret_cast<const uint4*>(p);
+        const u32 words[4] = {memory.x, memory.y, memory.z, memory.w};
 #pragma unroll
-        for (int i = 0; i < W; i++) pack.v[i] = to_float(memory.values[i]);
+        for (int i = 0; i < 4; i++) {
+            if constexpr (sizeof(T) == 4) {
+                pack.v[i] = float_of_bits(words[i]);
+            } else {
+                const float2 pair = unpack_bf16(words[i]);
+                pack.v[2 * i] = pair.x;
+                pack.v[2 * i + 1] = pair.y;
+            }
+        }
     }
     return pack;
 }
@@ -58,13 +62,15 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<W>& pack) {
         store(p, pack.v[0]);
     } else {
         static_assert(W * sizeof(T) == 16, "a wide access is 16 bytes");
-        union {
-            uint4 bits;
-            T values[W];
-        } memory = {};
+        u32 words[4];
 #pragma unroll
-        for (int i = 0; i < W; i++) store(memory.values + i, pack.v[i]);
-        *reinterpret_cast<uint4*>(p) = memory.bits;
+        for (int i = 0; i < 4; i++) {
+            if constexpr (sizeof(T) == 4)
+                words[i] = bits_of_float(pack.v[i]);
+            else
+                words[i] = pack_bf16(pack.v[2 * i], pack.v[2 * i + 1]);
+        }
+        *reinterpret_cast<uint4*>(p) = make_uint4(words[0], words[1], words[2], words[3]);
     }
 }
 
@@ -79,7 +85,7 @@ __device__ __forceinline__ bool wide_rows(const void* p, int columns) {
 // x as it would be after a store and a load.
 __device__ __forceinline__ float round_to_real(float x) {
 #ifdef CLLM_BF16
-    return bf16_to_float(float_to_bf16(x));
+    return to_float(to_bf16(x));
 #else
     return x;
 #endif

@@ -6,7 +6,10 @@ and warp operations. See docs/kernels.md.
 
 from __future__ import annotations
 
+from cllm_gpu.simulator.errors import KernelError
 from cllm_gpu.simulator.kernel import RawKernel, RawModule
-from cllm_gpu.simulator.launch import KernelFault
+from cllm_gpu.simulator.launch import Schedule
+from cllm_gpu.simulator.settings import settings
+from cllm_gpu.simulator.traffic import Traffic
 
-__all__ = ["KernelFault", "RawKernel", "RawModule"]
+__all__ = ["KernelError", "RawKernel", "RawModule", "Schedule", "Traffic", "settings"]

@@ -1,8 +1,8 @@
 """Checks a launch's arguments against the kernel's parameters, by the rules CuPy and CUDA go by.
 
 CuPy passes an array as a pointer to its first element, whatever its strides; a NumPy scalar by its own type; a Python
-int as `long long`, a float as `double`. It checks nothing. Here an argument that a GPU would misread is a UserError that
-names the parameter.
+int as `long long`, a float as `double`. It checks nothing. Here an argument that a GPU would misread is a UserError
+that names the parameter.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def _pack_one(kernel: str, parameter: Parameter, argument: Any) -> bytes:
 
 
 def _python_scalar(kernel: str, parameter: Parameter, argument: Any) -> np.generic:
-    for kind, numpy_type in ((bool, np.bool_), (int, np.int64), (float, np.float64), (complex, np.complex128)):
+    kinds: tuple[tuple[type, type[Any]], ...]
+    kinds = ((bool, np.bool_), (int, np.int64), (float, np.float64), (complex, np.complex128))
+    for kind, numpy_type in kinds:
         if isinstance(argument, kind):
             try:
                 return numpy_type(argument)

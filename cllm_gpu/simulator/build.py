@@ -30,7 +30,8 @@ _COMMON = (
     "-fno-trapping-math",
 )
 _FAST = ("-O2",)
-_CHECKED = ("-O1", "-g1")
+_CHECKED = ("-O1", "-g1", "-DSIM_CHECKED")
+_SANITIZERS = ("thread", "alignment", "null", "shift", "signed-integer-overflow", "integer-divide-by-zero")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def native_flags() -> tuple[tuple[str, ...], str]:
 
 
 def translate_options(options: Sequence[str]) -> tuple[str, ...]:
-    """NVRTC options as the C++ compiler's: definitions, include folders and the standard; the rest concerns a GPU only."""
+    """NVRTC options as the C++ compiler's: definitions, include folders, the standard; the rest concerns a GPU only."""
     kept = ["-std=c++17"]
     pending = iter(options)
     for option in pending:
@@ -88,6 +89,16 @@ def build(code: str, options: Sequence[str], name_expressions: Sequence[str], ch
         if not target.exists():
             _compile(compiler, scratch, body, flags, checked, target)
     return Built(target, kernels, expressions)
+
+
+@functools.cache
+def sanitizer_flags(compiler: str) -> tuple[str, ...]:
+    """Flags that make the compiler report memory accesses and broken rules to the runtime's own functions."""
+    is_clang = "clang" in compiler_version(compiler)
+    bounds = "array-bounds" if is_clang else "bounds-strict"
+    entry_exit = "tsan-instrument-func-entry-exit=0"
+    silent = ("-mllvm", f"-{entry_exit}") if is_clang else ("--param", entry_exit)
+    return (f"-fsanitize={','.join((*_SANITIZERS, bounds))}", *silent)
 
 
 def _scratch() -> tempfile.TemporaryDirectory[str]:
@@ -136,6 +147,7 @@ def _compile(compiler: str, scratch: str, body: str, flags: Sequence[str], check
     text = Path(scratch) / "kernel.ii"
     text.write_text(body)
     objects = [str(Path(scratch) / "kernel.o"), str(runtime_object(checked))]
+    flags = (*flags, *(sanitizer_flags(compiler) if checked else ()))
     _run([compiler, *flags, "-w", "-c", "-x", "c++-cpp-output", str(text), "-o", objects[0]], "the CUDA source")
     library = Path(scratch) / target.name
     _run([compiler, "-shared", *objects, "-o", str(library)], "the CUDA source")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cllm_gpu.errors import UserError
-from cllm_gpu.simulator import launch
+from cllm_gpu.simulator import settings
 from cllm_gpu.simulator.build import Built, build
-from cllm_gpu.simulator.launch import Library, Schedule
+from cllm_gpu.simulator.launch import MAXIMUM_THREADS, Function, Launch, Library, Schedule
+from cllm_gpu.simulator.traffic import Traffic
 
 DEFAULT_SHARED_LIMIT = 48 * 1024
 MAXIMUM_SHARED_LIMIT = 227 * 1024
@@ -18,22 +21,20 @@ _GRID_LIMITS = (2**31 - 1, 65535, 65535)
 _BLOCK_LIMITS = (1024, 1024, 64)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=512)
 def _load(code: str, options: tuple[str, ...], expressions: tuple[str, ...], checked: bool) -> tuple[Built, Library]:
     built = build(code, options, expressions, checked)
-    return built, Library(built.library)
-
-
-def _check_by_default() -> bool:
-    return os.environ.get("CLLM_SIMULATOR_CHECK", "") not in ("", "0")
+    return built, Library(built.library, checked)
 
 
 class RawModule:
     """CUDA source with one or more kernels; the counterpart of cupy.RawModule.
 
-    code: CUDA C++ source. options: NVRTC options (-D, -I and -std matter here, the rest is accepted and ignored).
+    code: CUDA C++ source; or path: a file with it (CuPy takes a compiled file there).
+    options: NVRTC options; -D, -U, -I and -std matter here, the rest concerns a GPU only and is ignored.
     name_expressions: instantiations of templates to make available, as in CuPy.
-    check: compile with every memory access checked (slower); None takes it from $CLLM_SIMULATOR_CHECK.
+    check: True compiles with every memory access checked (slower); None: as `simulator.settings` or
+    $CLLM_SIMULATOR_CHECK say at the launch.
     """
 
     def __init__(
@@ -46,54 +47,66 @@ class RawModule:
         name_expressions: Sequence[str] | None = None,
         check: bool | None = None,
     ) -> None:
-        if code is None:
-            raise UserError("the simulator takes CUDA source (code=…); it cannot run a compiled cubin or PTX file")
-        self.code, self.options, self.backend = code, tuple(options), backend
+        if (code is None) == (path is None):
+            raise UserError("RawModule takes either code=… or path=…")
+        if path is not None and Path(path).suffix in (".cubin", ".ptx", ".fatbin"):
+            raise UserError(f"the simulator runs CUDA source, not compiled code: {path}")
+        self.code = Path(path).read_text(encoding="utf-8") if path is not None else str(code)
+        self.options, self.backend = tuple(options), backend
         self.name_expressions = tuple(name_expressions or ())
-        self.check = _check_by_default() if check is None else check
+        self.check = check
 
     def compile(self) -> None:
         """Compile now rather than at the first `get_function`. Raises UserError with the compiler's first error."""
-        _load(self.code, self.options, self.name_expressions, self.check)
+        self._load(self._checked())
 
     def get_function(self, name: str) -> RawKernel:
-        """The kernel `name` (an extern "C" function or one of the name expressions)."""
-        return RawKernel._of(self, name)
+        """The kernel `name`: an extern "C" function or one of the name expressions. UserError where there is none."""
+        kernel = RawKernel.__new__(RawKernel)
+        kernel._setup(self, name)
+        kernel.compile()
+        return kernel
+
+    def _checked(self) -> bool:
+        return settings.current().check if self.check is None else self.check
+
+    def _load(self, checked: bool) -> tuple[Built, Library]:
+        return _load(self.code, self.options, self.name_expressions, checked)
 
 
 class RawKernel:
     """One kernel of a CUDA source; the counterpart of cupy.RawKernel, called as `kernel(grid, block, args)`."""
+
+    last_traffic: Traffic | None = None
+    """Bank conflicts and sectors of the last launch that counted them."""
 
     def __init__(
         self, code: str, name: str, options: Sequence[str] = (), backend: str = "nvrtc", *, check: bool | None = None
     ) -> None:
         self._setup(RawModule(code, options=options, backend=backend, check=check), name)
 
-    @classmethod
-    def _of(cls, module: RawModule, name: str) -> RawKernel:
-        kernel = cls.__new__(cls)
-        kernel._setup(module, name)
-        kernel._resolved  # noqa: B018 - an unknown name is an error at once, as in CuPy
-        return kernel
-
     def _setup(self, module: RawModule, name: str) -> None:
-        self.module, self.name = module, name
+        self._module, self.name = module, name
         self.code, self.options, self.backend = module.code, module.options, module.backend
         self._shared_limit = DEFAULT_SHARED_LIMIT
+        self._functions: dict[bool, Function] = {}
 
-    @functools.cached_property
-    def _resolved(self) -> tuple[Library, Any, tuple[launch.Parameter, ...]]:
-        module = self.module
-        built, library = _load(module.code, module.options, module.name_expressions, module.check)
+    def _function(self, checked: bool) -> Function:
+        if checked not in self._functions:
+            self._functions[checked] = self._find(checked)
+        return self._functions[checked]
+
+    def _find(self, checked: bool) -> Function:
+        built, library = self._module._load(checked)
         if self.name not in built.expressions:
             known = ", ".join(built.expressions) or "none"
             raise UserError(f"the CUDA source has no kernel {self.name!r}; it has: {known}")
         base = self.name.partition("<")[0].split("::")[-1].strip()
         declared = next((k for k in built.kernels if k.name == base), None)
-        if declared and not declared.is_extern_c and not module.name_expressions:
+        if declared and not declared.is_extern_c and not self._module.name_expressions:
             raise UserError(f'kernel {self.name!r} must be declared extern "C": CuPy finds it by its plain name only')
-        kernel = library.kernel(built.expressions.index(self.name))
-        return library, kernel, launch.parameters_of(kernel, declared.parameters if declared else ())
+        index = built.expressions.index(self.name)
+        return Function(library, index, self.name, declared.parameters if declared else ())
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
@@ -106,9 +119,14 @@ class RawKernel:
             raise UserError(f"max_dynamic_shared_size_bytes must be from 0 to {MAXIMUM_SHARED_LIMIT}, not {value}")
         self._shared_limit = value
 
+    @property
+    def max_threads_per_block(self) -> int:
+        """Threads a block of this kernel may have."""
+        return MAXIMUM_THREADS
+
     def compile(self) -> None:
         """Compile now rather than at the first launch."""
-        self._resolved  # noqa: B018
+        self._function(self._module._checked())
 
     def __call__(
         self,
@@ -119,16 +137,30 @@ class RawKernel:
         shared_mem: int = 0,
         schedule: Schedule | None = None,
     ) -> None:
-        """Run the kernel over `grid` blocks of `block` threads. Raises UserError (KernelFault for a finding)."""
-        library, kernel, parameters = self._resolved
-        blocks = launch.as_dimensions("grid", grid, _GRID_LIMITS)
-        threads = launch.as_dimensions("block", block, _BLOCK_LIMITS)
-        if threads[0] * threads[1] * threads[2] > launch.MAXIMUM_THREADS:
-            raise UserError(f"kernel {self.name}: block {block!r} has more than {launch.MAXIMUM_THREADS} threads")
+        """Run the kernel over `grid` blocks of `block` threads. Raises UserError (KernelError for a finding)."""
+        chosen = settings.current()
+        blocks = _dimensions("grid", grid, _GRID_LIMITS)
+        threads = _dimensions("block", block, _BLOCK_LIMITS)
+        if threads[0] * threads[1] * threads[2] > MAXIMUM_THREADS:
+            raise UserError(f"kernel {self.name}: block {block!r} has more than {MAXIMUM_THREADS} threads")
         if not 0 <= shared_mem <= self._shared_limit:
             raise UserError(
                 f"kernel {self.name}: shared_mem is {shared_mem} bytes, above the limit of {self._shared_limit}; "
                 f"raise max_dynamic_shared_size_bytes first (at most {MAXIMUM_SHARED_LIMIT})"
             )
-        chosen = schedule or Schedule()
-        launch.run(library, kernel, self.name, parameters, blocks, threads, args, shared_mem, chosen)
+        function = self._function(self._module._checked())
+        order = schedule or chosen.schedule
+        found = function.run(Launch(blocks, threads, tuple(args), shared_mem, order, chosen.count_traffic))
+        self.last_traffic = found or self.last_traffic
+
+
+def _dimensions(what: str, value: Any, limits: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A grid or block size as three numbers. Raises UserError where CUDA would refuse the launch."""
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not 1 <= len(sizes) <= 3 or not all(isinstance(n, (int, np.integer)) for n in sizes):
+        raise UserError(f"{what} must be a tuple of one to three integers, not {value!r}")
+    x, y, z = (*map(int, sizes), 1, 1)[:3]
+    for axis, size, limit in zip("xyz", (x, y, z), limits, strict=True):
+        if not 1 <= size <= limit:
+            raise UserError(f"{what} {value!r}: {axis} must be from 1 to {limit}")
+    return x, y, z

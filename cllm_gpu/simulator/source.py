@@ -30,7 +30,6 @@ class KernelDeclaration:
 
 def user_part(preprocessed: str, path: str) -> int:
     """Offset at which the user's own file begins in the preprocessor's output."""
-    marker = re.search(rf'^# 1 "{re.escape(path)}"[^\n]*\n', preprocessed[:0] or preprocessed, re.M)
     last = None
     for marker in re.finditer(rf'^# 1 "{re.escape(path)}"[^\n]*$', preprocessed, re.M):
         last = marker
@@ -163,7 +162,7 @@ def _static(specifier: str, declarator: str) -> str:
         raise UserError(f"cannot read the shared variable {declarator!r}")
     name = match[0]
     return (
-        f"static struct {name}__layout {{ sim::Zone before; {specifier} {declarator}; sim::Zone after; }} {name}__storage; "
-        f"auto& {name} = {name}__storage.{name}; static unsigned {name}__seen = 0; "
+        f"struct {name}__type {{ {specifier} {declarator}; }}; static sim::Guarded<{name}__type> {name}__storage; "
+        f"auto& {name} = {name}__storage.value.{name}; static unsigned {name}__seen = 0; "
         f'sim::declare_shared({name}__seen, &{name}, sizeof({name}), "{name}");'
     )

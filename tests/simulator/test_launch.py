@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cllm_gpu.simulator import RawKernel, RawModule
-from cllm_gpu.simulator.launch import Schedule
+from cllm_gpu.simulator import RawKernel, RawModule, Schedule
 
 SOURCE = r"""
 extern "C" __global__ void add(const float* a, const float* b, float* c, int n) {

@@ -52,7 +52,7 @@ template <class... P, void (*kernel)(P...)>
 struct Entry<kernel> {
     static constexpr Parameter parameters[sizeof...(P) + 1] = {describe<std::remove_cv_t<P>>()..., {}};
     template <std::size_t... i>
-    static void call(void** arguments, std::index_sequence<i...>) {
+    __attribute__((no_sanitize("thread", "undefined"))) static void call(void** arguments, std::index_sequence<i...>) {
         kernel(*static_cast<std::remove_reference_t<P>*>(arguments[i])...);
     }
     static void invoke(void** arguments) { call(arguments, std::index_sequence_for<P...>{}); }

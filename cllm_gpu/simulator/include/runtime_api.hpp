@@ -12,9 +12,22 @@ struct Site {
     int line;
 };
 
-/// Room before and after each shared variable, so that a step past its end is seen.
-struct alignas(16) Zone {
-    unsigned char bytes[64];
+#ifdef SIM_CHECKED
+constexpr std::size_t zone_bytes = 512;
+#else
+constexpr std::size_t zone_bytes = 16;
+#endif
+
+/// A shared variable with room before and after it, so that a step past its end is seen. It stands at an address that
+/// is a multiple of its type's alignment and of no more, as CUDA guarantees no more.
+template <class T>
+struct alignas(alignof(T) > 128 ? alignof(T) : 128) Guarded {
+    unsigned char before[zone_bytes];
+#ifdef SIM_CHECKED
+    unsigned char odd[alignof(T)];
+#endif
+    T value;
+    unsigned char after[zone_bytes];
 };
 
 }  // namespace sim

@@ -3,24 +3,30 @@
 #include "runtime.hpp"
 
 #ifdef SIM_CHECKED
-void checks_begin_launch();
-void checks_end_launch();
-void checks_begin_block();
-void checks_thread_returned();
-void checks_block_barrier(sim::Site site);
-void checks_warp_barrier(unsigned lanes, void* const* payloads);
-void checks_shuffle_source(int lane, int source, sim::Site site);
-void checks_declare_shared(const void* address, std::size_t bytes, const char* name);
-/// An access by the running thread made by the runtime for it (ldmatrix, cp.async).
-void checks_access(const void* address, int bytes, bool write, sim::Site site);
+#define SIM_HOOK(declaration) declaration;
 #else
-inline void checks_begin_launch() {}
-inline void checks_end_launch() {}
-inline void checks_begin_block() {}
-inline void checks_thread_returned() {}
-inline void checks_block_barrier(sim::Site) {}
-inline void checks_warp_barrier(unsigned, void* const*) {}
-inline void checks_shuffle_source(int, int, sim::Site) {}
-inline void checks_declare_shared(const void*, std::size_t, const char*) {}
-inline void checks_access(const void*, int, bool, sim::Site) {}
+#define SIM_HOOK(declaration) \
+    inline declaration {}
 #endif
+
+SIM_HOOK(void checks_begin_launch())
+SIM_HOOK(void checks_end_launch())
+SIM_HOOK(void checks_begin_block())
+SIM_HOOK(void checks_end_block())
+SIM_HOOK(void checks_reset_shared())
+SIM_HOOK(void checks_thread_returned())
+SIM_HOOK(void checks_block_barrier(sim::Site))
+SIM_HOOK(void checks_shuffle_source(int, int, sim::Site))
+SIM_HOOK(void checks_declare_shared(const void*, std::size_t, const char*))
+/// All lanes of the running thread's warp have met at a __syncwarp.
+SIM_HOOK(void checks_warp_barrier(unsigned, void* const*))
+/// An access that the runtime makes for the running thread: address, bytes, write.
+SIM_HOOK(void checks_access(const void*, int, bool, sim::Site))
+SIM_HOOK(void checks_aligned(const void*, int, const char*, sim::Site))
+SIM_HOOK(void checks_atomic(const void*, int, sim::Site))
+SIM_HOOK(void checks_fence(int))
+/// cp.async: shared, global, bytes, bytes read.
+SIM_HOOK(void checks_copy_issued(const void*, const void*, int, int, sim::Site))
+SIM_HOOK(void checks_copy_done(const void*, int, sim::Site))
+
+#undef SIM_HOOK

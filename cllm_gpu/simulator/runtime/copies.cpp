@@ -14,6 +14,7 @@ struct Copy {
     const unsigned char* global;
     int bytes, source_bytes;
     unsigned group;
+    sim::Site site;
 };
 
 struct Queue {
@@ -40,11 +41,10 @@ void copies_begin_block() {
 extern "C" {
 
 void sim_copy_async(void* shared, const void* global, int bytes, int source_bytes, sim::Site site) {
-    checks_access(global, source_bytes, false, site);
-    checks_access(shared, bytes, true, site);
+    checks_copy_issued(shared, global, bytes, source_bytes, site);
     Queue& queue = queues[sim::current->number];
     const Copy copy{static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes,
-                    source_bytes, queue.group};
+                    source_bytes, queue.group, site};
     if (!sim::launch->lazy_copies) perform(copy);
     queue.copies.push_back(copy);
 }
@@ -59,6 +59,7 @@ void sim_copy_wait(int pending_groups) {
         // A group is complete when it is committed and not among the newest `pending_groups` committed ones.
         if (static_cast<long long>(copy.group) >= static_cast<long long>(queue.group) - pending_groups) break;
         if (sim::launch->lazy_copies) perform(copy);
+        checks_copy_done(copy.shared, copy.bytes, copy.site);
     }
     queue.copies.erase(queue.copies.begin(), queue.copies.begin() + done);
 }

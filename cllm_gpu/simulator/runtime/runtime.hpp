@@ -21,6 +21,16 @@ struct Range {
     int item_bytes;
 };
 
+/// What one place in the code asked of memory.
+struct Traffic {
+    std::uint64_t code;  // address of the access, 0 where file and line are known
+    const char* file;
+    std::int32_t line, shared;
+    std::uint64_t instructions;  // of a warp
+    std::uint64_t passes;        // shared: passes over the banks; global: 32-byte sectors
+    std::uint64_t ideal;         // the fewest that so many bytes can need
+};
+
 /// Filled in by Python (ctypes, launch.py); the two must agree field by field.
 struct Launch {
     const Kernel* kernel;
@@ -31,11 +41,13 @@ struct Launch {
     std::uint64_t static_limit;
     std::uint64_t seed;           // 0: warps and lanes in order
     std::int32_t lazy_copies;     // cp.async copies at the wait rather than at the issue
-    std::int32_t check;           // report accesses to the checker (checked builds only)
+    std::int32_t count_traffic;   // count bank conflicts and sectors (checked builds only)
     unsigned char* stacks;
     std::uint64_t stack_bytes;    // of one thread, its guard page included
     const Range* ranges;
     std::int64_t range_count;
+    Traffic* traffic;
+    std::int64_t traffic_capacity, traffic_count;
     // Results.
     std::uint64_t static_shared;  // bytes of static shared memory the kernel declared
     unsigned fault_block[3];
@@ -43,7 +55,7 @@ struct Launch {
     std::uint64_t fault_address_in_code;  // return address of the faulting access, 0 where the site is known
     std::uint64_t other_address_in_code;  // of the earlier access in a race
     std::int32_t fault_line;
-    std::int32_t has_thread;
+    std::int32_t other_line;
     char fault_kind[32];
     char fault_file[512];
     char fault_message[1024];

@@ -253,7 +253,6 @@ void record_fault(const char* kind, Site site, const char* format, va_list value
     const unsigned who[3] = {threadIdx.x, threadIdx.y, threadIdx.z};
     std::copy(here, here + 3, launch->fault_block);
     std::copy(who, who + 3, launch->fault_thread);
-    launch->has_thread = 1;
 }
 }  // namespace
 
@@ -316,6 +315,8 @@ void sim_declare_shared(const void* address, std::size_t bytes, const char* name
 __attribute__((visibility("default"))) int sim_launch(sim::Launch* request) {
     using namespace sim;
     launch = request;
+    request->fault_line = request->other_line = 0;
+    request->fault_address_in_code = request->other_address_in_code = 0;
     random_state = request->seed * 0x9E3779B97F4A7C15ull + 0x632BE59BD9B4E019ull;
     blockDim = dim3(request->block[0], request->block[1], request->block[2]);
     gridDim = dim3(request->grid[0], request->grid[1], request->grid[2]);
@@ -327,6 +328,7 @@ __attribute__((visibility("default"))) int sim_launch(sim::Launch* request) {
                 blockIdx = {x, y, z};
                 run_block();
                 if (request->fault_kind[0]) return 1;
+                checks_end_block();
             }
     checks_end_launch();
     return 0;

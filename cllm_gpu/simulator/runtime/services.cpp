@@ -6,12 +6,12 @@
 
 extern "C" {
 
-void sim_memory_fence(int) {}
+void sim_memory_fence(int scope) { checks_fence(scope); }
 
 unsigned long long sim_clock() {
     static unsigned long long ticks = 0;
     return ++ticks;
 }
 
-void sim_atomic_access(const void*, int, sim::Site) {}
+void sim_atomic_access(const void* address, int bytes, sim::Site site) { checks_atomic(address, bytes, site); }
 }

@@ -82,7 +82,10 @@ void compute_product(unsigned lanes, void* const* payloads) {
 extern "C" {
 
 void sim_load_matrix(const void* row, unsigned* fragments, int count, int transposed, sim::Site site) {
-    if (sim::current->lane() < 8 * count) checks_access(row, 16, false, site);
+    if (sim::current->lane() < 8 * count) {
+        checks_aligned(row, 16, "the row address of a matrix load", site);
+        checks_access(row, 16, false, site);
+    }
     MatrixLoad load{row, fragments, count, transposed, site};
     sim::collective(Operation::load_matrix, 0xffffffffu, compute_matrix_load, &load, site);
 }

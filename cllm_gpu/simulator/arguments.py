@@ -64,12 +64,12 @@ def _pack_one(kernel: str, parameter: Parameter, argument: Any) -> bytes:
 
 
 def _python_scalar(kernel: str, parameter: Parameter, argument: Any) -> np.generic:
-    kinds: tuple[tuple[type, type[Any]], ...]
+    kinds: tuple[tuple[type, Any], ...]
     kinds = ((bool, np.bool_), (int, np.int64), (float, np.float64), (complex, np.complex128))
     for kind, numpy_type in kinds:
         if isinstance(argument, kind):
             try:
-                return numpy_type(argument)
+                return np.asarray(argument, numpy_type)[()]
             except OverflowError:
                 raise UserError(f"kernel {kernel}: {argument} given for {parameter} passes 64 bits") from None
     raise UserError(f"kernel {kernel}: cannot pass {type(argument).__name__} for {parameter}")

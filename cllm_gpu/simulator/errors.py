@@ -30,6 +30,6 @@ class KernelError(UserError):
         self.kind = kind
         """One of KINDS."""
         self.line = line
-        """Line in the kernel's source (or in the header the message names), 0 where unknown."""
+        """Line in the kernel's own source; where only a header's line is known, that; 0 where none is."""
         self.block = block
         self.thread = thread

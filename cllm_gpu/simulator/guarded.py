@@ -6,6 +6,7 @@ afterwards. Arrays that overlap in memory (an in-place operation, interleaved st
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,9 +52,7 @@ class Span:
 
 
 def _memory(address: int, size: int) -> Array:
-    import ctypes
-
-    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
 
 def _bounds(array: Array) -> tuple[int, int]:

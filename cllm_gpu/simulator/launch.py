@@ -137,13 +137,12 @@ class Function:
         earlier = f"; the earlier access is in {other[0]}" if other else ""
         place = ", called from ".join(map(str, where)) or "an unknown line"
         text = f"kernel {self.name}, {place}, block {block}, thread {thread}: {kind}: "
-        return KernelError(
-            text + request.fault_message.decode() + earlier, kind, where[0].line if where else 0, block, thread
-        )
+        own = [p.line for p in where if not p.file] or [p.line for p in where] or [0]
+        return KernelError(text + request.fault_message.decode() + earlier, kind, own[0], block, thread)
 
     def _places(self, address: int, file: bytes, line: int) -> tuple[symbols.Place, ...]:
-        if address:
-            return symbols.places(self.library.path, address)
+        if address and (found := symbols.places(self.library.path, address)):
+            return found
         return (symbols.place(file.decode(), line),) if line else ()
 
     def _traffic(self, request: LaunchRequest) -> traffic.Traffic:

@@ -17,14 +17,14 @@ using Same = std::common_type_t<T>;  // keeps the second operand from taking par
 
 #define SIM_ATOMIC(name, expression)                                                                              \
     template <class T>                                                                                            \
-    inline T name(T* address, sim::Same<T> value, SIM_HERE) {                                                     \
+    __forceinline__ T name(T* address, sim::Same<T> value, SIM_HERE) {                                                     \
         return sim::read_modify_write(address, SIM_SITE,                                                          \
                                       [=](T old) __attribute__((no_sanitize("thread"))) -> T { return expression; }); \
     }                                                                                                             \
     template <class T>                                                                                            \
-    inline T name##_block(T* address, sim::Same<T> value, SIM_HERE) { return name(address, value, file, line); } \
+    __forceinline__ T name##_block(T* address, sim::Same<T> value, SIM_HERE) { return name(address, value, file, line); } \
     template <class T>                                                                                            \
-    inline T name##_system(T* address, sim::Same<T> value, SIM_HERE) { return name(address, value, file, line); }
+    __forceinline__ T name##_system(T* address, sim::Same<T> value, SIM_HERE) { return name(address, value, file, line); }
 SIM_ATOMIC(atomicAdd, old + value)
 SIM_ATOMIC(atomicSub, old - value)
 SIM_ATOMIC(atomicExch, (static_cast<void>(old), value))
@@ -38,21 +38,21 @@ SIM_ATOMIC(atomicDec, (old == 0 || old > value) ? value : T(old - 1))
 #undef SIM_ATOMIC
 
 template <class T>
-inline T atomicCAS(T* address, sim::Same<T> compare, sim::Same<T> value, SIM_HERE) {
+__forceinline__ T atomicCAS(T* address, sim::Same<T> compare, sim::Same<T> value, SIM_HERE) {
     return sim::read_modify_write(address, SIM_SITE, [=](T old) __attribute__((no_sanitize("thread"))) -> T {
         return old == compare ? value : old;
     });
 }
 
 template <class T>
-inline T __ldg(const T* address) { return *address; }
+__forceinline__ T __ldg(const T* address) { return *address; }
 template <class T>
-inline T __ldcs(const T* address) { return *address; }
+__forceinline__ T __ldcs(const T* address) { return *address; }
 template <class T>
-inline T __ldcg(const T* address) { return *address; }
+__forceinline__ T __ldcg(const T* address) { return *address; }
 template <class T>
-inline T __ldca(const T* address) { return *address; }
+__forceinline__ T __ldca(const T* address) { return *address; }
 template <class T>
-inline void __stcs(T* address, sim::Same<T> value) { *address = value; }
+__forceinline__ void __stcs(T* address, sim::Same<T> value) { *address = value; }
 template <class T>
-inline void __stcg(T* address, sim::Same<T> value) { *address = value; }
+__forceinline__ void __stcg(T* address, sim::Same<T> value) { *address = value; }

@@ -21,12 +21,20 @@ SIM_BITS(__longlong_as_double, double, long long)
 using std::isfinite;
 using std::isinf;
 using std::isnan;
-using std::max;
-using std::min;
-template <class A, class B, class = std::enable_if_t<!std::is_same_v<A, B>>>
-inline std::common_type_t<A, B> max(A a, B b) { return a < b ? std::common_type_t<A, B>(b) : a; }
-template <class A, class B, class = std::enable_if_t<!std::is_same_v<A, B>>>
-inline std::common_type_t<A, B> min(A a, B b) { return b < a ? std::common_type_t<A, B>(b) : a; }
+
+/// CUDA's min and max: on two numbers of any type, in their common type; on floating point they pass over a NaN.
+template <class A, class B>
+inline std::common_type_t<A, B> max(A x, B y) {
+    using T = std::common_type_t<A, B>;
+    if constexpr (std::is_floating_point_v<T>) return std::fmax(static_cast<T>(x), static_cast<T>(y));
+    else return static_cast<T>(x) < static_cast<T>(y) ? static_cast<T>(y) : static_cast<T>(x);
+}
+template <class A, class B>
+inline std::common_type_t<A, B> min(A x, B y) {
+    using T = std::common_type_t<A, B>;
+    if constexpr (std::is_floating_point_v<T>) return std::fmin(static_cast<T>(x), static_cast<T>(y));
+    else return static_cast<T>(y) < static_cast<T>(x) ? static_cast<T>(y) : static_cast<T>(x);
+}
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }

@@ -2,11 +2,14 @@
 // Part of cllm_gpu.simulator; the definitions behind the declarations are in ../runtime.
 #pragma once
 
-#include <algorithm>
+#include <cstddef>
+#ifdef _GLIBCXX_USE_STD_SPEC_FUNCS  // the special functions of C++17 make <cmath> six times as long to read
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS
+#define _GLIBCXX_USE_STD_SPEC_FUNCS 0
+#endif
 #include <cfloat>
 #include <climits>
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>

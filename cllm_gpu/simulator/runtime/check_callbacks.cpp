@@ -35,7 +35,8 @@ struct OutOfBounds {
     const TypeDescriptor* index;
 };
 
-[[noreturn]] void report(const char* kind, const SourceLocation& where, const char* text) {
+[[noreturn]] void report(const char* kind, const SourceLocation& where, const char* text, const void* caller) {
+    sim::current->code = caller;
     sim::fault(kind, sim::Site{where.file, static_cast<int>(where.line)}, "%s", text);
 }
 
@@ -93,20 +94,20 @@ void* __tsan_memset(void* to, int value, unsigned long bytes) {
 
 void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, unsigned long pointer) {
     char text[300];
-    if (pointer == 0) report("out of range", data->where, "follows a null pointer");
+    if (pointer == 0) report("out of range", data->where, "follows a null pointer", SIM_CALLER);
     std::snprintf(text, sizeof text, "accesses %s at an address that is not a multiple of %u (it ends in 0x%02lx)",
                   data->type->name, 1u << data->log_alignment, pointer & 0xff);
-    report("misaligned", data->where, text);
+    report("misaligned", data->where, text, SIM_CALLER);
 }
 
 void __ubsan_handle_out_of_bounds(OutOfBounds* data, unsigned long index) {
     char text[300];
     std::snprintf(text, sizeof text, "index %ld is out of bounds for %s", static_cast<long>(index), data->array->name);
-    report("out of range", data->where, text);
+    report("out of range", data->where, text, SIM_CALLER);
 }
 
 #define SIM_ARITHMETIC(name, what)                                            \
-    void __ubsan_handle_##name(SourceLocation* where, unsigned long, unsigned long) { report("arithmetic", *where, what); }
+    void __ubsan_handle_##name(SourceLocation* where, unsigned long, unsigned long) { report("arithmetic", *where, what, SIM_CALLER); }
 SIM_ARITHMETIC(add_overflow, "a signed sum overflows")
 SIM_ARITHMETIC(sub_overflow, "a signed difference overflows")
 SIM_ARITHMETIC(mul_overflow, "a signed product overflows")

@@ -154,13 +154,13 @@ void checks_begin_block() {
 void checks_warp_barrier(unsigned, void* const*) { ++warp_syncs[current->warp()]; }
 
 void checks_access(const void* address, int bytes, bool write, Site site) {
-    check_access(reinterpret_cast<std::uintptr_t>(address), bytes, write, false, Code{nullptr, site});
+    check_access(reinterpret_cast<std::uintptr_t>(address), bytes, write, false, Code{current->code, site});
 }
 
 void checks_fence(int scope) { fenced = fenced || scope > 0; }
 
 void checks_atomic(const void* address, int bytes, Site site) {
-    check_access(reinterpret_cast<std::uintptr_t>(address), bytes, true, true, Code{nullptr, site});
+    check_access(reinterpret_cast<std::uintptr_t>(address), bytes, true, true, Code{current->code, site});
     acquired = true;
     if (fenced) history.back().released = block.interval;
 }
@@ -173,9 +173,9 @@ void checks_copy_issued(const void* shared, const void* global, int bytes, int s
     set_pending(shared, bytes, true);
 }
 
-void checks_copy_done(const void* shared, int bytes, Site site) {
+void checks_copy_done(const void* shared, int bytes, Site site, const void* code) {
     set_pending(shared, bytes, false);
-    checks_access(shared, bytes, true, site);
+    check_access(reinterpret_cast<std::uintptr_t>(shared), bytes, true, false, Code{code, site});
 }
 
 void checks_aligned(const void* address, int alignment, const char* what, Site site) {

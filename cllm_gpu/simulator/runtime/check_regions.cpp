@@ -100,7 +100,7 @@ Region* find_region(std::uintptr_t address, int bytes, bool write, const Code& c
 }
 
 void fault_in(const char* kind, const Code& code, const char* text) {
-    if (code.address) fault_at(kind, code.address, "%s", text);
+    if (code.address) current->code = code.address;
     fault(kind, code.site, "%s", text);
 }
 

@@ -27,6 +27,6 @@ SIM_HOOK(void checks_atomic(const void*, int, sim::Site))
 SIM_HOOK(void checks_fence(int))
 /// cp.async: shared, global, bytes, bytes read.
 SIM_HOOK(void checks_copy_issued(const void*, const void*, int, int, sim::Site))
-SIM_HOOK(void checks_copy_done(const void*, int, sim::Site))
+SIM_HOOK(void checks_copy_done(const void*, int, sim::Site, const void*))
 
 #undef SIM_HOOK

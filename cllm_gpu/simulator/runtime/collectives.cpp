@@ -98,6 +98,7 @@ extern "C" {
 
 unsigned long long sim_shuffle(int kind, unsigned mask, unsigned long long bits, int operand, int width,
                                sim::Site site) {
+    SIM_ENTER;
     if (width < 1 || width > 32 || (width & (width - 1)))
         sim::fault("warp mask", site, "a shuffle's width is %d; it must be 1, 2, 4, 8, 16 or 32", width);
     Shuffle request{bits, 0, kind, operand, width, site};
@@ -106,24 +107,28 @@ unsigned long long sim_shuffle(int kind, unsigned mask, unsigned long long bits,
 }
 
 unsigned sim_vote(int kind, unsigned mask, unsigned long long value, sim::Site site) {
+    SIM_ENTER;
     Vote vote{value, kind, 0};
     sim::collective(Operation::vote, mask, compute_vote, &vote, site);
     return vote.result;
 }
 
 unsigned sim_warp_reduce(int kind, int is_signed, unsigned mask, unsigned value, sim::Site site) {
+    SIM_ENTER;
     Reduce request{value, kind, is_signed};
     sim::collective(Operation::reduce, mask, compute_reduce, &request, site);
     return request.value;
 }
 
 unsigned sim_active_mask(sim::Site site) {
+    SIM_ENTER;
     unsigned result = 0;
     sim::collective(Operation::active_mask, 0xffffffffu, nullptr, &result, site);
     return result;
 }
 
 void sim_warp_barrier(unsigned mask, sim::Site site) {
+    SIM_ENTER;
     sim::collective(Operation::barrier, mask, checks_warp_barrier, nullptr, site);
 }
 }

@@ -15,6 +15,7 @@ struct Copy {
     int bytes, source_bytes;
     unsigned group;
     sim::Site site;
+    const void* code;
 };
 
 struct Queue {
@@ -41,10 +42,11 @@ void copies_begin_block() {
 extern "C" {
 
 void sim_copy_async(void* shared, const void* global, int bytes, int source_bytes, sim::Site site) {
+    SIM_ENTER;
     checks_copy_issued(shared, global, bytes, source_bytes, site);
     Queue& queue = queues[sim::current->number];
     const Copy copy{static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes,
-                    source_bytes, queue.group, site};
+                    source_bytes, queue.group, site, sim::current->code};
     if (!sim::launch->lazy_copies) perform(copy);
     queue.copies.push_back(copy);
 }
@@ -52,6 +54,7 @@ void sim_copy_async(void* shared, const void* global, int bytes, int source_byte
 void sim_copy_commit() { ++queues[sim::current->number].group; }
 
 void sim_copy_wait(int pending_groups) {
+    SIM_ENTER;
     Queue& queue = queues[sim::current->number];
     std::size_t done = 0;
     for (; done < queue.copies.size(); ++done) {
@@ -59,7 +62,7 @@ void sim_copy_wait(int pending_groups) {
         // A group is complete when it is committed and not among the newest `pending_groups` committed ones.
         if (static_cast<long long>(copy.group) >= static_cast<long long>(queue.group) - pending_groups) break;
         if (sim::launch->lazy_copies) perform(copy);
-        checks_copy_done(copy.shared, copy.bytes, copy.site);
+        checks_copy_done(copy.shared, copy.bytes, copy.site, copy.code);
     }
     queue.copies.erase(queue.copies.begin(), queue.copies.begin() + done);
 }

@@ -71,6 +71,7 @@ struct Thread {
     unsigned mask;
     void* payload;
     Site site;
+    const void* code;  // the place in the kernel that called the runtime last
     uint3 index;
     int number;  // within the block
     int lane() const { return number & 31; }
@@ -97,14 +98,19 @@ extern Warp warps[maximum_warps];
 extern Thread threads[maximum_threads];
 extern Thread* current;
 
+/// First line of every call from a kernel: notes where it came from, for the chain of inlined functions in a report.
+#ifdef SIM_CHECKED
+#define SIM_ENTER sim::current->code = __builtin_return_address(0)
+#else
+#define SIM_ENTER static_cast<void>(0)
+#endif
+
 /// Called by the last lane for all lanes of `lanes`; payloads[lane] is what each lane handed in.
 using Compute = void (*)(unsigned lanes, void* const* payloads);
 void collective(Operation operation, unsigned mask, Compute compute, void* payload, Site site);
 
 /// Ends the launch with a finding. The text says what is wrong; where it is, the fields say.
 [[noreturn]] void fault(const char* kind, Site site, const char* format, ...) __attribute__((format(printf, 3, 4)));
-[[noreturn]] void fault_at(const char* kind, const void* code, const char* format, ...)
-    __attribute__((format(printf, 3, 4)));
 [[noreturn]] void leave_launch();
 
 std::uint32_t random_bits();

@@ -182,6 +182,7 @@ void prepare_block() {
         thread.state = State::ready;
         thread.operation = Operation::none;
         thread.number = i;
+        thread.code = nullptr;
         thread.index = {i % size[0], i / size[0] % size[1], i / (size[0] * size[1])};
         fiber_prepare(thread.fiber, launch->stacks + i * launch->stack_bytes, launch->stack_bytes, run_thread);
     }
@@ -243,33 +244,19 @@ void collective(Operation operation, unsigned mask, Compute compute, void* paylo
     if (!complete || launch->seed != 0) resume(next_thread());
 }
 
-namespace {
-void record_fault(const char* kind, Site site, const char* format, va_list values) {
+void fault(const char* kind, Site site, const char* format, ...) {
+    va_list values;
+    va_start(values, format);
     std::snprintf(launch->fault_kind, sizeof launch->fault_kind, "%s", kind);
     std::snprintf(launch->fault_file, sizeof launch->fault_file, "%s", site.file ? site.file : "");
     launch->fault_line = site.line;
     std::vsnprintf(launch->fault_message, sizeof launch->fault_message, format, values);
+    va_end(values);
     const unsigned here[3] = {blockIdx.x, blockIdx.y, blockIdx.z};
     const unsigned who[3] = {threadIdx.x, threadIdx.y, threadIdx.z};
     std::copy(here, here + 3, launch->fault_block);
     std::copy(who, who + 3, launch->fault_thread);
-}
-}  // namespace
-
-void fault(const char* kind, Site site, const char* format, ...) {
-    va_list values;
-    va_start(values, format);
-    record_fault(kind, site, format, values);
-    va_end(values);
-    leave_launch();
-}
-
-void fault_at(const char* kind, const void* code, const char* format, ...) {
-    va_list values;
-    va_start(values, format);
-    record_fault(kind, Site{nullptr, 0}, format, values);
-    va_end(values);
-    launch->fault_address_in_code = reinterpret_cast<std::uint64_t>(code);
+    launch->fault_address_in_code = reinterpret_cast<std::uint64_t>(current->code);
     leave_launch();
 }
 
@@ -281,6 +268,7 @@ unsigned char* const sim_dynamic_shared = sim::dynamic_shared;
 
 int sim_block_barrier(int kind, int predicate, sim::Site site) {
     using namespace sim;
+    SIM_ENTER;
     if (block.arrived == 0) block.count = 0;
     block.count += predicate != 0;
     ++block.arrived;
@@ -299,10 +287,14 @@ int sim_block_barrier(int kind, int predicate, sim::Site site) {
     return kind == 3 ? block.result != 0 : block.result;
 }
 
-void sim_trap(const char* what, sim::Site site) { sim::fault("trap", site, "%s", what); }
+void sim_trap(const char* what, sim::Site site) {
+    SIM_ENTER;
+    sim::fault("trap", site, "%s", what);
+}
 
 void sim_declare_shared(const void* address, std::size_t bytes, const char* name, sim::Site site) {
     using namespace sim;
+    SIM_ENTER;
     std::memset(const_cast<void*>(address), 0xff, bytes);
     launch->static_shared += bytes;
     if (launch->static_shared > launch->static_limit)

@@ -6,12 +6,19 @@
 
 extern "C" {
 
-void sim_memory_fence(int scope) { checks_fence(scope); }
+void sim_memory_fence(int scope) {
+    SIM_ENTER;
+    checks_fence(scope);
+}
 
 unsigned long long sim_clock() {
+    SIM_ENTER;
     static unsigned long long ticks = 0;
     return ++ticks;
 }
 
-void sim_atomic_access(const void* address, int bytes, sim::Site site) { checks_atomic(address, bytes, site); }
+void sim_atomic_access(const void* address, int bytes, sim::Site site) {
+    SIM_ENTER;
+    checks_atomic(address, bytes, site);
+}
 }

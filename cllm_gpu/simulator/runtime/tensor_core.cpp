@@ -82,6 +82,7 @@ void compute_product(unsigned lanes, void* const* payloads) {
 extern "C" {
 
 void sim_load_matrix(const void* row, unsigned* fragments, int count, int transposed, sim::Site site) {
+    SIM_ENTER;
     if (sim::current->lane() < 8 * count) {
         checks_aligned(row, 16, "the row address of a matrix load", site);
         checks_access(row, 16, false, site);
@@ -91,6 +92,7 @@ void sim_load_matrix(const void* row, unsigned* fragments, int count, int transp
 }
 
 void sim_mma_m16n8k16_bf16(float* d, const unsigned* a, const unsigned* b, const float* c, sim::Site site) {
+    SIM_ENTER;
     Product product{d, a, b, c, site};
     sim::collective(Operation::mma, 0xffffffffu, compute_product, &product, site);
 }

@@ -137,7 +137,7 @@ class Function:
         earlier = f"; the earlier access is in {other[0]}" if other else ""
         place = ", called from ".join(map(str, where)) or "an unknown line"
         text = f"kernel {self.name}, {place}, block {block}, thread {thread}: {kind}: "
-        own = [p.line for p in where if not p.file] or [p.line for p in where] or [0]
+        own = [p.line for p in where if p.is_kernel_source] or [p.line for p in where] or [0]
         return KernelError(text + request.fault_message.decode() + earlier, kind, own[0], block, thread)
 
     def _places(self, address: int, file: bytes, line: int) -> tuple[symbols.Place, ...]:

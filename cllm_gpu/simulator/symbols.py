@@ -18,6 +18,11 @@ class Place:
     line: int
     file: str = ""
 
+    @property
+    def is_kernel_source(self) -> bool:
+        """The line stands in a CUDA source rather than in a header."""
+        return not self.file or self.file.endswith(".cu")
+
     def __str__(self) -> str:
         return f"line {self.line} of {self.file}" if self.file else f"line {self.line}"
 

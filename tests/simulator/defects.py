@@ -40,10 +40,10 @@ class Defect:
         return "\n".join("" if line.rstrip().endswith(mark) else line for line in self.source.split("\n"))
 
 
-def _kernel(body: str, helpers: str = "") -> str:
+def _kernel(body: str) -> str:
     """A kernel of one input and one output array of n floats; i is the thread's global index, t the thread."""
     return (
-        f'#include "common.cuh"\n{helpers}\n'
+        '#include "common.cuh"\n'
         'extern "C" __global__ void kernel(const float* x, float* y, int n) {\n'
         "    const int t = threadIdx.x, i = blockIdx.x * blockDim.x + t;\n"
         f"{body}\n}}\n"
@@ -413,21 +413,16 @@ DEFECTS = (
     Defect(
         "results of other blocks read without a fence",
         "race",
-        _kernel(
-            """
+        _kernel("""
     __shared__ bool last;
+    unsigned* arrived = reinterpret_cast<unsigned*>(y + n - 1);
     if (t == 0) {
         y[1 + blockIdx.x] = x[i];
         __threadfence();  //+
-        last = atomicAdd(&arrived, 1u) == gridDim.x - 1;
+        last = atomicAdd(arrived, 1u) == gridDim.x - 1;
     }
     __syncthreads();
-    if (last && t == 0) {
-        y[0] = y[1] + y[2];
-        arrived = 0;
-    }""",
-            helpers="__device__ unsigned arrived = 0;",
-        ),
+    if (last && t == 0) y[0] = y[1] + y[2];"""),
         grid=2,
         n=128,
     ),

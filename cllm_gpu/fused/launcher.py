@@ -63,6 +63,8 @@ class Variant:
             return self.storage
         if type_name == "gradient":
             return self.gradient or self.storage
+        if type_name == "table":
+            return self.storage if ("CLLM_REAL_TABLE", 1) in self.defines else "float32"
         return _POINTED[type_name]
 
     def entry(self, name: str) -> str:

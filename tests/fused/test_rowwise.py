@@ -128,8 +128,9 @@ def test_gelu_backward(device: Device, rng: Any, storage: str, shape: tuple[int,
     gelu_backward(device.launcher, dx, device.put(x), dx, dbias, accumulate=accumulate)
     want, want_bias = np.zeros(shape), old.astype(np.float64)
     reference_gelu.gelu_backward(np, *_wide(dout, x), want, want_bias, accumulate=accumulate)
-    close("dx", device.get(dx), want, storage=storage, factor=8)
-    close("dbias", device.get(dbias), want_bias, storage=storage, factor=10 + shape[0])
+    # 1 − tanh² has an error of one eps, multiplied by h·√(2/π)·(1 + 0.134·h²), up to 20 where it is not 0 yet
+    close("dx", device.get(dx), want, storage=storage, factor=24)
+    close("dbias", device.get(dbias), want_bias, storage=storage, factor=24 + shape[0])
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])

@@ -51,10 +51,14 @@ def pack(kernel: str, parameters: Sequence[Parameter], arguments: Sequence[Any])
 
 
 def _pack_one(kernel: str, parameter: Parameter, argument: Any) -> bytes:
+    if isinstance(argument, np.ndarray) and argument.size == 1 and parameter.kind != "P":
+        argument = argument.reshape(())[()]  # CuPy passes a NumPy array of size one by value
     if isinstance(argument, np.ndarray) or argument is None:
         return _pack_pointer(kernel, parameter, argument)
     if not isinstance(argument, np.generic):
         argument = _python_scalar(kernel, parameter, argument)
+    if parameter.kind == "P" and argument.dtype.kind in "iu" and argument.dtype.itemsize == 8:
+        return argument.tobytes()  # an address, as in CuPy; 0 is the null pointer
     if parameter.kind == "P":
         raise UserError(f"kernel {kernel}: {parameter} is a pointer, {_say(argument)} given; pass an array")
     if not _scalar_fits(parameter, argument):
@@ -69,7 +73,8 @@ def _python_scalar(kernel: str, parameter: Parameter, argument: Any) -> np.gener
     for kind, numpy_type in kinds:
         if isinstance(argument, kind):
             try:
-                return np.asarray(argument, numpy_type)[()]
+                scalar: Any = np.asarray(argument, numpy_type)[()]
+                return scalar
             except OverflowError:
                 raise UserError(f"kernel {kernel}: {argument} given for {parameter} passes 64 bits") from None
     raise UserError(f"kernel {kernel}: cannot pass {type(argument).__name__} for {parameter}")

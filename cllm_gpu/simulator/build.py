@@ -116,7 +116,8 @@ def _digest(*parts: str) -> str:
 
 @functools.cache
 def _runtime_text() -> str:
-    return "".join(path.read_text() for path in sorted([*INCLUDE.glob("*"), *RUNTIME.glob("*")]))
+    files = sorted(path for folder in (INCLUDE, RUNTIME) for path in folder.rglob("*.*") if path.is_file())
+    return "".join(path.read_text(encoding="utf-8") for path in files)
 
 
 def _source_file(code: str) -> Path:

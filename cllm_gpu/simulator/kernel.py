@@ -44,9 +44,14 @@ class RawModule:
         path: str | None = None,
         options: Sequence[str] = (),
         backend: str = "nvrtc",
+        translate_cucomplex: bool = False,
+        enable_cooperative_groups: bool = False,
         name_expressions: Sequence[str] | None = None,
+        jitify: bool = False,
         check: bool | None = None,
     ) -> None:
+        if translate_cucomplex or enable_cooperative_groups:
+            raise UserError("the simulator has neither cuComplex.h nor cooperative groups")
         if (code is None) == (path is None):
             raise UserError("RawModule takes either code=… or path=…")
         if path is not None and Path(path).suffix in (".cubin", ".ptx", ".fatbin"):
@@ -123,6 +128,14 @@ class RawKernel:
     def max_threads_per_block(self) -> int:
         """Threads a block of this kernel may have."""
         return MAXIMUM_THREADS
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """CuPy's attributes, as far as they mean something without a GPU."""
+        return {
+            "max_threads_per_block": self.max_threads_per_block,
+            "max_dynamic_shared_size_bytes": self.max_dynamic_shared_size_bytes,
+        }
 
     def compile(self) -> None:
         """Compile now rather than at the first launch."""

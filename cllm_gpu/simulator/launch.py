@@ -91,12 +91,14 @@ class Function:
         if not self.library.checked:
             self._run(launch, packed, [])
             return None
-        named = [(p.name, a) for p, a in zip(self.parameters, launch.arguments, strict=True)]
-        arrays = [(name, a) for name, a in named if isinstance(a, np.ndarray)]
-        spans = guarded.spans_of(arrays)
-        for i, argument in enumerate(launch.arguments):
-            if isinstance(argument, np.ndarray):
-                packed[i] = bytes(ctypes.c_void_p(guarded.address_in(spans, argument)))
+        arrays = {
+            i: argument
+            for i, (parameter, argument) in enumerate(zip(self.parameters, launch.arguments, strict=True))
+            if parameter.kind == "P" and isinstance(argument, np.ndarray)
+        }
+        spans = guarded.spans_of([(self.parameters[i].name, array) for i, array in arrays.items()])
+        for i, array in arrays.items():
+            packed[i] = bytes(ctypes.c_void_p(guarded.address_in(spans, array)))
         found = self._run(launch, packed, spans)
         for span in spans:
             span.write_back()

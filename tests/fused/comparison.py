@@ -14,13 +14,13 @@ import numpy as np
 EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
 
 
-def close(name: str, got: Any, want: Any, *, storage: str, factor: float) -> None:
-    """Fails unless |got − want| ≤ factor·eps(float32)·max|want| (+ half an ulp of bf16·|want|)."""
+def close(name: str, got: Any, want: Any, *, storage: str, factor: float, least: float = 0.0) -> None:
+    """Fails unless |got − want| ≤ factor·eps(float32)·max(max|want|, least) (+ half an ulp of bf16·|want|)."""
     got64, want64 = np.asarray(got).astype(np.float64), np.asarray(want).astype(np.float64)
     assert got64.shape == want64.shape, f"{name}: shape {got64.shape}, expected {want64.shape}"
     if want64.size == 0:
         return
-    bound = factor * EPSILON["float32"] * max(1e-30, float(np.abs(want64).max()))
+    bound = factor * EPSILON["float32"] * max(least, float(np.abs(want64).max()))
     allowed = bound + (0.5 * EPSILON["bfloat16"] * np.abs(want64) * 1.01 if storage == "bfloat16" else 0.0)
     error = np.abs(got64 - want64)
     worst = float(np.max(error - allowed))

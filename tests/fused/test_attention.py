@@ -131,9 +131,9 @@ def test_attention_in_float32(device: Device, rng: Any, case: Case) -> None:
     problem = Problem(device, rng, case, "float32")
     got, lse = problem.run(device)
     want, want_lse = problem.reference()
-    # sums over keys or queries; the exponent's argument has an error of a few eps
+    # sums over keys or queries; the exponent's argument has an error of a few eps; dP − δ cancels numbers of order 1
     for name, ours, theirs in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
-        close(name, ours, theirs, storage="float32", factor=40 + case.keys)
+        close(name, ours, theirs, storage="float32", factor=40 + case.keys, least=1.0)
     close("lse", lse, want_lse, storage="float32", factor=20)
 
 

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <ctime>  // clock()
 #include <limits>
 #include <type_traits>
 #include <utility>

@@ -73,7 +73,6 @@ __forceinline__ void __threadfence_block() { sim_memory_fence(0); }
 __forceinline__ void __threadfence() { sim_memory_fence(1); }
 __forceinline__ void __threadfence_system() { sim_memory_fence(2); }
 __forceinline__ long long clock64() { return static_cast<long long>(sim_clock()); }
-__forceinline__ int clock() { return static_cast<int>(sim_clock()); }
 __forceinline__ void __nanosleep(unsigned) {}
 __forceinline__ void __trap(SIM_HERE) { sim_trap("__trap() was called", SIM_SITE); }
 

@@ -166,8 +166,8 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     backend: str | None = None
     """numpy, native, cupy or auto (None: $CLLM_BACKEND, else auto)."""
-    output: Path = Path("runs/default")
-    """Folder of the run: configuration, metrics, checkpoints."""
+    output: Path | None = None
+    """Folder of the run: configuration, metrics, checkpoints (None: the next free number in runs/)."""
 
     def __post_init__(self) -> None:
         for rule, message in _rules(self):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
 Words = npt.NDArray[np.uint64]
 
-_MASK = (1 << 64) - 1
-_ROUNDS = 6  # four make a strong pseudo-random permutation (Luby and Rackoff 1988); two more for small halves
+_ROUNDS = 5
 
 
 def mix(words: Words) -> Words:
@@ -21,32 +23,32 @@ def mix(words: Words) -> Words:
 
 
 def hash_words(*values: int) -> int:
-    """A 64-bit hash of a tuple of integers; each is folded in and mixed, so order counts."""
-    state = np.array([0x9E3779B97F4A7C15], dtype=np.uint64)
-    for value in values:
-        state = mix(state + np.uint64(value & _MASK)) + np.uint64(0x9E3779B97F4A7C15)
-    return int(mix(state)[0])
+    """A 64-bit hash of a tuple of integers (BLAKE2b of their decimal digits)."""
+    digest = hashlib.blake2b(" ".join(map(str, values)).encode("ascii"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
 
 
 def permute(positions: Words, size: int, key: int) -> Words:
     """Where a key's permutation of [0, size) sends `positions`; O(len(positions)) time and memory for any size.
 
-    A balanced Feistel network over the next power of four, walked until the value falls below `size`
-    (cycle walking: Black and Rogaway 2002). Fewer than four walks are expected.
+    A bijection of the next power of two, walked until the value falls below `size` (cycle walking: Black and Rogaway
+    2002); fewer than two walks are expected. Each of its rounds adds a constant, multiplies by an odd one and folds the
+    high half of the bits into the low half, all bijections modulo a power of two, with constants drawn by the key.
     """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    keys = [np.uint64(hash_words(key, n)) for n in range(_ROUNDS)]
+    bits = max(1, (size - 1).bit_length())
+    mask, fold = np.uint64((1 << bits) - 1), np.uint64((bits + 1) // 2)
     result = positions.astype(np.uint64)
-    outside = np.ones(result.shape, dtype=bool)
-    while outside.any():
-        result[outside] = _feistel(result[outside], half, keys)
-        outside = result >= np.uint64(size)
+    outside = np.arange(len(result))
+    while len(outside):
+        words = result[outside]
+        for added, factor in _round_constants(key):
+            words = ((words + added) * factor) & mask
+            words ^= words >> fold
+        result[outside] = words
+        outside = outside[words >= np.uint64(size)]
     return result
 
 
-def _feistel(words: Words, half: np.uint64, keys: list[np.uint64]) -> Words:
-    low_bits = (np.uint64(1) << half) - np.uint64(1)
-    left, right = words >> half, words & low_bits
-    for key in keys:
-        left, right = right, left ^ (mix(right ^ key) & low_bits)
-    return (left << half) | right
+@functools.lru_cache(maxsize=64)
+def _round_constants(key: int) -> tuple[tuple[np.uint64, np.uint64], ...]:
+    return tuple((np.uint64(hash_words(key, n, 0)), np.uint64(hash_words(key, n, 1) | 1)) for n in range(_ROUNDS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,19 +22,16 @@ _BOUNDARIES_TRIED = 200
 class Piece:
     """A piece of a document.
 
+    text_bytes:  UTF-8 bytes of the text
     start, end:  the bytes of the corpus it stands for (for a JSON record: its share of the line)
     last:        whether it ends its document
     """
 
     text: str
+    text_bytes: int
     start: int
     end: int
     last: bool
-
-    @property
-    def text_bytes(self) -> int:
-        """UTF-8 bytes of the text."""
-        return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "surrogatepass"))
 
 
 def file_pieces(path: Path, base: int, size: int) -> Iterator[Piece]:
@@ -45,13 +43,18 @@ def file_pieces(path: Path, base: int, size: int) -> Iterator[Piece]:
     held: Piece | None = None
     start = base
     for text in _cut_texts(_decoded(path, size)):
-        piece = Piece(text, start, start, last=False)
-        start += piece.text_bytes
         if held:
             yield held
-        held = Piece(text, piece.start, start, last=False)
+        length = utf8_length(text)
+        held = Piece(text, length, start, start + length, last=False)
+        start += length
     if held:
-        yield Piece(held.text, held.start, held.end, last=True)
+        yield dataclasses.replace(held, last=True)
+
+
+def utf8_length(text: str) -> int:
+    """UTF-8 bytes of `text`."""
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
 
 
 def _decoded(path: Path, size: int) -> Iterator[str]:
@@ -148,7 +151,7 @@ def _record_text(line: bytes, number: int, start: int, path: Path) -> str:
         raise UserError(f'{path}:{number}: not a JSON object; each line must be like {{"{TEXT_FIELD}": "..."}}')
     text = record.get(TEXT_FIELD)
     if not isinstance(text, str):
-        found = ", ".join(map(str, record)) or "none"
+        found = ", ".join(list(record)[:8]) or "none"
         raise UserError(f'{path}:{number}: no text in the field "{TEXT_FIELD}" (fields: {found})')
     if not text.isascii() and (lone := next((c for c in text if "\ud800" <= c <= "\udfff"), None)):
         raise UserError(f"{path}:{number}: lone surrogate U+{ord(lone):04X}, which UTF-8 cannot write")
@@ -161,4 +164,5 @@ def _record(text: str, start: int, end: int) -> Iterator[Piece]:
     for piece in _cut_texts(text[i : i + CHUNK_BYTES] for i in range(0, len(text), CHUNK_BYTES)):
         position = start + (end - start) * done // len(text)
         done += len(piece)
-        yield Piece(piece, position, start + (end - start) * done // len(text), last=done == len(text))
+        reached = start + (end - start) * done // len(text)
+        yield Piece(piece, utf8_length(piece), position, reached, last=done == len(text))

@@ -81,7 +81,11 @@ class ShardWriter:
             self._file = path.open("wb")
         except OSError as error:
             raise self._cannot_write(error) from error
-        self._write(bytes(HEADER_BYTES))
+        try:
+            self._write(bytes(HEADER_BYTES))
+        except UserError:
+            self._abandon()
+            raise
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -90,8 +94,7 @@ class ShardWriter:
         if kind is None:
             self.close()
             return
-        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk; the first error counts
-            self._file.close()
+        self._abandon()
 
     def add(self, tokens: npt.NDArray[np.uint32], text_bytes: int) -> None:
         """Append `tokens`, which stand for `text_bytes` bytes of text, to the current document."""
@@ -123,7 +126,12 @@ class ShardWriter:
             os.fsync(self._file.fileno())
             self._file.close()
         except OSError as error:
+            self._abandon()
             raise self._cannot_write(error) from error
+
+    def _abandon(self) -> None:
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk; the first error counts
+            self._file.close()
 
     def _flush(self) -> None:
         if self._used:

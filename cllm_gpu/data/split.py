@@ -84,10 +84,10 @@ def split_by_position(pieces: Iterable[Piece], fraction: float, total_bytes: int
 
 
 def _cut(piece: Piece, target: int) -> tuple[str, str]:
-    """The piece's text before and after the cut; the second is empty only where more of the document follows."""
+    """The piece's text before and after the cut; the second is blank only where more of the document follows."""
     data = piece.text.encode("utf-8")
     wanted = len(data) * (target - piece.start) // (piece.end - piece.start)
-    latest = len(data) - piece.last
+    latest = (len(data.rstrip()) or len(data)) - 1 if piece.last else len(data)
     finders: tuple[Callable[[bytes, int], int], ...] = (_after_blank_line, _after_line_end, _after_character)
     for find in finders:
         at = find(data, wanted)

@@ -31,7 +31,7 @@ def open_source(tmp_path: Path) -> Callable[..., Dataset]:
 
 @pytest.fixture(scope="session")
 def bpe_json() -> str:
-    """A byte-level BPE tokenizer.json of 274 ids (all its text has merges for), trained here, with <|endoftext|> special."""
+    """A byte-level BPE tokenizer.json of 274 ids (its text has no more merges), with <|endoftext|> special."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

@@ -129,7 +129,7 @@ def test_bad_tokenizers(tmp_path: Path, bpe_json: str) -> None:
     with pytest.raises(UserError, match="no tokenizer 'gpt9': say bytes, patterns"):
         load_tokenizer("gpt9")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(UserError, match="broken.json is not JSON"):
+    with pytest.raises(UserError, match=r"broken.json is not JSON"):
         load_tokenizer(str(tmp_path / "broken.json"))
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(UserError, match="has no model"):

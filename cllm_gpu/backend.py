@@ -19,6 +19,7 @@ import numpy as np
 from cllm_gpu import gpu
 from cllm_gpu.buffers import ALIGNMENT
 from cllm_gpu.errors import UserError
+from cllm_gpu.memory import anonymous_bytes
 from cllm_gpu.operations import REFERENCE, Operations, bind
 from cllm_gpu.profiling import Ranges
 
@@ -40,6 +41,8 @@ class Backend:
     """Parts a batch is split into, each computed by a thread of its own (1 on a GPU)."""
     synchronize: Callable[[], None] = lambda: None
     """Wait until the device has finished; nothing to do on a CPU."""
+    memory_held: Callable[[], int | None] = anonymous_bytes
+    """Bytes of the device's memory this process holds now; None where the system does not say."""
 
     def empty_bytes(self, size: int) -> Any:
         """Uninitialised uint8 array (size,) whose first element is aligned to 128 bytes."""
@@ -102,6 +105,7 @@ def _cupy_backend(reason: str) -> Backend:
         bind(REFERENCE, cupy),
         f"cupy: reference operations on {device} ({reason})",
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
+        memory_held=cupy.get_default_memory_pool().total_bytes,
     )
 
 

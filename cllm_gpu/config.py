@@ -151,8 +151,8 @@ class TrainingConfig:
     """A step this many standard deviations above the window's mean is skipped."""
     sample_tokens: int = 200
     """Length of the text generated at the end; 0: none."""
-    sample_prompt: str = "def "
-    """What the sample starts with."""
+    sample_prompt: str = ""
+    """What the sample starts with (empty: a new document)."""
 
 
 @dataclass(frozen=True)

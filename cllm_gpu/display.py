@@ -18,7 +18,7 @@ from rich.table import Table
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.config import Config, to_toml
 from cllm_gpu.data import Dataset
-from cllm_gpu.memory import MemoryPlan, peak_resident_bytes, readable, resident_bytes
+from cllm_gpu.memory import MemoryPlan, readable
 from cllm_gpu.training import Outcome
 
 PLAIN_LINES = 40
@@ -28,12 +28,15 @@ PLAIN_LINES = 40
 class Display:
     """A `training.Reporter` that prints."""
 
-    def __init__(self, steps: int, console: Console | None = None) -> None:
+    def __init__(self, steps: int, memory_held: Callable[[], int | None], console: Console | None = None) -> None:
+        """`memory_held`: see `Backend.memory_held`."""
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._steps = steps
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._baseline: int | None = None
+        self._memory_held = memory_held
+        self._before: int | None = None
+        self._most = 0
         self._started = 0.0
         self._first = 0
 
@@ -56,7 +59,7 @@ class Display:
             table.add_row(name, readable(size), style="bold" if name == "total" else "")
         self.console.print(table)
         self._plan = plan
-        self._baseline = resident_bytes()
+        self._before = self._memory_held()
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[Callable[[int, int], None]]:
@@ -83,6 +86,7 @@ class Display:
 
     def step(self, record: dict[str, Any]) -> None:
         """Show a step's figures."""
+        self._most = max(self._most, self._memory_held() or 0)
         text = (
             f"step {record['step']}/{self._steps}  loss {record['loss']:.4f}  smoothed {record['smoothed_loss']:.4f}  "
             f"rate {record['rate']:.2e}  gradient {record['gradient_norm']:.2f}  "
@@ -121,11 +125,9 @@ class Display:
         self.console.print(f"{outcome.step - self._first} steps in {seconds:.1f} s; run folder {folder}", markup=False)
         if outcome.skipped:
             self.console.print(f"{outcome.skipped} steps were skipped", markup=False)
-        peak = peak_resident_bytes()
-        if peak is not None and self._baseline is not None:
+        if self._before is not None:
             self.console.print(
-                f"memory: planned {readable(self._plan.total)}, measured {readable(peak - self._baseline)} "
-                f"(the process in all: {readable(peak)})"
+                f"memory: planned {readable(self._plan.total)}, measured {readable(self._most - self._before)}"
             )
 
     def sample(self, prompt: str, pieces: Iterable[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,21 +41,9 @@ def readable(size: float) -> str:
     return f"{size:.2f} GB"
 
 
-def resident_bytes() -> int | None:
-    """Memory this process holds now; None where the system does not say (only Linux does)."""
-    return _status("VmRSS")
-
-
-def peak_resident_bytes() -> int | None:
-    """The most this process has held; None where the system does not say."""
-    if (peak := _status("VmHWM")) is not None:
-        return peak
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def anonymous_bytes() -> int | None:
+    """Memory this process has allocated and touched, without mapped files; None where the system (not Linux) is silent."""
+    return _status("RssAnon")
 
 
 def _status(name: str) -> int | None:

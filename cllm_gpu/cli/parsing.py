@@ -18,7 +18,9 @@ from cllm_gpu.errors import UserError
 Options = TypeVar("Options")
 
 
-def parse(options: type[Options], arguments: list[str], *, command: str, default: Any = tyro.MISSING_NONPROP) -> Options:
+def parse(
+    options: type[Options], arguments: list[str], *, command: str, default: Any = tyro.MISSING_NONPROP
+) -> Options:
     """`options` filled from `arguments` over `default`. UserError for unknown flags and values of the wrong kind."""
     if {"-h", "--help"} & set(arguments):
         return tyro.cli(options, args=["--help"], prog=f"cllm-gpu {command}", default=default, config=_STYLE)

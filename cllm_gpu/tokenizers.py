@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cllm_gpu.errors import UserError
+from cllm_gpu.files import clear_errors
 
 LARGEST_VOCABULARY = 1 << 20
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -58,14 +59,13 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "tokenizer.json"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(
             f"no tokenizer {name_or_path!r}: say bytes, patterns, or the path of a Hugging Face tokenizer.json"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+        )
+    try:
+        with clear_errors("read", path):
+            text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"the tokenizer {path} is not UTF-8 text (byte {error.start})") from error
     return HuggingFaceTokenizer(text, str(path))

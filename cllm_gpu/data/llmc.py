@@ -16,6 +16,7 @@ import numpy as np
 from cllm_gpu.data.split import Part
 from cllm_gpu.data.tokens import Tokens, TokenSource
 from cllm_gpu.errors import UserError
+from cllm_gpu.files import clear_errors
 
 _HEADER_BYTES = 1024
 
@@ -81,12 +82,9 @@ def _part(path: Path) -> Part:
 
 
 def _open(path: Path) -> tuple[Kind, Tokens]:
-    try:
+    with clear_errors("read", path), path.open("rb") as file:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(_HEADER_BYTES)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        head = file.read(_HEADER_BYTES)
     if len(head) < _HEADER_BYTES:
         raise UserError(f"{path} is truncated: {size} bytes are less than the header of an llm.c shard")
     magic, version, count = np.frombuffer(head, dtype="<i4", count=3).tolist()
@@ -99,4 +97,5 @@ def _open(path: Path) -> tuple[Kind, Tokens]:
     wanted = _HEADER_BYTES + count * dtype.itemsize
     if count < 1 or size != wanted:
         raise UserError(f"{path} says it holds {count} tokens, which are {wanted} bytes, but it has {size}: truncated?")
-    return kind, np.memmap(path, dtype=dtype, mode="r", offset=_HEADER_BYTES, shape=(count,))
+    with clear_errors("read", path):
+        return kind, np.memmap(path, dtype=dtype, mode="r", offset=_HEADER_BYTES, shape=(count,))

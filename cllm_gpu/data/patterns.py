@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cllm_gpu.data.mixing import hash_words, mix
-from cllm_gpu.data.tokens import TokenSource
+from cllm_gpu.data.tokens import TokenSource, narrow
 from cllm_gpu.errors import UserError
 from cllm_gpu.tokenizers import LETTERS, Tokenizer
 
@@ -53,7 +53,7 @@ def pattern_source(name: str, tokenizer: Tokenizer, *, documents: int, seed: int
     stream = np.concatenate([encoded[index] for index in drawn.tolist()])
     return TokenSource(
         name,
-        [stream.astype(np.uint16) if tokenizer.vocabulary <= 1 << 16 else stream],
+        [narrow(stream, tokenizer.vocabulary)],
         vocabulary=tokenizer.vocabulary,
         documents=documents,
         pattern_end=tokenizer.end_of_text,

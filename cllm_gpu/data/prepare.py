@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +14,13 @@ from cllm_gpu.data.shards import VERSION, ShardHeader, ShardWriter
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part, Routed, documents_needed, split_by_document, split_by_position
 from cllm_gpu.errors import UserError
+from cllm_gpu.files import PARTIAL, clear_errors, remove, sync_folder
 from cllm_gpu.tokenizers import Tokenizer
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 SHARD_NAMES = {Part.TRAIN: "train.tokens", Part.VALIDATION: "validation.tokens"}
-_SUFFIX_UNFINISHED = ".unfinished"
 _ABANDONED_AFTER_SECONDS = 24 * 3600
 _PROGRESS_BYTES = 1 << 20
 
@@ -113,36 +112,29 @@ def _throttled(progress: Progress | None, total: int) -> Callable[[int], None]:
 @contextlib.contextmanager
 def _unfinished_folder(cache: Path) -> Iterator[Path]:
     """A new folder in `cache` to write in, gone afterwards unless renamed. Old ones of killed runs are removed."""
-    try:
+    with clear_errors("write", cache):
         cache.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(cache)
-        folder = Path(tempfile.mkdtemp(prefix="tokens-", suffix=_SUFFIX_UNFINISHED, dir=cache))
-    except OSError as error:
-        raise UserError(f"cannot write to the cache folder {cache}: {error.strerror}; choose another one") from error
+        folder = Path(tempfile.mkdtemp(prefix="tokens-", suffix=PARTIAL, dir=cache))
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
 
 
 def _remove_abandoned(cache: Path) -> None:
-    for folder in cache.glob(f"tokens-*{_SUFFIX_UNFINISHED}"):
+    for folder in cache.glob(f"tokens-*{PARTIAL}"):
         with contextlib.suppress(OSError):  # another process may be removing it too
             if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
 
 
 def _publish(folder: Path, target: Path) -> None:
     """Give a finished folder its final name, unless another process did so first."""
-    try:
-        os.rename(folder, target)
-    except OSError as error:
-        if not target.is_dir():
-            raise UserError(f"cannot write {target}: {error.strerror}; choose another cache folder") from error
-        return
-    if os.name != "nt":  # Windows cannot open a folder, and needs no sync of it
-        descriptor = os.open(target.parent, os.O_RDONLY)
+    with clear_errors("write", target):
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            os.rename(folder, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        sync_folder(target.parent)

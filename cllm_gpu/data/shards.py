@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import os
 import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy.typing as npt
 
 from cllm_gpu.data.tokens import Tokens
 from cllm_gpu.errors import UserError
+from cllm_gpu.files import clear_errors
 
 MAGIC = b"CLLMTOKS"
 VERSION = 1
@@ -77,15 +79,9 @@ class ShardWriter:
         self._used = 0
         self._inside_document = False
         self._digests = hashlib.sha256()
-        try:
+        with clear_errors("write", path):
             self._file = path.open("wb")
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        try:
-            self._write(bytes(HEADER_BYTES))
-        except UserError:
-            self._abandon()
-            raise
+        self._write(bytes(HEADER_BYTES))
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -119,15 +115,12 @@ class ShardWriter:
         """Write what is left and the header, and sync the file to the disk."""
         self._flush()
         self.header.checksum = self._digests.digest()
-        try:
+        with self._abandoned_on_error():
             self._file.seek(0)
             self._file.write(self.header.pack())
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-        except OSError as error:
-            self._abandon()
-            raise self._cannot_write(error) from error
 
     def _abandon(self) -> None:
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk; the first error counts
@@ -142,18 +135,22 @@ class ShardWriter:
             self._used = 0
 
     def _write(self, data: bytes | memoryview) -> None:
-        try:
+        with self._abandoned_on_error():
             self._file.write(data)
-        except OSError as error:
-            raise self._cannot_write(error) from error
 
-    def _cannot_write(self, error: OSError) -> UserError:
-        return UserError(f"cannot write {self.path}: {error.strerror}; choose another cache folder or free space")
+    @contextlib.contextmanager
+    def _abandoned_on_error(self) -> Iterator[None]:
+        try:
+            with clear_errors("write", self.path):
+                yield
+        except UserError:
+            self._abandon()
+            raise
 
 
 def open_shard(path: Path) -> tuple[ShardHeader, Tokens]:
     """The header and the memory-mapped tokens of a shard, every byte verified; UserError where anything is wrong."""
-    try:
+    with clear_errors("read", path):
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(HEADER_BYTES)
@@ -163,8 +160,6 @@ def open_shard(path: Path) -> tuple[ShardHeader, Tokens]:
         if not header.tokens:
             return header, np.zeros(0, dtype=header.dtype)
         return header, np.memmap(path, dtype=header.dtype, mode="r", offset=HEADER_BYTES, shape=(header.tokens,))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def is_shard(path: Path) -> bool:

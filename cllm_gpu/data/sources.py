@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cllm_gpu.data.text import Piece, file_pieces, record_pieces
 from cllm_gpu.errors import UserError
+from cllm_gpu.files import clear_errors, describe_error
 
 JSON_LINES = (".jsonl", ".ndjson")
 _SNIFFED_BYTES = 8192
@@ -112,10 +113,8 @@ def _corpus(source: str, found: list[SourceFile], skipped: int = 0) -> Corpus:
 
 
 def _source_file(path: Path, name: str) -> SourceFile:
-    try:
+    with clear_errors("read", path):
         facts = path.stat()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
     return SourceFile(path, name, facts.st_size, facts.st_mtime_ns)
 
 
@@ -123,7 +122,7 @@ def _walk(folder: Path, left_out: frozenset[str]) -> Iterator[Path]:
     """Files below `folder` in the order of their parts, hidden ones and folders named in `left_out` left out."""
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+        raise UserError(describe_error(error, "read", Path(error.filename))) from error
 
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in left_out)
@@ -167,19 +166,16 @@ def _matches(pattern: str) -> Corpus:
 
 
 def _looks_like_text(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return b"\0" not in file.read(_SNIFFED_BYTES)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    with clear_errors("read", path), path.open("rb") as file:
+        return b"\0" not in file.read(_SNIFFED_BYTES)
 
 
 def _is_utf8(path: Path) -> bool:
     """Whether a file (small: it is read whole) is UTF-8."""
+    with clear_errors("read", path):
+        content = path.read_bytes()
     try:
-        path.read_bytes().decode("utf-8")
+        content.decode("utf-8")
     except UnicodeDecodeError:
         return False
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
     return True

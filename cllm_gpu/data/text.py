@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from cllm_gpu.errors import UserError
+from cllm_gpu.files import clear_errors
 
 CHUNK_BYTES = 512 * 1024
 LONGEST_RECORD_BYTES = 64 * 1024 * 1024
@@ -61,7 +62,7 @@ def _decoded(path: Path, size: int) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")(errors="strict")
     read, pending = 0, 0
     try:
-        with path.open("rb") as file:
+        with clear_errors("read", path), path.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 text = decoder.decode(chunk)
                 read, pending = read + len(chunk), len(decoder.getstate()[0])
@@ -69,8 +70,6 @@ def _decoded(path: Path, size: int) -> Iterator[str]:
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise _not_utf8(path, read - pending + error.start) from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
     if read != size:
         raise UserError(f"{path} changed while it was read ({size} bytes became {read}): run again")
 
@@ -114,15 +113,12 @@ def record_pieces(path: Path, base: int, size: int) -> Iterator[Piece]:
     UserError naming file and line for a line that is not JSON, has no such field, or is longer than 64 MiB.
     """
     start = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(_lines(file, path), 1):
-                end = start + len(line)
-                if text := _record_text(line, number, start, path):
-                    yield from _record(text, base + start, base + end)
-                start = end
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    with clear_errors("read", path), path.open("rb") as file:
+        for number, line in enumerate(_lines(file, path), 1):
+            end = start + len(line)
+            if text := _record_text(line, number, start, path):
+                yield from _record(text, base + start, base + end)
+            start = end
     if start != size:
         raise UserError(f"{path} changed while it was read ({size} bytes became {start}): run again")
 

@@ -16,6 +16,11 @@ Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 
+def narrow(ids: npt.NDArray[np.uint32], vocabulary: int) -> Tokens:
+    """`ids` as uint16 where `vocabulary` allows it, else as they are."""
+    return ids.astype(np.uint16) if vocabulary <= 1 << 16 else ids
+
+
 class TokenSource:
     """A read-only stream of token ids: the concatenation of `arrays`, or the part [start, stop) of it.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from cllm_gpu.data.sources import find_corpus
-from cllm_gpu.data.tokens import TokenSource
+from cllm_gpu.data.tokens import Tokens, TokenSource, narrow
 from cllm_gpu.errors import UserError
 from cllm_gpu.tokenizers import Tokenizer
 
@@ -18,17 +17,15 @@ def open_text(source: str, tokenizer: Tokenizer) -> TokenSource:
     UserError, one line, for whatever is wrong with the source.
     """
     corpus = find_corpus(source)
-    kind = np.uint16 if tokenizer.vocabulary <= 1 << 16 else np.uint32
-    end = np.array([tokenizer.end_of_text], dtype=kind)
-    arrays: list[npt.NDArray[np.uint16 | np.uint32]] = [end]
+    end = narrow(np.array([tokenizer.end_of_text], dtype=np.uint32), tokenizer.vocabulary)
+    arrays: list[Tokens] = [end]
     text_bytes = 0
     for piece in corpus.pieces():
         if piece.text:
-            arrays.append(tokenizer.encode(piece.text).astype(kind))
+            arrays.append(narrow(tokenizer.encode(piece.text), tokenizer.vocabulary))
             text_bytes += piece.text_bytes
         if piece.last:
             arrays.append(end)
     if text_bytes == 0:
         raise UserError(f"{corpus.name} holds no text to evaluate")
-    stream = np.concatenate(arrays)
-    return TokenSource(corpus.name, [stream], vocabulary=tokenizer.vocabulary, text_bytes=text_bytes)
+    return TokenSource(corpus.name, arrays, vocabulary=tokenizer.vocabulary, text_bytes=text_bytes)

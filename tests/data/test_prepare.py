@@ -139,14 +139,14 @@ def test_bad_text_leaves_nothing_behind(open_source, tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(open_source, tmp_path: Path, book: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write to the cache folder .*choose another one"):
+    with pytest.raises(UserError, match=r"cannot write .*cache: a file is where a folder is needed"):
         open_source(book, cache_folder=tmp_path / "file" / "cache")
 
     def refuse(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(prepare.tempfile, "mkdtemp", refuse)
-    with pytest.raises(UserError, match=r"cannot write to the cache folder .*: Permission denied"):
+    with pytest.raises(UserError, match=r"cannot write .*cache: no permission; choose another place"):
         open_source(book)
 
 
@@ -155,13 +155,13 @@ def test_a_full_disk_when_syncing(open_source, tmp_path: Path, book: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shards.os, "fsync", full)
-    with pytest.raises(UserError, match=r"cannot write .*\.tokens: No space left on device"):
+    with pytest.raises(UserError, match=r"no space left on the disk of .*\.tokens: .* are free; free some"):
         open_source(book)
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_remains_of_killed_runs_are_removed(open_source, tmp_path: Path, book: Path) -> None:
-    old, young = (tmp_path / "cache" / f"tokens-{name}.unfinished" for name in ("old", "young"))
+    old, young = (tmp_path / "cache" / f"tokens-{name}.partial" for name in ("old", "young"))
     for folder in (old, young):
         folder.mkdir(parents=True)
     long_ago = time.time() - 2 * 24 * 3600

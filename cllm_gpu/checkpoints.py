@@ -69,7 +69,9 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep_last: int, best: 
     moments = _joined(checkpoint.optimizer)
     needs = tensors_size(checkpoint.parameters) + tensors_size(moments)
     with clear_errors("write", target, needs):
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            sync_folder(run)
         _clean(folder)
         try:
             partial.mkdir()
@@ -160,7 +162,9 @@ def best_checkpoint(run: Path) -> Path | None:
 def _folders(folder: Path) -> dict[int, Path]:
     """Step → folder of every checkpoint, complete or not, newest first."""
     found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:  # ".step_…" sorts first: the real name wins
+    with clear_errors("read", folder):
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in paths:  # ".step_…" sorts first: the real name wins
         match = re.fullmatch(r"step_(\d+)|\.step_(\d+)\.replaced", path.name)
         if match and path.is_dir():
             found[int(match[1] or match[2])] = path
@@ -226,12 +230,13 @@ def _checkpoint(manifest: Manifest, parameters: dict[str, Array], optimizer: dic
 
 def _chosen(path: Path, which: Literal["best", "last"]) -> Path:
     """The checkpoint's folder that `path` means. Raises UserError when it means none."""
-    if not path.exists():
-        raise UserError(f"checkpoint {path} does not exist; give the folder of a run or of a checkpoint")
-    if not path.is_dir():
-        raise UserError(f"checkpoint {path} is a file; give the folder of a run or of a checkpoint")
-    if (path / MANIFEST).exists() or (path / MODEL).exists() or re.fullmatch(r"step_\d+", path.name):
-        return path
+    with clear_errors("read", path):
+        if not path.exists():
+            raise UserError(f"checkpoint {path} does not exist; give the folder of a run or of a checkpoint")
+        if not path.is_dir():
+            raise UserError(f"checkpoint {path} is a file; give the folder of a run or of a checkpoint")
+        if (path / MANIFEST).exists() or (path / MODEL).exists() or re.fullmatch(r"step_\d+", path.name):
+            return path
     run = path.parent if path.name == CHECKPOINTS else path
     found = (best_checkpoint(run) if which == "best" else None) or newest_checkpoint(run)
     if found is not None:

@@ -25,7 +25,10 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
 
 def loads(text: str | bytes) -> Any:
     """The plain data of `dumps`. Raises ValueError when it is not JSON."""
-    return json.loads(text, object_hook=_decode)
+    try:
+        return json.loads(text, object_hook=_decode)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _encode(value: Any) -> Any:
@@ -46,6 +49,8 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(value: dict[str, Any]) -> Any:
-    if value.keys() == {_TAG}:
-        return float(value[_TAG])
-    return value
+    if value.keys() != {_TAG}:
+        return value
+    if value[_TAG] not in ("inf", "-inf", "nan"):
+        raise ValueError(f"{value[_TAG]!r} is no float that JSON cannot write")
+    return float(value[_TAG])

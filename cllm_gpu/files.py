@@ -70,7 +70,8 @@ def clear_errors(doing: str, path: Path, needs: int | None = None) -> Iterator[N
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file (text as UTF-8, line ends as given) so that it is there completely or as it was before.
 
-    Its folder is made if needed. Raises UserError when the disk is full or the place cannot be written.
+    Its folder is made if needed. One writer at a time. Raises UserError when the disk is full or the place cannot be
+    written.
     """
     content = data.encode() if isinstance(data, str) else data
     partial = path.with_name(f".{path.name}{PARTIAL}")

@@ -89,7 +89,7 @@ def _refuse_newer(path: Path, text: bytes) -> None:
     try:
         entries = exact_json.loads(text)
         newer = entries["format"] == FORMAT and entries["version"] > VERSION
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         return
     if newer:
         raise UserError(

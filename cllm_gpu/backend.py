@@ -20,7 +20,7 @@ from cllm_gpu import gpu
 from cllm_gpu.buffers import ALIGNMENT
 from cllm_gpu.errors import UserError
 from cllm_gpu.memory import anonymous_bytes
-from cllm_gpu.operations import REFERENCE, Operations, bind
+from cllm_gpu.operations import REFERENCE, Operations, bind, bind_over
 from cllm_gpu.profiling import Ranges
 
 NAMES = ("auto", "numpy", "native", "cupy")
@@ -79,6 +79,8 @@ def get_backend(name: str | None = None, *, workers: int | None = None) -> Backe
         return _numpy_backend(workers, "numpy: NumPy reference operations, as asked")
     if chosen == "cupy":
         return _cupy_backend("as asked")
+    if chosen == "native":
+        return _native_backend(workers, "as asked")
     return _automatic(workers)
 
 
@@ -87,7 +89,10 @@ def _automatic(workers: int | None) -> Backend:
     obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
     if obstacle is None:
         return _cupy_backend("an NVIDIA GPU and CuPy are here")
-    return _numpy_backend(workers, f"numpy: NumPy reference operations ({obstacle})")
+    try:
+        return _native_backend(workers, obstacle)
+    except UserError as error:
+        return _numpy_backend(workers, f"numpy: NumPy reference operations ({obstacle}; {error})")
 
 
 def _cupy_backend(reason: str) -> Backend:
@@ -107,6 +112,15 @@ def _cupy_backend(reason: str) -> Backend:
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         memory_held=cupy.get_default_memory_pool().total_bytes,
     )
+
+
+def _native_backend(workers: int | None, reason: str) -> Backend:
+    from cllm_gpu import native  # only here: other backends need none of it
+
+    library = native.load_library()
+    ops = bind_over(native.NATIVE, library, bind(REFERENCE, np))
+    description = f"native: C++ operations, {library.products} ({reason})"
+    return Backend("native", np, ops, description, workers=workers or usable_cores())
 
 
 def _numpy_backend(workers: int | None, description: str) -> Backend:

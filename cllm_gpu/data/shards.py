@@ -107,9 +107,12 @@ class ShardWriter:
     def end_document(self) -> None:
         """Append the end of text, unless the current document is empty."""
         if self._inside_document:
-            self.add(np.array([self.header.end_of_text], dtype=np.uint32), 0)
+            self._block[self._used] = self.header.end_of_text
+            self._used += 1
             self.header.documents += 1
             self._inside_document = False
+            if self._used == len(self._block):
+                self._flush()
 
     def close(self) -> None:
         """Write what is left and the header, and sync the file to the disk."""

@@ -10,6 +10,7 @@ characters. No text is on both sides in either case.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -55,8 +56,14 @@ def part_of_document(index: int, fraction: float, seed: int) -> Part:
         group -= 1
     while round((group + 1) / fraction) <= index:
         group += 1
+    return Part.VALIDATION if index == _drawn(group, fraction, seed) else Part.TRAIN
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(group: int, fraction: float, seed: int) -> int:
+    """The document of a group that is held out."""
     first, end = round(group / fraction), round((group + 1) / fraction)
-    return Part.VALIDATION if index == first + hash_words(seed, group, 2) % (end - first) else Part.TRAIN
+    return first + hash_words(seed, group, 2) % (end - first)
 
 
 def split_by_document(pieces: Iterable[Piece], fraction: float, seed: int) -> Iterator[Routed]:

@@ -156,6 +156,9 @@ def _record_text(line: bytes, number: int, start: int, path: Path) -> str:
 
 def _record(text: str, start: int, end: int) -> Iterator[Piece]:
     """One record's text in pieces of bounded size; each stands for its share of the bytes [start, end)."""
+    if len(text) <= CHUNK_BYTES:
+        yield Piece(text, utf8_length(text), start, end, last=True)
+        return
     done = 0
     for piece in _cut_texts(text[i : i + CHUNK_BYTES] for i in range(0, len(text), CHUNK_BYTES)):
         position = start + (end - start) * done // len(text)

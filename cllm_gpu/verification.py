@@ -47,6 +47,7 @@ class GroupCheck:
     numerical: float
     relative_error: float
     """|analytic − numerical| / max of both; 0 when both are below what the difference can resolve."""
+    bound: float
     passed: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -181,7 +182,7 @@ class _Problem:
                 worst = (analytic, numerical, error)
             if math.isnan(error):
                 break
-        return GroupCheck(name, g.size, *worst, passed=worst[2] <= bound)
+        return GroupCheck(name, g.size, *worst, bound=bound, passed=worst[2] <= bound)
 
     def _difference(self, name: str, direction: npt.NDArray[np.float64], step: float) -> tuple[float, float]:
         """The five-point difference along `direction`, and how small a derivative it can resolve."""

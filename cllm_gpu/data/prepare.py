@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,7 +115,8 @@ def _unfinished_folder(cache: Path) -> Iterator[Path]:
     with clear_errors("write", cache):
         cache.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(cache)
-        folder = Path(tempfile.mkdtemp(prefix="tokens-", suffix=PARTIAL, dir=cache))
+        folder = cache / f"tokens-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
+        folder.mkdir()
     try:
         yield folder
     finally:

@@ -79,14 +79,12 @@ def _not_utf8(path: Path, offset: int) -> UserError:
 
 
 def _cut_texts(texts: Iterator[str]) -> Iterator[str]:
-    """The same text, cut at good places instead of wherever a read ended; no piece is empty."""
+    """The same text, cut at good places instead of wherever a read ended; no piece is empty, short texts stay whole."""
     carried = ""
     for text in texts:
-        carried += text
-        cut = cut_position(carried)
-        if cut:
+        if cut := cut_position(carried):
             yield carried[:cut]
-        carried = carried[cut:]
+        carried = carried[cut:] + text
     if carried:
         yield carried
 

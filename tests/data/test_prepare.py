@@ -142,10 +142,10 @@ def test_a_cache_that_cannot_be_written(open_source, tmp_path: Path, book: Path,
     with pytest.raises(UserError, match=r"cannot write .*cache: a file is where a folder is needed"):
         open_source(book, cache_folder=tmp_path / "file" / "cache")
 
-    def refuse(**_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(prepare.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(UserError, match=r"cannot write .*cache: no permission; choose another place"):
         open_source(book)
 

@@ -94,10 +94,13 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
         open_shard(path)
 
 
-def test_a_changed_byte_in_any_block_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cores", [1, 3, 64])
+def test_a_changed_byte_in_any_block_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    monkeypatch.setattr(shards.os, "cpu_count", lambda: cores)
     monkeypatch.setattr(shards, "BLOCK_BYTES", 64)
     path = tmp_path / "s.tokens"
     write(path, [list(range(299))])
+    assert open_shard(path)[0].tokens == 300
     sound = path.read_bytes()
     for place in range(HEADER_BYTES, len(sound), 50):
         changed = bytearray(sound)

@@ -147,3 +147,20 @@ def test_bad_tokenizers(tmp_path: Path, bpe_json: str) -> None:
         load_tokenizer(str(tmp_path / "merges.json"))
     with pytest.raises(UserError, match="unknown stored tokenizer of kind 'words'"):
         tokenizer_from_dict({"kind": "words"})
+
+
+def test_a_tokenizer_of_another_kind() -> None:
+    """SentencePiece-like: no byte-level alphabet, pieces with a score, "</s>" for the end."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("▁cat", -1.0), ("▁sat", -1.5), ("s", -2.0), ("▁", -3.0)]
+    made = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    tokenizer = HuggingFaceTokenizer(made.to_str(), "t")
+    ids = tokenizer.encode("cats sat").tolist()
+    assert (tokenizer.vocabulary, tokenizer.end_of_text) == (6, 1)
+    assert ids == [2, 4, 3]
+    assert tokenizer.decode([*ids, 1]) == "cats sat"
+    assert tokenizer.decode_bytes(ids) == b"cats sat"

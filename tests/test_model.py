@@ -58,6 +58,16 @@ def run(model, gradients, tokens, targets, *, scale=1.0, accumulate=False, dropo
     )
 
 
+def loss_function(model, tokens, targets, *, scale=1.0, dropout=None):
+    """f() = scale·Σ losses at the parameters' present values; only a pass with dropout needs the training path."""
+    dtype = model.parameters.layout.dtype
+    if dropout is None:
+        w = Workspace(model.architecture, model.backend, *tokens.shape, dtype, training=False)
+        return lambda: scale * float(model.losses(w, tokens, targets)[0].sum())
+    scratch = model.parameters.layout.views(np.empty_like(model.parameters.flat))
+    return lambda: scale * run(model, scratch, tokens, targets, dropout=dropout)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=["B3T7", "B2T1"])
 def test_gradients_are_the_derivatives(name, shape, build_model, gradient_error, within):
@@ -66,14 +76,7 @@ def test_gradients_are_the_derivatives(name, shape, build_model, gradient_error,
     tokens, targets = draw(a, *shape)
     gradients.flat[...] = np.nan  # what is overwritten does not matter
     run(model, gradients, tokens, targets, scale=0.5, dropout=mask(a))
-    scratch = gradients.layout.views(np.empty_like(gradients.flat))
-    w = Workspace(a, model.backend, *shape, np.float64, training=True)
-
-    def f():
-        return 0.5 * model.loss_and_gradients(
-            w, tokens, targets, scratch, gradient_scale=0.5, accumulate=False, dropout=mask(a)
-        )
-
+    f = loss_function(model, tokens, targets, scale=0.5, dropout=mask(a))
     for group, view in model.parameters.items():
         within(group, gradient_error(f, view, gradients[group], directions=1), 1e-7)
 
@@ -216,13 +219,7 @@ def test_standard_sizes_at_their_own_start(size, positions, build_model, gradien
     tokens, targets = draw(a, 2, 9)
     loss = run(model, gradients, tokens, targets)
     assert loss / np.count_nonzero(targets != IGNORE_INDEX) == pytest.approx(math.log(257), rel=0.03)
-    scratch = gradients.layout.views(np.empty_like(gradients.flat))
-
-    w = Workspace(a, model.backend, 2, 9, np.float64, training=True)
-
-    def f():
-        return model.loss_and_gradients(w, tokens, targets, scratch, gradient_scale=1.0, accumulate=False)
-
+    f = loss_function(model, tokens, targets)
     within("all", gradient_error(f, model.parameters.flat, gradients.flat, directions=1), 1e-7)
 
 

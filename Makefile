@@ -28,7 +28,7 @@ train: $(VENV)/ready
 	$(BIN)/cllm-gpu train $(ARGS)
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(VENV)/ready-lint
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ def readable(size: float) -> str:
 
 
 def anonymous_bytes() -> int | None:
-    """Memory this process has allocated and touched, without mapped files; None where the system (not Linux) is silent."""
+    """Memory this process has allocated and touched, mapped files left out; None where no one says (not Linux)."""
     return _status("RssAnon")
 
 

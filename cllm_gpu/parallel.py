@@ -114,10 +114,11 @@ class GradientWorkers:
 
         def work(index: int) -> float:
             part = self._parts[index]
-            return self._model.loss_and_gradients(
-                self._workspaces[index], tokens[part], targets[part], buffers[index],
-                gradient_scale=gradient_scale, accumulate=accumulate and index == 0, dropout=dropout,
-            )  # fmt: skip
+            with np.errstate(all="ignore"):  # a new thread has NumPy's own settings; the caller judges the result
+                return self._model.loss_and_gradients(
+                    self._workspaces[index], tokens[part], targets[part], buffers[index],
+                    gradient_scale=gradient_scale, accumulate=accumulate and index == 0, dropout=dropout,
+                )  # fmt: skip
 
         losses = self._run([partial(work, index) for index in range(len(self._parts))])
         self._add_gradients(gradients.flat)

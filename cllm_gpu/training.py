@@ -6,6 +6,7 @@ computed from (seed, step). So a run that stops and resumes gives the same bits 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.metrics import MetricsLog
 from cllm_gpu.model import Transformer
 from cllm_gpu.optimizers import Optimizer, optimizer_bytes
-from cllm_gpu.parallel import GradientWorkers, worker_bytes
+from cllm_gpu.parallel import GradientWorkers, workers_plan
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.runs import METRICS
@@ -80,7 +81,7 @@ def plan_memory(config: Config, architecture: Architecture, backend: Backend) ->
     """What a run will allocate, before anything is allocated."""
     layout = Layout(parameter_specs(architecture), DTYPE)
     micro = config.training.micro_batch or config.training.batch
-    work = worker_bytes(architecture, backend, micro, architecture.context, layout)
+    work = workers_plan(architecture, backend, layout, micro, architecture.context)
     return MemoryPlan(
         parameters=layout.bytes,
         gradients=layout.bytes + work.gradients,
@@ -111,11 +112,12 @@ class Trainer:
         self.layout = Layout(parameter_specs(self.architecture), DTYPE)
         self.parameters = self.layout.views(backend.zeros(self.layout.size, DTYPE))
         self.gradients = self.layout.views(backend.zeros(self.layout.size, DTYPE))
-        self.optimizer = Optimizer(config.optimizer, backend, self.layout)
         self.model = Transformer(self.architecture, backend, self.parameters)
         loop = config.training
         self._micro = loop.micro_batch or loop.batch
         self.workers = GradientWorkers(self.model, self._micro, self.architecture.context)
+        split = dataclasses.replace(backend, ops=self.workers.ops)
+        self.optimizer = Optimizer(config.optimizer, split, self.layout)
         self.batches = Batches(dataset.train, batch=loop.batch, context=self.architecture.context, seed=loop.seed)
         self.guard = StepGuard(
             maximum_skipped=loop.maximum_skipped,
@@ -129,6 +131,8 @@ class Trainer:
         self._smoothed = (0.0, 0.0)  # decayed sum of losses and of weights
         self._last_evaluation: Evaluation | None = None
         self._last_checkpoint: Path | None = None
+        self._saved_step = -1
+        self._clock = time.perf_counter()
 
     def initialise(self) -> None:
         """Fresh weights from the configured seed."""
@@ -156,7 +160,8 @@ class Trainer:
 
     def _one_step(self) -> None:
         step = self.done
-        loss = self._gradients(step)
+        with np.errstate(all="ignore"):  # what is not finite is the guard's to find and to report
+            loss = self._gradients(step)
         with self.backend.ranges("optimizer"):
             norm = self.optimizer.gradient_norm(self.gradients)
             reason = self.guard.judge(loss, norm)
@@ -274,12 +279,12 @@ class Trainer:
 
     # ---- checkpoints
 
-    _saved_step = -1
-
     def _checkpoint(self, *, best: bool) -> None:
         if self.folder is None:
             return
         with self.backend.ranges("checkpoint"):
+            if self.metrics:
+                self.metrics.sync()  # no checkpoint counts a step whose metrics a power failure could take
             kept = save_checkpoint(self.folder, self.snapshot(), keep_last=self.config.training.keep_last, best=best)
         self._last_checkpoint, self._saved_step = kept, self.done
         self._clock = time.perf_counter()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend, get_backend
@@ -16,6 +17,13 @@ from cllm_gpu.parameters import FlatParameters, Layout, initial_values, paramete
 
 Array = np.ndarray[Any, Any]
 FIVE_POINT_STEP = 2.5e-4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    """Matrix products of one thread: the matrices here are small, and tests may run side by side."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @pytest.fixture(scope="session")

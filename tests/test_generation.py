@@ -7,6 +7,8 @@ import itertools
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import get_backend
@@ -15,7 +17,7 @@ from cllm_gpu.generation import CachedReader, TextStream, WindowReader, generate
 from cllm_gpu.model import Transformer
 from cllm_gpu.parameters import Layout, parameter_specs
 from cllm_gpu.sampling import Sampler
-from cllm_gpu.tokenizers import ByteTokenizer
+from cllm_gpu.tokenizers import ByteTokenizer, HuggingFaceTokenizer
 from cllm_gpu.verification import random_point
 from cllm_gpu.workspace import Workspace
 
@@ -196,6 +198,49 @@ def test_random_bytes_stream_to_what_decoding_at_once_gives():
         data = generator.integers(0, 256, length).tolist()
         stream = TextStream(ByteTokenizer())
         assert "".join(stream.push(x) for x in data) + stream.flush() == ByteTokenizer().decode(data)
+
+
+def byte_level():
+    """A byte-level BPE: tokens may end inside a character."""
+    alphabet = {character: n for n, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    built = tokenizers.Tokenizer(models.BPE(vocab={**alphabet, "<|endoftext|>": 256}, merges=[]))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    return HuggingFaceTokenizer(built.to_str(), "byte level")
+
+
+def byte_fallback():
+    """Words with "▁" for the space before them, and one token per byte for all else, as in Llama 2."""
+    words = ["▁the", "▁cat", "s", "▁"]
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    vocabulary |= {word: 256 + n for n, word in enumerate(words)} | {"</s>": 260}
+    built = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    built.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return HuggingFaceTokenizer(built.to_str(), "byte fallback")
+
+
+def test_a_byte_level_tokenizer_streams_its_text():
+    tokenizer = byte_level()
+    ids = tokenizer.encode(TEXT * 6).tolist()
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(i) for i in ids]
+    assert "".join(pieces) + stream.flush() == TEXT * 6
+    assert len([piece for piece in pieces if piece]) >= len(TEXT) * 6 - 12  # the U+FFFD of the text wait for the next
+
+
+@pytest.mark.parametrize("repeats", [1, 9])
+def test_a_tokenizer_that_decodes_words_and_bytes_streams_its_text(repeats):
+    """The space before a first word depends on what stands before it; "é" and "€" come in bytes."""
+    tokenizer = byte_fallback()
+    ids = [256, 257, 258, 259, *"é".encode(), 256, *"€".encode(), 257, *b"x"] * repeats
+    stream = TextStream(tokenizer, before=[256])
+    pieces = [stream.push(i) for i in ids]
+    whole = tokenizer.decode([256, *ids])
+    assert whole == "the" + " the cats é the€ catx" * repeats
+    assert "the" + "".join(pieces) + stream.flush() == whole
+    assert pieces[:8] == [" the", " cat", "s", " ", "", "é", " the", ""]
 
 
 class JoiningTokenizer:

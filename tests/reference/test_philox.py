@@ -41,6 +41,11 @@ def test_a_word_depends_on_its_index_alone(first):
         np.testing.assert_array_equal(piece, whole[start : start + piece.size])
 
 
+def test_counter_and_key_are_split_into_low_and_high_words():
+    words = random_words(np, 4 * (2**32 * 3 + 5), 4, seed=2**32 * 7 + 6, stream=(8, 9))
+    assert list(words) == [int(word) for word in philox4x32(np, (5, 3, 8, 9), (6, 7))]
+
+
 def test_seed_and_both_stream_words_matter():
     drawn = {
         random_words(np, 0, 4, seed=seed, stream=stream).tobytes()

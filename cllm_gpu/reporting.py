@@ -159,7 +159,7 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
     notes += [f"{run.setting.name}: {run.curve.stopped}" for run in comparison.runs if run.curve.stopped]
     return Sheet(
         title="Comparison of optimizers and schedules",
-        header=("setting", "rates", "best rate", "lowest loss", "steps", "sooner", "seconds", "sooner", "fastest",
+        header=("family", "rates", "best rate", "lowest loss", "steps", "sooner", "seconds", "sooner", "fastest",
                 "sooner"),
         rows=tuple(_comparison_row(row) for row in comparison.rows),
         notes=tuple(notes),

@@ -4,7 +4,7 @@ By document, where there are at least 1/fraction of them: the k-th group of cons
 [round(k/f), round((k+1)/f)), gives one, drawn by (seed, k). So validation is never empty and its share of the
 documents is f.
 By position otherwise: the last part of the corpus, f of its bytes. The document over the cut becomes two, at the first
-blank line after the cut within the same piece of text (half a megabyte), else at the first line end, else between two
+blank line after the cut within the same piece of text (about 64 KiB), else at the first line end, else between two
 characters. No text is on both sides in either case.
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FILE_BYTES = 64 * 2**20
-# Two shard blocks of 4 MiB, eight verification buffers of 4 MiB and under 20 copies of a 0.5 MiB piece: 50 MiB.
+# Two shard blocks of 4 MiB, eight verification buffers of 4 MiB, and under 10 MiB of pieces of text: 50 MiB.
 # The file alone would be 64 MiB, its tokens 128 MiB.
 BOUND_BYTES = 56 * 2**20
 

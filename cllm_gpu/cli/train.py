@@ -13,10 +13,10 @@ import tyro
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.checkpoints import Checkpoint, load_checkpoint
 from cllm_gpu.cli import INTERRUPTED
+from cllm_gpu.cli.configured import base_configuration, open_data
 from cllm_gpu.cli.parsing import parse
-from cllm_gpu.compiler import cache_directory
-from cllm_gpu.config import Config, load_toml
-from cllm_gpu.data import Dataset, open_dataset
+from cllm_gpu.config import Config
+from cllm_gpu.data import Dataset
 from cllm_gpu.display import Display
 from cllm_gpu.errors import UserError
 from cllm_gpu.generation import generate_text
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     backend = get_backend(config.backend, workers=config.training.workers)
     display = Display(config.training.steps, backend.memory_held)
     display.message(backend.description)
-    dataset = _open(config, display)
+    dataset = open_data(config, display)
     if options.resume:
         checkpoint = load_checkpoint(folder)
         save_configuration(folder, config)
@@ -57,30 +57,15 @@ def main(arguments: list[str]) -> int:
 def _defaults(arguments: list[str]) -> TrainOptions:
     """What the flags stand over: the TOML file of --config, or with --resume the run's own configuration."""
     early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    early.add_argument("--config", type=Path, nargs="?")
     early.add_argument("--output", type=Path, nargs="?")
+    early.add_argument("--config", type=Path, nargs="?")
     early.add_argument("--resume", nargs="?", const="True", default="False")
     known, _ = early.parse_known_args(arguments)
     if known.resume == "True":
         if known.config:
             raise UserError("--resume continues a run with its own configuration; leave --config out")
         return TrainOptions(saved_configuration(known.output or newest_run()))
-    return TrainOptions(load_toml(known.config)) if known.config else TrainOptions()
-
-
-def _open(config: Config, display: Display) -> Dataset:
-    """The dataset, prepared with progress where it is not in the cache yet."""
-    context = config.model.architecture(vocabulary=2).context
-    with display.preparing() as progress:
-        return open_dataset(
-            config.data.source,
-            tokenizer=config.data.tokenizer,
-            validation_fraction=config.data.validation_fraction,
-            seed=config.training.seed,
-            cache_folder=config.data.cache or cache_directory() / "data",
-            context=context,
-            progress=progress,
-        )
+    return TrainOptions(base_configuration(arguments))
 
 
 def _run(

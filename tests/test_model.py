@@ -285,6 +285,18 @@ def test_the_plan_is_what_is_allocated(name, training, backend):
     assert all(offset % 128 == 0 for *_, offset in plan)
 
 
+def test_without_training_the_memory_does_not_grow_with_the_layers():
+    sizes = {
+        (layers, training): workspace_plan(
+            dataclasses.replace(BASE, layers=layers), 3, 7, np.float32, training=training
+        ).bytes
+        for layers in (1, 9)
+        for training in (True, False)
+    }
+    assert sizes[1, False] == sizes[9, False]
+    assert sizes[9, True] > 5 * sizes[1, False]
+
+
 def test_buffers_of_the_plan_do_not_overlap():
     plan = workspace_plan(BASE, 3, 7, np.float32, training=True)
     memory = np.zeros(plan.bytes, np.uint8)

@@ -8,6 +8,7 @@ auto       cupy where a GPU and CuPy are there, else native where a C++ compiler
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from cllm_gpu import gpu
 from cllm_gpu.buffers import ALIGNMENT
 from cllm_gpu.errors import UserError
-from cllm_gpu.operations import REFERENCE, Operations, bind
+from cllm_gpu.memory import anonymous_bytes
+from cllm_gpu.operations import REFERENCE, Operations, bind, bind_over
 from cllm_gpu.profiling import Ranges
 
 NAMES = ("auto", "numpy", "native", "cupy")
@@ -38,6 +41,8 @@ class Backend:
     """Parts a batch is split into, each computed by a thread of its own (1 on a GPU)."""
     synchronize: Callable[[], None] = lambda: None
     """Wait until the device has finished; nothing to do on a CPU."""
+    memory_held: Callable[[], int | None] = anonymous_bytes
+    """Bytes of the device's memory this process holds now; None where the system does not say."""
 
     def empty_bytes(self, size: int) -> Any:
         """Uninitialised uint8 array (size,) whose first element is aligned to 128 bytes."""
@@ -71,8 +76,51 @@ def get_backend(name: str | None = None, *, workers: int | None = None) -> Backe
     if chosen not in NAMES:
         raise UserError(f"backend {chosen!r} is not known; choose one of {', '.join(NAMES)}")
     if chosen == "numpy":
-        return _numpy_backend(workers, "NumPy reference operations")
-    raise UserError(f"backend {chosen!r} is not built yet")
+        return _numpy_backend(workers, "numpy: NumPy reference operations, as asked")
+    if chosen == "cupy":
+        return _cupy_backend("as asked")
+    if chosen == "native":
+        return _native_backend(workers, "as asked")
+    return _automatic(workers)
+
+
+def _automatic(workers: int | None) -> Backend:
+    """The fastest backend this machine has; its description says what was taken and why."""
+    obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
+    if obstacle is None:
+        return _cupy_backend("an NVIDIA GPU and CuPy are here")
+    try:
+        return _native_backend(workers, obstacle)
+    except UserError as error:
+        return _numpy_backend(workers, f"numpy: NumPy reference operations ({obstacle}; {error})")
+
+
+def _cupy_backend(reason: str) -> Backend:
+    obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
+    if obstacle is not None:
+        raise UserError(f"backend cupy cannot be had: {obstacle}")
+    try:
+        cupy = importlib.import_module("cupy")
+        device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    except Exception as error:  # CuPy raises its own kinds: a broken install, a driver that is too old, no permission
+        raise UserError(f"backend cupy cannot be had: {type(error).__name__}: {error}") from error
+    return Backend(
+        "cupy",
+        cupy,
+        bind(REFERENCE, cupy),
+        f"cupy: reference operations on {device} ({reason})",
+        synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
+        memory_held=cupy.get_default_memory_pool().total_bytes,
+    )
+
+
+def _native_backend(workers: int | None, reason: str) -> Backend:
+    from cllm_gpu import native  # only here: other backends need none of it
+
+    library = native.load_library()
+    ops = bind_over(native.NATIVE, library, bind(REFERENCE, np))
+    description = f"native: C++ operations, {library.products} ({reason})"
+    return Backend("native", np, ops, description, workers=workers or usable_cores())
 
 
 def _numpy_backend(workers: int | None, description: str) -> Backend:

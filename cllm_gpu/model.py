@@ -52,8 +52,8 @@ class Transformer:
     ) -> float:
         """Σ of the losses (nats) over tokens (B, T) int32 against targets (B, T); gradients of gradient_scale·Σ.
 
-        `gradients` are overwritten, or added to when `accumulate`. `dropout` (its site and first element are filled in
-        here) is None for a model without, or for a deterministic pass.
+        `gradients` are overwritten, or added to when `accumulate`. `dropout` is None for a model without,
+        or for a deterministic pass; its site is filled in here, and its first element counts from the workspace's row.
         """
         with self.backend.ranges("forward"):
             self._forward(workspace, tokens, dropout)

@@ -136,7 +136,7 @@ class Workspace:
         """The mask of one dropout of the model (0: embedding; then the branches in order) for these rows."""
         if dropout is None:
             return None
-        return dataclasses.replace(dropout, site=site, first_element=self._first_element)
+        return dataclasses.replace(dropout, site=site, first_element=dropout.first_element + self._first_element)
 
 
 def _layer_arrays(views: dict[str, Any], prefix: str) -> LayerArrays:

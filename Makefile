@@ -1,0 +1,39 @@
+# make train   set up and train the embedded default (on a GPU where there is one)
+# make test    set up and run the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: train test lint clean
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@extra=$$($(BIN)/python -m cllm_gpu.gpu); if [ -n "$$extra" ]; then \
+	  echo "NVIDIA driver found: installing the extra $$extra"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$$extra]"; fi
+	@touch $@
+
+$(VENV)/ready-test: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@touch $@
+
+$(VENV)/ready-lint: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[lint]"
+	@touch $@
+
+train: $(VENV)/ready
+	$(BIN)/cllm-gpu train $(ARGS)
+
+test: $(VENV)/ready-test
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: $(VENV)/ready-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,63 @@
+"""The command line: one module per command, loaded only when its command is given."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from cllm_gpu import __version__
+from cllm_gpu.config import suggestion
+from cllm_gpu.errors import UserError
+
+COMMANDS = {
+    "train": "train a model, or resume a run",
+    "generate": "continue a prompt with a trained model",
+    "evaluate": "loss, perplexity, bits per byte and accuracy on a text",
+    "gradcheck": "compare every analytic gradient with a numerical one",
+    "compare": "train with several optimizers and schedules and compare the curves",
+    "report": "tables and pictures of finished runs",
+    "info": "versions, device, and which operations run fused",
+}
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; its exit status: 0, 1 (a check failed), 2 (bad input, one line on stderr), 130 (interrupted)."""
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"cllm-gpu: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except MemoryError as error:
+        print(
+            f"cllm-gpu: error: out of memory ({error}): use a smaller batch or --training.micro-batch", file=sys.stderr
+        )
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("cllm-gpu: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else USER_ERROR
+    if arguments[0] in ("-V", "--version"):
+        print(f"cllm-gpu {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{suggestion(name, COMMANDS)}")
+    return importlib.import_module(f"cllm_gpu.cli.{name}").main(arguments[1:])
+
+
+def _usage() -> str:
+    lines = [f"cllm-gpu {__version__}: train language models with every gradient written by hand", ""]
+    lines += ["usage: cllm-gpu COMMAND [OPTIONS]      (cllm-gpu COMMAND --help lists a command's options)", ""]
+    lines += [f"  {name:10s} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(lines)

@@ -1,0 +1,34 @@
+"""What the commands that train have in common: the TOML file under the flags, and the data they name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cllm_gpu.compiler import cache_directory
+from cllm_gpu.config import Config, load_toml
+from cllm_gpu.data import Dataset, open_dataset
+from cllm_gpu.display import Display
+
+
+def base_configuration(arguments: list[str]) -> Config:
+    """The configuration of the file named by --config, else the defaults."""
+    early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path, nargs="?")
+    known, _ = early.parse_known_args(arguments)
+    return load_toml(known.config) if known.config else Config()
+
+
+def open_data(config: Config, display: Display) -> Dataset:
+    """The dataset of a configuration, prepared with progress where it is not in the cache yet."""
+    context = config.model.architecture(vocabulary=2).context
+    with display.preparing() as progress:
+        return open_dataset(
+            config.data.source,
+            tokenizer=config.data.tokenizer,
+            validation_fraction=config.data.validation_fraction,
+            seed=config.training.seed,
+            cache_folder=config.data.cache or cache_directory() / "data",
+            context=context,
+            progress=progress,
+        )

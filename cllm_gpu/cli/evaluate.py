@@ -1,0 +1,62 @@
+"""cllm-gpu evaluate"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cllm_gpu.backend import get_backend
+from cllm_gpu.cli.parsing import parse
+from cllm_gpu.data import evaluation_batches, open_text
+from cllm_gpu.errors import UserError
+from cllm_gpu.evaluation import evaluate, model_losses
+from cllm_gpu.runs import newest_run
+from cllm_gpu.trained import open_trained, require_tokenizer
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Loss, perplexity, bits per byte and accuracy of a trained model on a text."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """Text file, folder, glob or .jsonl file."""
+    model: Path | None = None
+    """Run folder or checkpoint (None: the newest run)."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint of a run folder."""
+    batch: int = 16
+    """Sequences computed at a time."""
+    batches: int = 0
+    """At most this many batches, from the beginning; 0: the whole text."""
+    json: bool = False
+    """Print JSON instead of a line."""
+    backend: str | None = None
+    """numpy, native, cupy or auto (None: $CLLM_BACKEND, else auto)."""
+
+
+def main(arguments: list[str]) -> int:
+    """Evaluate; exit status 0."""
+    options = parse(EvaluateOptions, arguments, command="evaluate")
+    if options.batch < 1 or options.batches < 0:
+        raise UserError(f"--batch {options.batch} must be at least 1 and --batches {options.batches} at least 0")
+    path = options.model or newest_run()
+    trained = open_trained(path, get_backend(options.backend), options.checkpoint)
+    source = open_text(options.source, require_tokenizer(trained, path))
+    batches = evaluation_batches(
+        source, batch=options.batch, context=trained.model.architecture.context, limit=options.batches or None
+    )
+    bytes_per_token = source.text_bytes / (len(source) - 1) if source.text_bytes else None  # the first is no target
+    found = evaluate(model_losses(trained.model), batches, bytes_per_token, trained.model.backend.to_host)
+    if options.json:
+        print(json.dumps(found.as_dict()))
+        return 0
+    bits = f"  {found.bits_per_byte:.4f} bits/byte" if found.bits_per_byte is not None else ""
+    print(
+        f"loss {found.loss:.4f} nats/token  perplexity {found.perplexity:.3f}{bits}  "
+        f"accuracy {found.accuracy:.2%}  ({found.tokens:,} tokens, step {trained.step})"
+    )
+    return 0

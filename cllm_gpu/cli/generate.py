@@ -1,0 +1,62 @@
+"""cllm-gpu generate"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cllm_gpu.backend import get_backend
+from cllm_gpu.cli.parsing import parse
+from cllm_gpu.generation import generate_text
+from cllm_gpu.runs import newest_run
+from cllm_gpu.sampling import Sampler
+from cllm_gpu.trained import open_trained, require_tokenizer
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Continue a prompt with a trained model; the text streams to standard output."""
+
+    prompt: Annotated[str, tyro.conf.Positional] = ""
+    """What to continue (empty: begin a new document)."""
+    model: Path | None = None
+    """Run folder or checkpoint (None: the newest run)."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint of a run folder."""
+    tokens: int = 200
+    """At most this many; the end of text stops earlier."""
+    temperature: float = 0.8
+    """Divides the logits; 0: always the likeliest token."""
+    top_k: int = 0
+    """Choose among this many likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Choose among the fewest likeliest tokens that reach this probability; 1: all."""
+    seed: int = 1
+    """Of the choice."""
+    cache: bool = True
+    """Keep keys and values of earlier tokens; the text is the same without, slower."""
+    backend: str | None = None
+    """numpy, native, cupy or auto (None: $CLLM_BACKEND, else auto)."""
+
+
+def main(arguments: list[str]) -> int:
+    """Generate; exit status 0."""
+    options = parse(GenerateOptions, arguments, command="generate")
+    sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
+    path = options.model or newest_run()
+    trained = open_trained(path, get_backend(options.backend), options.checkpoint)
+    tokenizer = require_tokenizer(trained, path)
+    pieces = generate_text(
+        trained.model, tokenizer, options.prompt, tokens=options.tokens, sampler=sampler, use_cache=options.cache
+    )
+    write = sys.stdout.write
+    write(options.prompt)
+    for piece in pieces:
+        write(piece)
+        sys.stdout.flush()
+    write("\n")
+    return 0

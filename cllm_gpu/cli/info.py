@@ -1,0 +1,87 @@
+"""cllm-gpu info"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+
+from cllm_gpu import __version__, gpu
+from cllm_gpu.backend import Backend, get_backend, usable_cores
+from cllm_gpu.cli.parsing import parse
+from cllm_gpu.compiler import cache_directory, compiler_version, find_compiler
+from cllm_gpu.memory import readable
+from cllm_gpu.operations import NAMES
+
+PACKAGES = (
+    "numpy",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "mkl",
+    "nvtx",
+    "safetensors",
+    "tokenizers",
+    "ml_dtypes",
+    "matplotlib",
+)
+
+
+@dataclass(frozen=True)
+class InfoOptions:
+    """What this machine and this installation can do."""
+
+    backend: str | None = None
+    """Backend to describe (None: the one a run would take)."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print it."""
+    options = parse(InfoOptions, arguments, command="info")
+    print(f"cllm-gpu {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print(f"processor: {usable_cores()} usable cores, {platform.machine()}")
+    compiler = find_compiler()
+    print(f"C++ compiler: {compiler_version(compiler) if compiler else 'none; install g++ or clang++, or set CXX'}")
+    for name in PACKAGES:
+        print(f"{name}: {_version(name)}")
+    _describe_gpu()
+    backend = get_backend(options.backend)
+    print(f"backend: {backend.description}")
+    print(f"worker threads: {backend.workers}")
+    _describe_operations(backend)
+    print(f"cache: {cache_directory()}")
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _describe_gpu() -> None:
+    driver = gpu.find_driver()
+    obstacle = gpu.missing(driver, has_cupy=gpu.has_cupy())
+    if driver is not None:
+        print(f"NVIDIA driver: CUDA {driver.cuda[0]}.{driver.cuda[1]}, {driver.devices} device(s)")
+    if obstacle is not None:
+        print(f"GPU: not usable: {obstacle}")
+        return
+    backend = get_backend("cupy")
+    runtime = backend.xp.cuda.runtime
+    for index in range(runtime.getDeviceCount()):
+        found = runtime.getDeviceProperties(index)
+        print(
+            f"GPU {index}: {found['name'].decode()}, compute capability {found['major']}.{found['minor']}, "
+            f"{readable(found['totalGlobalMem'])}"
+        )
+
+
+def _describe_operations(backend: Backend) -> None:
+    """Which operations run as one hand-written kernel, and which as array code."""
+    by_home: dict[str, list[str]] = {}
+    for name in NAMES:
+        function = getattr(backend.ops, name).func
+        by_home.setdefault(function.__module__.split(".")[1], []).append(name)
+    for home, names in by_home.items():
+        print(f"operations in {home}: {', '.join(names)}")

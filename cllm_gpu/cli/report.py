@@ -1,0 +1,42 @@
+"""cllm-gpu report"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cllm_gpu.cli.parsing import parse
+from cllm_gpu.reporting import plot_runs, print_sheet, read_run, run_summary, runs_sheet, write_sheet
+from cllm_gpu.runs import newest_run
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """A table of runs, and with --picture their curves."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders (none: the newest run)."""
+    picture: Path | None = None
+    """Write the curves to this PNG file; needs the extra `plots`."""
+    output: Path | None = None
+    """Write the table into this folder, as Markdown and JSON."""
+
+
+def main(arguments: list[str]) -> int:
+    """Report; exit status 0."""
+    options = parse(ReportOptions, arguments, command="report")
+    runs = [read_run(folder) for folder in options.runs or (newest_run(),)]
+    sheet = runs_sheet(runs)
+    print_sheet(sheet)
+    written: list[Path] = []
+    if options.output:
+        written += write_sheet(sheet, [run_summary(run) for run in runs], options.output, "report")
+    if options.picture:
+        plot_runs(runs, options.picture)
+        written.append(options.picture)
+    if written:
+        print("written: " + ", ".join(map(str, written)))
+    return 0

@@ -1,0 +1,318 @@
+"""The typed configuration. The command line, the TOML file and the manifest of a run are all made from it.
+
+Precedence: the defaults here, then the TOML file (`--config`), then the flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from cllm_gpu.architecture import SIZES, Architecture
+from cllm_gpu.errors import UserError
+
+SizeName = Literal["tiny", "mini", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model; what is None is as the named size says."""
+
+    size: SizeName = "mini"
+    """Named size: decides layers, heads, width and context."""
+    layers: int | None = None
+    """Number of blocks."""
+    heads: int | None = None
+    """Query heads; must divide the width."""
+    kv_heads: int | None = None
+    """Key/value heads; must divide the query heads (None: as many)."""
+    width: int | None = None
+    """Model width."""
+    mlp_width: int | None = None
+    """Hidden width of the MLP (None: 4 times the width)."""
+    context: int | None = None
+    """Tokens in a training sequence."""
+    positions: Literal["learned", "rope"] = "learned"
+    """Learned position embedding, or rotary embedding of queries and keys."""
+    tied_head: bool = True
+    """The output projection shares the token embedding."""
+    bias: bool = True
+    """Biases in linear layers and layer norms."""
+    dropout: float = 0.0
+    """Dropout on the embedding and on every residual branch."""
+
+    def architecture(self, vocabulary: int) -> Architecture:
+        """The model's shape for a vocabulary. Raises UserError when it is impossible."""
+        sizes = SIZES[self.size]
+        chosen = {name: getattr(self, name) or sizes[name] for name in ("layers", "heads", "width", "context")}
+        for name in ("layers", "heads", "width", "context", "kv_heads", "mlp_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"model.{name} is {value}; it must be at least 1")
+        return Architecture(
+            vocabulary=vocabulary,
+            kv_heads=self.kv_heads or chosen["heads"],
+            mlp_width=self.mlp_width or 4 * chosen["width"],
+            positions=self.positions,
+            tied_head=self.tied_head,
+            bias=self.bias,
+            dropout=self.dropout,
+            **chosen,
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learnt."""
+
+    source: str = "stdlib"
+    """"stdlib" (the Python standard library's own text), "patterns" (synthetic), or a text file, folder, glob,
+    .jsonl file, folder of prepared shards, or llm.c .bin shards."""
+    tokenizer: str = "bytes"
+    """"bytes", or the path of a tokenizer.json."""
+    validation_fraction: float = 0.05
+    """Share of the documents kept for validation."""
+    cache: Path | None = None
+    """Folder of prepared token shards (None: the user's cache folder)."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How a gradient becomes an update."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    """SGD with momentum, Adam with L2 decay, or AdamW with decoupled decay."""
+    rate: float = 1e-3
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """SGD only."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """On matrices only: L2 in SGD and Adam, decoupled in AdamW."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the steps; a linear warmup stands before any of them."""
+
+    name: Literal["constant", "linear", "cosine", "step", "wsd"] = "cosine"
+    """Shape after the warmup; wsd: warmup-stable-decay."""
+    warmup_steps: int = 0
+    """Steps from 0 up to the peak rate."""
+    minimum_rate: float = 0.0
+    """Rate at the end, and the least rate at any step after the warmup."""
+    step_every: int = 1000
+    """step: steps between two drops."""
+    step_factor: float = 0.5
+    """step: what each drop multiplies the rate by."""
+    decay_fraction: float = 0.2
+    """wsd: share of the steps, at the end, over which the rate falls linearly."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    steps: int = 1000
+    """Optimizer steps in all."""
+    batch: int = 16
+    """Sequences per step."""
+    micro_batch: int | None = None
+    """Sequences computed at a time, gradients accumulated over them (None: the whole batch); divides the batch."""
+    seed: int = 1
+    """Of the initial weights, the batches and the dropout masks."""
+    workers: int | None = None
+    """Threads a CPU splits a micro-batch over (None: one per core)."""
+    evaluate_every: int = 250
+    """Steps between two evaluations; 0: only at the end."""
+    evaluation_batches: int = 20
+    """Validation batches of an evaluation; 0: all."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; 0: only at the end."""
+    keep_last: int = 2
+    """Checkpoints kept besides the best one."""
+    maximum_skipped: int = 5
+    """Skipped steps in a row after which training stops."""
+    spike_window: int = 0
+    """Steps over which loss and gradient norm are watched for spikes; 0: off."""
+    spike_deviations: float = 6.0
+    """A step this many standard deviations above the window's mean is skipped."""
+    sample_tokens: int = 200
+    """Length of the text generated at the end; 0: none."""
+    sample_prompt: str = ""
+    """What the sample starts with (empty: a new document)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    backend: str | None = None
+    """numpy, native, cupy or auto (None: $CLLM_BACKEND, else auto)."""
+    output: Path | None = None
+    """Folder of the run: configuration, metrics, checkpoints (None: the next free number in runs/)."""
+
+    def __post_init__(self) -> None:
+        for rule, message in _rules(self):
+            if not rule:
+                raise UserError(message)
+
+
+def _rules(c: Config) -> list[tuple[bool, str]]:
+    """What every configuration must satisfy, and the line to say when it does not."""
+    o, s, t, d = c.optimizer, c.schedule, c.training, c.data
+    rules = [
+        (_positive(o.rate), f"optimizer.rate is {o.rate}; it must be above 0"),
+        (0 <= o.momentum < 1, f"optimizer.momentum is {o.momentum}; it must be at least 0 and below 1"),
+        (0 <= o.beta1 < 1, f"optimizer.beta1 is {o.beta1}; it must be at least 0 and below 1"),
+        (0 <= o.beta2 < 1, f"optimizer.beta2 is {o.beta2}; it must be at least 0 and below 1"),
+        (_positive(o.epsilon), f"optimizer.epsilon is {o.epsilon}; it must be above 0"),
+        (_not_negative(o.weight_decay), f"optimizer.weight_decay is {o.weight_decay}; it must be at least 0"),
+        (_not_negative(o.clip_norm), f"optimizer.clip_norm is {o.clip_norm}; it must be at least 0 (0: off)"),
+        (s.warmup_steps >= 0, f"schedule.warmup_steps is {s.warmup_steps}; it must be at least 0"),
+        (
+            0 <= s.minimum_rate <= o.rate,
+            f"schedule.minimum_rate is {s.minimum_rate}; it must lie between 0 and optimizer.rate {o.rate}",
+        ),
+        (s.step_every >= 1, f"schedule.step_every is {s.step_every}; it must be at least 1"),
+        (0 < s.step_factor <= 1, f"schedule.step_factor is {s.step_factor}; it must be above 0 and at most 1"),
+        (0 <= s.decay_fraction <= 1, f"schedule.decay_fraction is {s.decay_fraction}; it must lie between 0 and 1"),
+        (
+            0 < d.validation_fraction < 1,
+            f"data.validation_fraction is {d.validation_fraction}; it must be above 0 and below 1",
+        ),
+        (
+            t.micro_batch is None or (t.micro_batch >= 1 and t.batch % t.micro_batch == 0),
+            f"training.micro_batch is {t.micro_batch}, which does not divide training.batch {t.batch}",
+        ),
+        (t.workers is None or t.workers >= 1, f"training.workers is {t.workers}; it must be at least 1"),
+        (_positive(t.spike_deviations), f"training.spike_deviations is {t.spike_deviations}; it must be above 0"),
+        (0 <= t.seed < 2**64, f"training.seed is {t.seed}; it must lie between 0 and 2^64 - 1"),
+    ]
+    least = dict.fromkeys(("steps", "batch", "keep_last", "maximum_skipped"), 1)
+    least |= dict.fromkeys(("evaluate_every", "evaluation_batches", "checkpoint_every", "spike_window"), 0)
+    least |= {"sample_tokens": 0}
+    rules += [
+        (getattr(t, name) >= bound, f"training.{name} is {getattr(t, name)}; it must be at least {bound}")
+        for name, bound in least.items()
+    ]
+    return rules
+
+
+def _positive(x: float) -> bool:
+    return math.isfinite(x) and x > 0
+
+
+def _not_negative(x: float) -> bool:
+    return math.isfinite(x) and x >= 0
+
+
+def load_toml(path: Path) -> Config:
+    """Configuration from a TOML file with the sections and names of `Config`. UserError naming the file and the key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read configuration file {path}: {error}") from None
+    try:
+        return from_dict(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Configuration from plain data, the inverse of `as_dict`; missing keys keep their defaults."""
+    return _build(Config, values, "")
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Plain data (strings, numbers, None) for TOML or JSON."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as a TOML document that `load_toml` reads back; names whose value is None are left out."""
+    values = as_dict(config)
+    sections = {"": {name: value for name, value in values.items() if not isinstance(value, dict)}}
+    sections |= {f"[{name}]\n": entries for name, entries in values.items() if isinstance(entries, dict)}
+    return "\n".join(
+        header + "".join(f"{_toml_line(name, value)}\n" for name, value in entries.items() if value is not None)
+        for header, entries in sections.items()
+    )
+
+
+def _toml_line(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"{name} = {str(value).lower()}"
+    if isinstance(value, str):
+        escaped = "".join(c if c.isprintable() and c not in '\\"' else f"\\U{ord(c):08x}" for c in value)
+        return f'{name} = "{escaped}"'
+    return f"{name} = {value!r}"
+
+
+def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    arguments = {}
+    for name, value in values.items():
+        if name not in names:
+            raise UserError(f"unknown key {prefix}{name}{suggestion(name, names)}")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise UserError(f"{prefix}{name} is a section; write it as [{prefix}{name}]")
+            arguments[name] = _build(hint, value, f"{prefix}{name}.")
+        else:
+            arguments[name] = _convert(value, hint, f"{prefix}{name}")
+    return cls(**arguments)
+
+
+def suggestion(name: str, known: Any) -> str:
+    """ "; did you mean …?" for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(known))}"
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotated type; UserError when it is of another kind."""
+    options = [option for option in (get_args(hint) or (hint,)) if option is not type(None)]
+    if value is None and type(None) in get_args(hint):
+        return None
+    if all(isinstance(option, str) for option in options):  # Literal
+        if value not in options:
+            raise UserError(f"{where} is {value!r}; choose one of {', '.join(options)}")
+        return value
+    kind = options[0]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(value, bool) is not (kind is bool) or not isinstance(value, kind):
+        raise UserError(f"{where} is {value!r}; it must be of type {kind.__name__}")
+    return value

@@ -1,0 +1,22 @@
+"""Data: text to token shards to batches.
+
+sources.py and text.py find and stream text, split.py says which of it is held out, prepare.py and shards.py write and
+verify token shards, llmc.py reads llm.c's, patterns.py makes the synthetic set, whole.py reads a text to be evaluated,
+tokens.py and batches.py take windows.
+"""
+
+from cllm_gpu.data.batches import Batches, evaluation_batches
+from cllm_gpu.data.dataset import Dataset, open_dataset, open_prepared
+from cllm_gpu.data.tokens import IGNORE_INDEX, TokenSource
+from cllm_gpu.data.whole import open_text
+
+__all__ = [
+    "IGNORE_INDEX",
+    "Batches",
+    "Dataset",
+    "TokenSource",
+    "evaluation_batches",
+    "open_dataset",
+    "open_prepared",
+    "open_text",
+]

@@ -1,0 +1,98 @@
+"""Batches for training and for evaluation: pure functions of their arguments, so a resumed run sees the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from cllm_gpu.data.mixing import hash_words, permute
+from cllm_gpu.data.tokens import IGNORE_INDEX, Batch, TokenSource
+from cllm_gpu.errors import UserError
+
+
+def require_length(source: TokenSource, context: int) -> None:
+    """UserError where `source` cannot fill one window of `context` tokens and their targets."""
+    if len(source) < context + 1:
+        raise UserError(
+            f"{source.name} has {len(source)} tokens, too few for a context of {context}: "
+            f"give at least {context + 1} tokens of text or a shorter context"
+        )
+
+
+class Batches:
+    """Training batches, a pure function of (seed, step, rank): no state to save, O(1) memory for any corpus.
+
+    An epoch tiles the stream with len(source) // context windows that do not overlap, from an offset drawn anew for
+    each epoch (the stream goes on at its beginning), in an order drawn anew for each epoch. Sample number
+    n = (step * ranks + rank) * batch + row is window n mod W of epoch n div W: `ranks` ranks with `batch` rows see
+    together, in order, what one rank with ranks * batch rows sees; so do micro-batches of one step.
+    """
+
+    def __init__(
+        self, source: TokenSource, *, batch: int, context: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
+        """Windows of `context` tokens, `batch` per step and rank. UserError where `source` is too short."""
+        if batch < 1 or context < 1:
+            raise UserError(f"batch ({batch}) and context ({context}) must be at least 1")
+        if not 0 <= rank < ranks:
+            raise UserError(f"rank {rank} is outside [0, {ranks})")
+        require_length(source, context)
+        self.source, self.batch_size, self.context, self.seed = source, batch, context, seed
+        self.rank, self.ranks = rank, ranks
+        self.windows_per_epoch = len(source) // context
+
+    def samples(self, step: int) -> npt.NDArray[np.int64]:
+        """Sample numbers (batch,) of a step, counted from the beginning of training over all ranks."""
+        first = (step * self.ranks + self.rank) * self.batch_size
+        return np.arange(first, first + self.batch_size, dtype=np.int64)
+
+    def starts(self, step: int) -> npt.NDArray[np.int64]:
+        """Where the windows of a step begin in the stream, (batch,) int64."""
+        samples = self.samples(step)
+        epochs = samples // self.windows_per_epoch
+        starts = np.empty(self.batch_size, dtype=np.int64)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            positions = (samples[chosen] - epoch * self.windows_per_epoch).astype(np.uint64)
+            window = permute(positions, self.windows_per_epoch, hash_words(self.seed, epoch, 0)).astype(np.int64)
+            offset = hash_words(self.seed, epoch, 1) % len(self.source)
+            starts[chosen] = (window * self.context + offset) % len(self.source)
+        return starts
+
+    def batch(self, step: int) -> Batch:
+        """Tokens and targets of a step, each (batch, context) int32; targets are the next tokens, or IGNORE_INDEX."""
+        if step < 0:
+            raise ValueError(f"step {step} is negative")
+        return self.source.windows(self.starts(step).tolist(), self.context)
+
+
+def evaluation_batches(source: TokenSource, *, batch: int, context: int, limit: int | None) -> Iterator[Batch]:
+    """Fixed batches over `source`, every token a target once except the first: (batch, context) int32 each.
+
+    Windows follow one another; the last is filled up with token 0 and targets IGNORE_INDEX, and so are missing rows
+    of the last batch, so all batches have one shape. `limit` is the largest number of batches: with fewer than all,
+    the windows are spread evenly over the stream.
+    """
+    if batch < 1 or context < 1 or (limit is not None and limit < 1):
+        raise UserError(f"evaluation batch ({batch}), context ({context}) and limit ({limit}) must be at least 1")
+    if len(source) < 2:
+        raise UserError(f"{source.name} has {len(source)} tokens; evaluation needs at least 2")
+    whole = -(-(len(source) - 1) // context)
+    count = whole if limit is None else min(whole, limit * batch)
+    for first in range(0, count, batch):
+        chosen = [n * whole // count for n in range(first, min(first + batch, count))]
+        yield _evaluation_batch(source, chosen, batch, context)
+
+
+def _evaluation_batch(source: TokenSource, windows: list[int], batch: int, context: int) -> Batch:
+    tokens = np.zeros((batch, context), dtype=np.int32)
+    targets = np.full((batch, context), IGNORE_INDEX, dtype=np.int32)
+    for row, window in enumerate(windows):
+        start = window * context
+        length = min(context, len(source) - 1 - start)
+        both = source.read(start, length + 1)
+        tokens[row, :length], targets[row, :length] = both[:-1], both[1:]
+        source.hide_undetermined(tokens[row : row + 1, :length], targets[row : row + 1, :length])
+    return tokens, targets

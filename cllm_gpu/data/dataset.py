@@ -1,0 +1,148 @@
+"""Opens any data source as two verified streams of tokens."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cllm_gpu.data import patterns
+from cllm_gpu.data.batches import require_length
+from cllm_gpu.data.llmc import is_llmc, open_llmc
+from cllm_gpu.data.prepare import SHARD_NAMES, Progress, prepared_folder
+from cllm_gpu.data.shards import ShardHeader, is_shard, open_shard
+from cllm_gpu.data.sources import find_corpus
+from cllm_gpu.data.split import Part, require_fraction
+from cllm_gpu.data.tokens import TokenSource
+from cllm_gpu.errors import UserError
+from cllm_gpu.tokenizers import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An open, verified corpus of tokens.
+
+    tokenizer:        None for llm.c shards without a tokenizer given
+    vocabulary:       every token id is below it
+    bytes_per_token:  UTF-8 bytes of the validation text per token, for bits per byte; None where unknown
+    skipped_files:    files of the source left out because they are not text
+    """
+
+    train: TokenSource
+    validation: TokenSource
+    tokenizer: Tokenizer | None
+    vocabulary: int
+    bytes_per_token: float | None
+    skipped_files: int = 0
+
+    def require_vocabulary(self, model_vocabulary: int) -> None:
+        """UserError where the corpus can hold ids that a model of `model_vocabulary` ids has no embedding for."""
+        if self.vocabulary > model_vocabulary:
+            raise UserError(
+                f"{self.train.name} has a vocabulary of {self.vocabulary}, the model only {model_vocabulary}: "
+                "choose the model's tokenizer or a larger vocabulary"
+            )
+
+
+def open_dataset(
+    source: str,
+    *,
+    tokenizer: str,
+    validation_fraction: float,
+    seed: int,
+    cache_folder: Path,
+    context: int,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Open `source`, preparing its shards in `cache_folder` where they are not there yet.
+
+    source:     "stdlib" (the standard library's .py files), "patterns", a text file, a folder of them, a glob, a .jsonl
+                file, a folder with prepared shards, or llm.c's .bin shards (file, folder or glob)
+    tokenizer:  see `load_tokenizer`; for llm.c shards the path of their tokenizer.json, or "bytes" for none
+    context:    tokens in a window; a training part too short for one is an error
+    progress:   called with (bytes done, bytes in all) while text is prepared
+    Raises UserError, one line, for whatever is wrong with the source.
+    """
+    require_fraction(validation_fraction)
+    if (found := _llmc_files(source)) is not None:
+        dataset = _open_foreign(source, found, tokenizer, validation_fraction)
+    else:
+        chosen = load_tokenizer(tokenizer)
+        if source == "patterns":
+            dataset = _open_patterns(chosen, seed)
+        elif (folder := _shard_folder(source)) is not None:
+            dataset = open_prepared(folder, chosen, source)
+        else:
+            corpus = find_corpus(source)
+            folder, identity = prepared_folder(
+                *(corpus, chosen), fraction=validation_fraction, seed=seed, cache=cache_folder, progress=progress
+            )
+            dataset = open_prepared(folder, chosen, corpus.name, identity)
+    require_length(dataset.train, context)
+    require_length(dataset.validation, 1)
+    return dataset
+
+
+def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes | None = None) -> Dataset:
+    """The two shards of `folder`, verified. UserError where they were made with another tokenizer or apart."""
+    opened = {part: open_shard(folder / SHARD_NAMES[part]) for part in Part}
+    headers: dict[Part, ShardHeader] = {part: header for part, (header, _) in opened.items()}
+    for part, header in headers.items():
+        if header.fingerprint.hex() != tokenizer.fingerprint:
+            raise UserError(
+                f"{folder / SHARD_NAMES[part]} was made with another tokenizer (vocabulary {header.vocabulary}, here "
+                f"{tokenizer.vocabulary}): give that one, or prepare the text again"
+            )
+        if header.part != part or header.identity != (identity or headers[Part.TRAIN].identity):
+            raise UserError(f"{folder / SHARD_NAMES[part]} belongs to another set: delete {folder} and prepare again")
+    train, validation = (
+        TokenSource(
+            f"{name} ({part.name.lower()})",
+            [tokens],
+            vocabulary=header.vocabulary,
+            text_bytes=header.text_bytes,
+            documents=header.documents,
+        )
+        for part, (header, tokens) in opened.items()
+    )
+    skipped = headers[Part.TRAIN].skipped
+    return Dataset(train, validation, tokenizer, tokenizer.vocabulary, validation.bytes_per_token, skipped)
+
+
+def _open_patterns(tokenizer: Tokenizer, seed: int) -> Dataset:
+    train, validation = (
+        patterns.pattern_source(f"patterns ({part.name.lower()})", tokenizer, documents=count, seed=seed, part=part)
+        for part, count in ((Part.TRAIN, patterns.TRAINING_DOCUMENTS), (Part.VALIDATION, patterns.VALIDATION_DOCUMENTS))
+    )
+    return Dataset(train, validation, tokenizer, tokenizer.vocabulary, None)
+
+
+def _open_foreign(source: str, paths: list[Path], tokenizer: str, fraction: float) -> Dataset:
+    chosen = None if tokenizer == "bytes" else load_tokenizer(tokenizer)
+    vocabulary = chosen.vocabulary if chosen else None
+    train, validation = open_llmc(source, paths, fraction=fraction, vocabulary=vocabulary)
+    return Dataset(train, validation, chosen, train.vocabulary, None)
+
+
+def _shard_folder(source: str) -> Path | None:
+    """The folder of prepared shards that `source` is, or lies in; None where it is something else."""
+    path = Path(source).expanduser()
+    if path.is_dir() and any((path / name).exists() for name in SHARD_NAMES.values()):
+        return path
+    if path.is_file() and is_shard(path):
+        return path.parent
+    return None
+
+
+def _llmc_files(source: str) -> list[Path] | None:
+    """The .bin files that `source` names, or None where it names something else."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path] if path.suffix == ".bin" or is_llmc(path) else None
+    if path.is_dir():
+        found = sorted(path.glob("*.bin"))
+        return found if found and all(is_llmc(file) for file in found) else None
+    if glob.has_magic(source) and source.endswith(".bin"):
+        return [Path(match) for match in sorted(glob.glob(os.path.expanduser(source), recursive=True))] or None
+    return None

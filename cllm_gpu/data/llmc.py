@@ -1,0 +1,101 @@
+"""llm.c's .bin shards: 256 int32 (magic, version, number of tokens, zeros), then the tokens, little-endian.
+
+Two kinds: magic 20240520, version 1, uint16, made with GPT-2's tokenizer; magic 20240801, version 7, uint32, made with
+Llama 3's (llm.c, dev/data/data_common.py). They carry no checksum: the size is checked at opening, ids when read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cllm_gpu.data.split import Part
+from cllm_gpu.data.tokens import Tokens, TokenSource
+from cllm_gpu.errors import UserError
+from cllm_gpu.files import clear_errors
+
+_HEADER_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of .bin shard. `vocabulary` is that of the model family it was made for."""
+
+    family: str
+    version: int
+    dtype: str
+    vocabulary: int
+
+
+KINDS = {
+    20240520: Kind("GPT-2", 1, "<u2", 50257),
+    20240801: Kind("Llama 3", 7, "<u4", 128256),
+}
+
+
+def open_llmc(
+    name: str, paths: Iterable[Path], *, fraction: float, vocabulary: int | None
+) -> tuple[TokenSource, TokenSource]:
+    """Train and validation streams of .bin files, in the order of their names.
+
+    A name with the word "val" (between dots, dashes and underscores) is validation, every other is training; where only
+    one sort is there, the last `fraction` of the tokens is held out. `vocabulary` replaces that of the family.
+    UserError for a file that is no such shard, is truncated, or is of another kind than the others.
+    """
+    opened = [(path, *_open(path)) for path in sorted(paths)]
+    kinds = {kind for _, kind, _ in opened}
+    if len(kinds) > 1:
+        raise UserError(f"{name} mixes shards of {' and '.join(sorted(kind.family for kind in kinds))}: give one kind")
+    size = vocabulary if vocabulary is not None else next(iter(kinds)).vocabulary
+    parts: dict[Part, list[Tokens]] = {part: [] for part in Part}
+    for path, _, tokens in opened:
+        parts[_part(path)].append(tokens)
+    if all(parts.values()):
+        train, validation = (
+            TokenSource(f"{name} ({part.name.lower()})", parts[part], vocabulary=size, trusted=False) for part in Part
+        )
+        return train, validation
+    arrays = [*parts[Part.TRAIN], *parts[Part.VALIDATION]]
+    total = sum(len(array) for array in arrays)
+    cut = total - max(1, int(total * fraction))
+    return (
+        TokenSource(f"{name} (train)", arrays, vocabulary=size, stop=cut, trusted=False),
+        TokenSource(f"{name} (validation)", arrays, vocabulary=size, start=cut, trusted=False),
+    )
+
+
+def is_llmc(path: Path) -> bool:
+    """Whether a file begins with one of llm.c's magic numbers; False where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return int.from_bytes(file.read(4), "little") in KINDS
+    except OSError:
+        return False
+
+
+def _part(path: Path) -> Part:
+    return Part.VALIDATION if "val" in re.split(r"[._-]", path.name.lower()) else Part.TRAIN
+
+
+def _open(path: Path) -> tuple[Kind, Tokens]:
+    with clear_errors("read", path), path.open("rb") as file:
+        size = path.stat().st_size
+        head = file.read(_HEADER_BYTES)
+    if len(head) < _HEADER_BYTES:
+        raise UserError(f"{path} is truncated: {size} bytes are less than the header of an llm.c shard")
+    magic, version, count = np.frombuffer(head, dtype="<i4", count=3).tolist()
+    kind = KINDS.get(magic)
+    if kind is None:
+        raise UserError(f"{path} is no llm.c shard: its magic number is {magic}, not {' or '.join(map(str, KINDS))}")
+    if version != kind.version:
+        raise UserError(f"{path} has version {version}; llm.c shards of {kind.family} have version {kind.version}")
+    dtype = np.dtype(kind.dtype)
+    wanted = _HEADER_BYTES + count * dtype.itemsize
+    if count < 1 or size != wanted:
+        raise UserError(f"{path} says it holds {count} tokens, which are {wanted} bytes, but it has {size}: truncated?")
+    with clear_errors("read", path):
+        return kind, np.memmap(path, dtype=dtype, mode="r", offset=_HEADER_BYTES, shape=(count,))

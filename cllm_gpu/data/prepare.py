@@ -1,0 +1,141 @@
+"""Turns a corpus of text into a folder with two shards, as a stream, and finds it again when nothing changed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cllm_gpu.data.shards import VERSION, ShardHeader, ShardWriter
+from cllm_gpu.data.sources import Corpus
+from cllm_gpu.data.split import Part, Routed, documents_needed, split_by_document, split_by_position
+from cllm_gpu.errors import UserError
+from cllm_gpu.files import PARTIAL, clear_errors, remove, sync_folder
+from cllm_gpu.tokenizers import Tokenizer
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+SHARD_NAMES = {Part.TRAIN: "train.tokens", Part.VALIDATION: "validation.tokens"}
+_ABANDONED_AFTER_SECONDS = 24 * 3600
+_PROGRESS_BYTES = 1 << 20
+
+
+def prepared_folder(
+    corpus: Corpus, tokenizer: Tokenizer, *, fraction: float, seed: int, cache: Path, progress: Progress | None
+) -> tuple[Path, bytes]:
+    """The folder with the corpus's shards, made now unless it is in `cache`, and the identity its shards must have.
+
+    The identity is a SHA-256 of the format's version, the corpus (names, sizes and times of change of its files), the
+    tokenizer, the fraction and the seed. Processes may race: each writes a folder of its own, the first to finish
+    gives it the final name. UserError for bad text and where the cache cannot be written.
+    """
+    facts = f"{VERSION}\n{corpus.identity}\n{tokenizer.fingerprint}\n{fraction!r}\n{seed}\n{corpus.skip_undecodable}"
+    identity = hashlib.sha256(facts.encode()).digest()
+    target = cache / f"tokens-{identity.hex()[:24]}"
+    if target.is_dir():
+        return target, identity
+    with _unfinished_folder(cache) as folder:
+        write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
+        _publish(folder, target)
+    return target, identity
+
+
+def write_shards(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    fraction: float,
+    seed: int,
+    identity: bytes,
+    progress: Progress | None,
+) -> None:
+    """Write train.tokens and validation.tokens into `folder`, in memory bounded by a few pieces of text."""
+    headers = {part: _header(part, tokenizer, identity) for part in Part}
+    by_document = corpus.has_documents(documents_needed(fraction))
+    total = corpus.total_bytes
+    pieces = corpus.pieces()
+    routed = split_by_document(pieces, fraction, seed) if by_document else split_by_position(pieces, fraction, total)
+    with contextlib.ExitStack() as stack:
+        writers = {p: stack.enter_context(ShardWriter(folder / SHARD_NAMES[p], headers[p])) for p in Part}
+        _stream(routed, writers, tokenizer, _throttled(progress, total))
+        for header in headers.values():
+            header.skipped = corpus.skipped
+    for part in Part:
+        if not headers[part].text_bytes:
+            raise UserError(
+                f"{corpus.name} has too little text ({total} bytes) to hold out {fraction:g} for validation: "
+                f"the {SHARD_NAMES[part].partition('.')[0]} part is empty"
+            )
+
+
+def _header(part: Part, tokenizer: Tokenizer, identity: bytes) -> ShardHeader:
+    return ShardHeader(
+        part=part,
+        vocabulary=tokenizer.vocabulary,
+        end_of_text=tokenizer.end_of_text,
+        fingerprint=bytes.fromhex(tokenizer.fingerprint),
+        identity=identity,
+    )
+
+
+def _stream(
+    routed: Iterator[Routed], writers: dict[Part, ShardWriter], tokenizer: Tokenizer, tell: Callable[[int], None]
+) -> None:
+    for piece in routed:
+        writer = writers[piece.part]
+        if piece.text:
+            writer.add(tokenizer.encode(piece.text), piece.text_bytes)
+        if piece.last:
+            writer.end_document()
+        tell(piece.end)
+
+
+def _throttled(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """`progress` for every megabyte and at the end; a no-operation without it."""
+    told = 0
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if progress and (done - told >= _PROGRESS_BYTES or (done == total and told < total)):
+            told = done
+            progress(done, total)
+
+    return tell
+
+
+@contextlib.contextmanager
+def _unfinished_folder(cache: Path) -> Iterator[Path]:
+    """A new folder in `cache` to write in, gone afterwards unless renamed. Old ones of killed runs are removed."""
+    with clear_errors("write", cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(cache)
+        folder = cache / f"tokens-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
+def _remove_abandoned(cache: Path) -> None:
+    for folder in cache.glob(f"tokens-*{PARTIAL}"):
+        with contextlib.suppress(OSError):  # another process may be removing it too
+            if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+                remove(folder)
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Give a finished folder its final name, unless another process did so first."""
+    with clear_errors("write", target):
+        try:
+            os.rename(folder, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        sync_folder(target.parent)

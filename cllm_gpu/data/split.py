@@ -1,0 +1,120 @@
+"""Which text is held out for validation: a pure function of the corpus, the fraction and the seed.
+
+By document, where there are at least 1/fraction of them: the k-th group of consecutive documents,
+[round(k/f), round((k+1)/f)), gives one, drawn by (seed, k). So validation is never empty and its share of the
+documents is f.
+By position otherwise: the last part of the corpus, f of its bytes. The document over the cut becomes two, at the first
+blank line after the cut within the same piece of text (about 64 KiB), else at the first line end, else between two
+characters. No text is on both sides in either case.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from cllm_gpu.data.mixing import hash_words
+from cllm_gpu.data.text import Piece
+from cllm_gpu.errors import UserError
+
+
+class Part(IntEnum):
+    """The two sides of a corpus; the numbers are stored in shards."""
+
+    TRAIN = 0
+    VALIDATION = 1
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A piece of text and its side; `last` ends a document there."""
+
+    part: Part
+    text: str
+    text_bytes: int
+    end: int
+    last: bool
+
+
+def require_fraction(fraction: float) -> None:
+    """UserError unless 0 < fraction <= 0.5."""
+    if not 0 < fraction <= 0.5:
+        raise UserError(f"validation_fraction is {fraction}; it must be above 0 and at most 0.5")
+
+
+def documents_needed(fraction: float) -> int:
+    """The fewest documents of which `fraction` can be held out by document: the first group's size."""
+    return round(1 / fraction)
+
+
+def part_of_document(index: int, fraction: float, seed: int) -> Part:
+    """The side of document number `index`, by the rule above."""
+    group = int(index * fraction)
+    while round(group / fraction) > index:
+        group -= 1
+    while round((group + 1) / fraction) <= index:
+        group += 1
+    return Part.VALIDATION if index == _drawn(group, fraction, seed) else Part.TRAIN
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(group: int, fraction: float, seed: int) -> int:
+    """The document of a group that is held out."""
+    first, end = round(group / fraction), round((group + 1) / fraction)
+    return first + hash_words(seed, group, 2) % (end - first)
+
+
+def split_by_document(pieces: Iterable[Piece], fraction: float, seed: int) -> Iterator[Routed]:
+    """Every piece with its document's side."""
+    index, part = 0, part_of_document(0, fraction, seed)
+    for piece in pieces:
+        yield Routed(part, piece.text, piece.text_bytes, piece.end, piece.last)
+        if piece.last:
+            index += 1
+            part = part_of_document(index, fraction, seed)
+
+
+def split_by_position(pieces: Iterable[Piece], fraction: float, total_bytes: int) -> Iterator[Routed]:
+    """Every piece with its side of byte (1 - fraction) * total_bytes; the piece over it is cut in two."""
+    target = int(total_bytes * (1 - fraction))
+    for piece in pieces:
+        if piece.start >= target:
+            yield Routed(Part.VALIDATION, piece.text, piece.text_bytes, piece.end, piece.last)
+        elif piece.end <= target:
+            yield Routed(Part.TRAIN, piece.text, piece.text_bytes, piece.end, piece.last or piece.end == target)
+        else:
+            head, tail = _cut(piece, target)
+            yield Routed(Part.TRAIN, head, len(head.encode()), piece.end, last=True)
+            yield Routed(Part.VALIDATION, tail, len(tail.encode()), piece.end, piece.last)
+
+
+def _cut(piece: Piece, target: int) -> tuple[str, str]:
+    """The piece's text before and after the cut; the second is blank only where more of the document follows."""
+    data = piece.text.encode("utf-8")
+    wanted = len(data) * (target - piece.start) // (piece.end - piece.start)
+    latest = (len(data.rstrip()) or len(data)) - 1 if piece.last else len(data)
+    finders: tuple[Callable[[bytes, int], int], ...] = (_after_blank_line, _after_line_end, _after_character)
+    for find in finders:
+        at = find(data, wanted)
+        if 0 < at <= latest:
+            return data[:at].decode("utf-8"), data[at:].decode("utf-8")
+    return "", piece.text
+
+
+def _after_blank_line(data: bytes, wanted: int) -> int:
+    found = data.find(b"\n\n", max(wanted - 2, 0))
+    return found + 2 if found >= 0 else -1
+
+
+def _after_line_end(data: bytes, wanted: int) -> int:
+    found = data.find(b"\n", max(wanted - 1, 0))
+    return found + 1 if found >= 0 else -1
+
+
+def _after_character(data: bytes, wanted: int) -> int:
+    """`wanted`, moved back to the beginning of a character (a byte that is no continuation 10xxxxxx)."""
+    while 0 < wanted < len(data) and data[wanted] & 0xC0 == 0x80:
+        wanted -= 1
+    return wanted

@@ -1,0 +1,139 @@
+"""What a person sees of a training run: the configuration and the plan, live progress, evaluations, the end.
+
+On a terminal a live line; elsewhere (a file, a pipe, CI) a plain line now and then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cllm_gpu.architecture import Architecture
+from cllm_gpu.config import Config, to_toml
+from cllm_gpu.data import Dataset
+from cllm_gpu.memory import MemoryPlan, readable
+from cllm_gpu.training import Outcome
+
+PLAIN_LINES = 40
+"""Lines of progress a whole run prints where there is no terminal."""
+
+
+class Display:
+    """A `training.Reporter` that prints."""
+
+    def __init__(self, steps: int, memory_held: Callable[[], int | None], console: Console | None = None) -> None:
+        """`memory_held`: see `Backend.memory_held`."""
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._steps = steps
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._memory_held = memory_held
+        self._before: int | None = None
+        self._most = 0
+        self._started = 0.0
+        self._first = 0
+
+    # ---- before training
+
+    def opening(self, config: Config, architecture: Architecture, dataset: Dataset, plan: MemoryPlan) -> None:
+        """The whole configuration, the model's shape, the data and the memory plan."""
+        self.console.print(to_toml(config).strip(), style="dim", markup=False)
+        a = architecture
+        self.console.print(
+            f"\nmodel: {plan.parameter_count:,} parameters: {a.layers} layers, width {a.width}, {a.heads} heads of "
+            f"{a.head_size}, context {a.context}, vocabulary {a.vocabulary}, positions {a.positions}"
+        )
+        skipped = f", {dataset.skipped_files} files skipped (not UTF-8 text)" if dataset.skipped_files else ""
+        self.console.print(
+            f"data: {len(dataset.train):,} training and {len(dataset.validation):,} validation tokens{skipped}"
+        )
+        table = Table(title="memory plan", title_justify="left", show_header=False, box=None)
+        for name, size in plan.rows():
+            table.add_row(name, readable(size), style="bold" if name == "total" else "")
+        self.console.print(table)
+        self._plan = plan
+        self._before = self._memory_held()
+
+    @contextlib.contextmanager
+    def preparing(self) -> Iterator[Callable[[int, int], None]]:
+        """A progress bar for `progress(done, total)` in bytes, shown once there is something to show."""
+        columns = (TextColumn("preparing data"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True) as bar:
+            task = bar.add_task("", total=None, visible=False)
+            yield lambda done, total: bar.update(task, completed=done, total=max(1, total), visible=True)
+
+    # ---- while training (training.Reporter)
+
+    @contextlib.contextmanager
+    def running(self, first_step: int) -> Iterator[None]:
+        """The live line, from `first_step` on."""
+        self._started, self._first = time.perf_counter(), first_step
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn())
+        with Progress(*columns, console=self.console) as self._progress:
+            self._task = self._progress.add_task("", total=self._steps, completed=first_step)
+            yield
+        self._progress = None
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Show a step's figures."""
+        self._most = max(self._most, self._memory_held() or 0)
+        text = (
+            f"step {record['step']}/{self._steps}  loss {record['loss']:.4f}  smoothed {record['smoothed_loss']:.4f}  "
+            f"rate {record['rate']:.2e}  gradient {record['gradient_norm']:.2f}  "
+            f"{record['tokens_per_second']:,.0f} tokens/s"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=record["step"], description=text)
+        elif record["step"] % max(1, self._steps // PLAIN_LINES) == 0 or record["step"] in (1, self._steps):
+            self.console.print(f"{text}  {self._remaining(record['step'])} left", markup=False)
+
+    def _remaining(self, step: int) -> str:
+        per_step = (time.perf_counter() - self._started) / max(1, step - self._first)
+        seconds = round(per_step * (self._steps - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Show an evaluation."""
+        bits = record["bits_per_byte"]
+        per_byte = f"  {bits:.4f} bits/byte" if bits is not None else ""
+        self.console.print(
+            f"evaluation at step {record['step']}: loss {record['loss']:.4f}  perplexity {record['perplexity']:.3f}"
+            f"{per_byte}  accuracy {record['accuracy']:.1%}",
+            style="bold",
+            markup=False,
+        )
+
+    def message(self, text: str) -> None:
+        """One line, shown at once."""
+        self.console.print(text, markup=False)
+
+    # ---- after training
+
+    def outcome(self, outcome: Outcome, folder: Path) -> None:
+        """Where everything is, how long it took, what memory it held beside the plan."""
+        seconds = time.perf_counter() - self._started
+        self.console.print(f"{outcome.step - self._first} steps in {seconds:.1f} s; run folder {folder}", markup=False)
+        if outcome.skipped:
+            self.console.print(f"{outcome.skipped} steps were skipped", markup=False)
+        if self._before is not None:
+            self.console.print(
+                f"memory: planned {readable(self._plan.total)}, measured {readable(self._most - self._before)}"
+            )
+
+    def sample(self, prompt: str, pieces: Iterable[str]) -> None:
+        """Generated text, as it comes."""
+        self.console.print("\nsample:", style="bold")
+        self.console.print(prompt, end="", markup=False)
+        for piece in pieces:
+            self.console.print(piece, end="", markup=False)
+        self.console.print()

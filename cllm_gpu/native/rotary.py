@@ -1,0 +1,31 @@
+"""Rotary position embedding; see `cllm_gpu.reference.rotary`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.native.arguments import address, strided
+from cllm_gpu.native.library import Library
+
+
+def rotary_forward(library: Library, x: Any, cosine: Any, sine: Any) -> None:
+    """As the reference; x (B, T, H, D) contiguous along D, the tables contiguous."""
+    _rotate(library, x, cosine, sine, 1.0)
+
+
+def rotary_backward(library: Library, dx: Any, cosine: Any, sine: Any) -> None:
+    """As the reference; dx (B, T, H, D) contiguous along D, the tables contiguous."""
+    _rotate(library, dx, cosine, sine, -1.0)
+
+
+def _rotate(library: Library, x: Any, cosine: Any, sine: Any, direction: float) -> None:
+    kernels, dtype = library.kernels(x), x.dtype
+    b, t, h, d = x.shape
+    if d % 2:
+        raise ValueError(f"x has head size {d}; rotary embedding turns pairs, so it must be even")
+    table = (t, d // 2)
+    data, strides = strided("x", x, x.shape, dtype)
+    kernels.rotary(
+        b, t, h, d // 2, data, *strides,
+        address("cosine", cosine, table, dtype), address("sine", sine, table, dtype), direction,
+    )  # fmt: skip

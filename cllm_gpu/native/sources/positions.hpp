@@ -1,0 +1,54 @@
+// Token and position embeddings, and the rotary embedding (formulas: reference/embedding.py, rotary.py).
+#pragma once
+
+#include "rows.hpp"
+
+// Returns false for a token that is not a row of the table.
+template <class T> bool embedding_forward(
+    index_t batch, index_t length, index_t width, index_t vocabulary, const std::int32_t* tokens, const T* table,
+    const T* positions, T* out
+) {
+    for (index_t b = 0; b < batch; ++b)
+        for (index_t t = 0; t < length; ++t, out += width) {
+            const index_t token = tokens[b * length + t];
+            if (token < 0 || token >= vocabulary) return false;
+            std::memcpy(out, table + token * width, width * sizeof(T));
+            if (positions) add_to(width, out, positions + t * width);
+        }
+    return true;
+}
+
+// Adds to dtable and dpositions.
+template <class T> bool embedding_backward(
+    index_t batch, index_t length, index_t width, index_t vocabulary, const T* dout, const std::int32_t* tokens,
+    T* dtable, T* dpositions
+) {
+    for (index_t b = 0; b < batch; ++b)
+        for (index_t t = 0; t < length; ++t, dout += width) {
+            const index_t token = tokens[b * length + t];
+            if (token < 0 || token >= vocabulary) return false;
+            add_to(width, dtable + token * width, dout);
+            if (dpositions) add_to(width, dpositions + t * width, dout);
+        }
+    return true;
+}
+
+// x(b, t, h, d) = x[b·item + t·row + h·head + d]; `direction` 1 rotates by the angle, −1 back
+template <class T> void rotary(
+    index_t batch, index_t length, index_t heads, index_t half, T* x, index_t item, index_t row, index_t head,
+    const T* cosine, const T* sine, T direction
+) {
+    for (index_t b = 0; b < batch; ++b)
+        for (index_t t = 0; t < length; ++t)
+            for (index_t h = 0; h < heads; ++h) {
+                T *first = x + b * item + t * row + h * head, *second = first + half;
+                const T *c = cosine + t * half, *s = sine + t * half;
+                for (index_t i = 0; i < half; i += lanes<T>) {
+                    const index_t left = half - i;
+                    const vec<T> a = load(first + i, left), z = load(second + i, left);
+                    const vec<T> cos = load(c + i, left), sin = load(s + i, left) * direction;
+                    store(first + i, a * cos - z * sin, left);
+                    store(second + i, z * cos + a * sin, left);
+                }
+            }
+}

@@ -1,0 +1,123 @@
+"""How a gradient becomes an update: global-norm clipping, then one step of SGD, Adam or AdamW on the flat buffers.
+
+The arithmetic of a step is `backend.ops.sgd_step` and `adam_step`; this file owns the state (moments, the number of
+updates), the clipping, and the refusal of gradients that would do damage.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cllm_gpu.backend import Backend
+from cllm_gpu.config import OptimizerConfig
+from cllm_gpu.parameters import FlatParameters, Layout
+
+CLIP_MARGIN = 1e-6
+"""Added to the norm before the clipping factor is taken, as in torch.nn.utils.clip_grad_norm_."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one call of `Optimizer.apply` did."""
+
+    gradient_norm: float
+    """Global norm of the gradient before clipping."""
+    update_norm: float
+    """Global norm of what was subtracted from the parameters, before they were rounded; 0 when nothing was."""
+    applied: bool
+    """False: the gradient was refused; parameters, moments and `updates` are what they were."""
+
+
+def state_names(config: OptimizerConfig) -> tuple[str, ...]:
+    """Names of the flat arrays an optimizer keeps, each as large as the parameters."""
+    if config.name == "sgd":
+        return ("velocity",) if config.momentum else ()
+    return ("first_moment", "second_moment")
+
+
+def optimizer_bytes(config: OptimizerConfig, layout: Layout) -> int:
+    """Memory of an optimizer's state in bytes, known before any of it is allocated."""
+    return len(state_names(config)) * layout.bytes
+
+
+class Optimizer:
+    """SGD with momentum, Adam or AdamW (`config.name`) for parameters of one layout.
+
+    Weight decay reaches the matrices only (the layout's decayed prefix): as an L2 term of the gradient in SGD and Adam
+    (added after clipping), decoupled from it in AdamW.
+    """
+
+    def __init__(self, config: OptimizerConfig, backend: Backend, layout: Layout) -> None:
+        self.config = config
+        self.layout = layout
+        self.updates = 0
+        """Updates applied so far: Adam's t. Together with `state` it is all a checkpoint needs."""
+        self.state: dict[str, FlatParameters] = {
+            name: layout.views(backend.zeros(layout.size, layout.dtype)) for name in state_names(config)
+        }
+        self._ops = backend.ops
+
+    def gradient_norm(self, gradients: FlatParameters) -> float:
+        """√Σ g² over the whole flat buffer, summed in float64; not finite when any element is not."""
+        return math.sqrt(self._ops.squared_norm(gradients.flat))
+
+    def apply(
+        self, parameters: FlatParameters, gradients: FlatParameters, *, rate: float, gradient_norm: float
+    ) -> StepReport:
+        """One update of `parameters` in place. `gradient_norm` is `self.gradient_norm(gradients)`.
+
+        The gradient is scaled by min(1, clip_norm/(gradient_norm + 1e-6)) unless clip_norm is 0. It is refused
+        (`applied` false, nothing changed) when its norm is not finite, or, after clipping, too large to be squared in
+        the parameters' dtype: an infinite second moment would freeze its parameter for the rest of the run.
+        """
+        scale = self._clipping(gradient_norm)
+        largest = math.sqrt(float(np.finfo(self.layout.dtype).max))
+        if not (gradient_norm * scale < largest):  # also when it is NaN
+            return StepReport(gradient_norm, 0.0, applied=False)
+        step = self._sgd if self.config.name == "sgd" else self._adam
+        squared = step(parameters, gradients, float(rate), scale)
+        self.updates += 1
+        return StepReport(gradient_norm, math.sqrt(squared), applied=True)
+
+    def _clipping(self, gradient_norm: float) -> float:
+        """What every gradient is multiplied by."""
+        if not self.config.clip_norm:
+            return 1.0
+        if not math.isfinite(gradient_norm):
+            return math.nan
+        return min(1.0, self.config.clip_norm / (gradient_norm + CLIP_MARGIN))
+
+    def _sgd(self, parameters: FlatParameters, gradients: FlatParameters, rate: float, scale: float) -> float:
+        velocity = self.state.get("velocity")
+        squared: float = self._ops.sgd_step(
+            parameters.flat,
+            gradients.flat,
+            None if velocity is None else velocity.flat,
+            rate=rate,
+            momentum=self.config.momentum,
+            weight_decay=self.config.weight_decay,
+            decayed=self.layout.decayed,
+            gradient_scale=scale,
+        )
+        return squared
+
+    def _adam(self, parameters: FlatParameters, gradients: FlatParameters, rate: float, scale: float) -> float:
+        squared: float = self._ops.adam_step(
+            parameters.flat,
+            gradients.flat,
+            self.state["first_moment"].flat,
+            self.state["second_moment"].flat,
+            rate=rate,
+            beta1=self.config.beta1,
+            beta2=self.config.beta2,
+            epsilon=self.config.epsilon,
+            step=self.updates + 1,
+            weight_decay=self.config.weight_decay,
+            decayed=self.layout.decayed,
+            decoupled=self.config.name == "adamw",
+            gradient_scale=scale,
+        )
+        return squared

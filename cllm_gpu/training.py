@@ -1,0 +1,336 @@
+"""The training loop: batches, steps, evaluation, logging, checkpoints.
+
+A step is a pure function of the weights, the optimizer's state and the step number: batches, masks and rates are
+computed from (seed, step). So a run that stops and resumes gives the same bits as one that does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cllm_gpu import config as configuration
+from cllm_gpu.architecture import Architecture
+from cllm_gpu.backend import Backend
+from cllm_gpu.checkpoints import Checkpoint, match_parameters, save_checkpoint
+from cllm_gpu.config import Config
+from cllm_gpu.data import IGNORE_INDEX, Batches, Dataset, evaluation_batches
+from cllm_gpu.errors import UserError
+from cllm_gpu.evaluation import Evaluation, evaluate
+from cllm_gpu.guards import StepGuard
+from cllm_gpu.interrupts import Interrupts
+from cllm_gpu.memory import MemoryPlan
+from cllm_gpu.metrics import MetricsLog
+from cllm_gpu.model import Transformer
+from cllm_gpu.optimizers import Optimizer, optimizer_bytes
+from cllm_gpu.parallel import GradientWorkers, workers_plan
+from cllm_gpu.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.reference.dropout import Dropout
+from cllm_gpu.runs import METRICS
+from cllm_gpu.schedules import rate_at
+
+DTYPE = np.dtype(np.float32)
+SMOOTHING = 0.95
+
+
+class Reporter(Protocol):
+    """Who is told what happens; records are plain data."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """A step is done."""
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """The validation set was evaluated."""
+
+    def message(self, text: str) -> None:
+        """One line that a person should see at once."""
+
+
+class Silent:
+    """A reporter that tells nobody."""
+
+    def step(self, record: dict[str, Any]) -> None: ...
+
+    def evaluation(self, record: dict[str, Any]) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    """Steps done."""
+    interrupted: bool
+    skipped: int
+    """Steps whose gradient was refused."""
+    evaluation: Evaluation | None
+    """The last one."""
+    checkpoint: Path | None
+    """The last one written."""
+
+
+def plan_memory(config: Config, architecture: Architecture, backend: Backend) -> MemoryPlan:
+    """What a run will allocate, before anything is allocated."""
+    layout = Layout(parameter_specs(architecture), DTYPE)
+    micro = config.training.micro_batch or config.training.batch
+    work = workers_plan(architecture, backend, layout, micro, architecture.context)
+    return MemoryPlan(
+        parameters=layout.bytes,
+        gradients=layout.bytes + work.gradients,
+        optimizer=optimizer_bytes(config.optimizer, layout),
+        activations=work.activations,
+        parameter_count=layout.count,
+    )
+
+
+class Trainer:
+    """One run: the model, its optimizer and its data, and the loop over steps.
+
+    `folder` is where metrics and checkpoints go; None keeps everything in memory.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        backend: Backend,
+        dataset: Dataset,
+        *,
+        folder: Path | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self.config, self.backend, self.dataset, self.folder = config, backend, dataset, folder
+        self.reporter: Reporter = reporter or Silent()
+        self.architecture = config.model.architecture(dataset.vocabulary)
+        self.layout = Layout(parameter_specs(self.architecture), DTYPE)
+        self.parameters = self.layout.views(backend.zeros(self.layout.size, DTYPE))
+        self.gradients = self.layout.views(backend.zeros(self.layout.size, DTYPE))
+        self.model = Transformer(self.architecture, backend, self.parameters)
+        loop = config.training
+        self._micro = loop.micro_batch or loop.batch
+        self.workers = GradientWorkers(self.model, self._micro, self.architecture.context)
+        split = dataclasses.replace(backend, ops=self.workers.ops)
+        self.optimizer = Optimizer(config.optimizer, split, self.layout)
+        self.batches = Batches(dataset.train, batch=loop.batch, context=self.architecture.context, seed=loop.seed)
+        self.guard = StepGuard(
+            maximum_skipped=loop.maximum_skipped,
+            spike_window=loop.spike_window,
+            spike_deviations=loop.spike_deviations,
+        )
+        self.metrics = MetricsLog(folder / METRICS) if folder else None
+        self.done = 0
+        self.tokens_seen = 0
+        self.best_loss = math.inf
+        self._smoothed = (0.0, 0.0)  # decayed sum of losses and of weights
+        self._last_evaluation: Evaluation | None = None
+        self._last_checkpoint: Path | None = None
+        self._saved_step = -1
+        self._clock = time.perf_counter()
+
+    def initialise(self) -> None:
+        """Fresh weights from the configured seed."""
+        values = initial_values(self.layout, self.config.training.seed)
+        self.parameters.flat[...] = self.backend.asarray(values)
+
+    # ---- the loop
+
+    def train(self) -> Outcome:
+        """Steps until the configured number, Ctrl-C, or too many skipped ones (UserError, after saving)."""
+        with Interrupts() as interrupts:
+            self._clock = time.perf_counter()
+            while self.done < self.config.training.steps and not interrupts.requested:
+                self._one_step()
+                self._look_after()
+            if interrupts.requested and self._saved_step != self.done:
+                self._checkpoint(best=False)
+        return Outcome(
+            self.done,
+            interrupts.requested and self.done < self.config.training.steps,
+            self.guard.skipped,
+            self._last_evaluation,
+            self._last_checkpoint,
+        )
+
+    def _one_step(self) -> None:
+        step = self.done
+        with np.errstate(all="ignore"):  # what is not finite is the guard's to find and to report
+            loss = self._gradients(step)
+        with self.backend.ranges("optimizer"):
+            norm = self.optimizer.gradient_norm(self.gradients)
+            reason = self.guard.judge(loss, norm)
+            rate = rate_at(self.config.schedule, self.config.optimizer.rate, self.config.training.steps, step)
+            update = 0.0
+            if reason is None:
+                report = self.optimizer.apply(self.parameters, self.gradients, rate=rate, gradient_norm=norm)
+                update = report.update_norm
+                if not report.applied:
+                    reason = self.guard.refuse("gradient too large to be squared")
+        self.done += 1
+        self._record(loss, rate, norm, update, reason)
+        if reason is not None:
+            self._refuse(reason)
+
+    def _refuse(self, reason: str) -> None:
+        """Say that a step was skipped; after too many in a row save and stop."""
+        self.reporter.message(f"step {self.done} skipped: {reason}")
+        try:
+            self.guard.check()
+        except UserError:
+            self._checkpoint(best=False)
+            raise
+
+    def _gradients(self, step: int) -> float:
+        """Gradients of the batch of `step`, over micro-batches; the mean loss in nats."""
+        with self.backend.ranges("data"):
+            tokens, targets = self.batches.batch(step)
+            counted = int(np.count_nonzero(targets != IGNORE_INDEX))
+        self.tokens_seen += tokens.size
+        total = 0.0
+        for first in range(0, len(tokens), self._micro):
+            rows = slice(first, first + self._micro)
+            total += self.workers.loss_and_gradients(
+                self.backend.asarray(tokens[rows]),
+                self.backend.asarray(targets[rows]),
+                self.gradients,
+                gradient_scale=1.0 / max(1, counted),
+                accumulate=first > 0,
+                dropout=self._dropout(step, first),
+            )
+        return total / max(1, counted)
+
+    def _dropout(self, step: int, first: int) -> Dropout | None:
+        a = self.architecture
+        if a.dropout == 0.0:
+            return None
+        element = first * a.context * a.width
+        return Dropout(a.dropout, self.config.training.seed, step, site=0, first_element=element)
+
+    def _record(self, loss: float, rate: float, norm: float, update: float, reason: str | None) -> None:
+        if math.isfinite(loss):
+            self._smoothed = (SMOOTHING * self._smoothed[0] + loss, SMOOTHING * self._smoothed[1] + 1.0)
+        now = time.perf_counter()
+        elapsed, self._clock = now - self._clock, now
+        record = {
+            "kind": "step",
+            "step": self.done,
+            "loss": loss,
+            "smoothed_loss": self._smoothed[0] / self._smoothed[1] if self._smoothed[1] else math.nan,
+            "rate": rate,
+            "gradient_norm": norm,
+            "update_norm": update,
+            "skipped": reason,
+            "tokens": self.tokens_seen,
+            "seconds": elapsed,
+            "tokens_per_second": self.config.training.batch * self.architecture.context / elapsed,
+        }
+        if self.metrics:
+            self.metrics.append(record)
+        self.reporter.step(record)
+
+    def _look_after(self) -> None:
+        """Evaluation and checkpoint where they are due."""
+        loop = self.config.training
+        last = self.done == loop.steps
+        best = False
+        if last or (loop.evaluate_every and self.done % loop.evaluate_every == 0):
+            best = self._evaluate()
+        if best or last or (loop.checkpoint_every and self.done % loop.checkpoint_every == 0):
+            self._checkpoint(best=best)
+
+    # ---- evaluation
+
+    def _evaluate(self) -> bool:
+        """Evaluate the validation set; whether it is the best so far."""
+        loop = self.config.training
+        with self.backend.ranges("evaluation"):
+            batches = evaluation_batches(
+                self.dataset.validation,
+                batch=self._micro,
+                context=self.architecture.context,
+                limit=loop.evaluation_batches or None,
+            )
+            found = evaluate(self._losses, batches, self.dataset.bytes_per_token, self.backend.to_host)
+        self._last_evaluation = found
+        record = {
+            "kind": "evaluation",
+            "step": self.done,
+            "loss": found.loss,
+            "perplexity": found.perplexity,
+            "bits_per_byte": found.bits_per_byte,
+            "accuracy": found.accuracy,
+        }
+        if self.metrics:
+            self.metrics.append(record)
+        self.reporter.evaluation(record)
+        better = found.loss < self.best_loss
+        self.best_loss = min(self.best_loss, found.loss)
+        self._clock = time.perf_counter()
+        return better
+
+    def _losses(self, tokens: Any, targets: Any) -> tuple[Any, Any]:
+        return self.workers.losses(self.backend.asarray(tokens), self.backend.asarray(targets))
+
+    # ---- checkpoints
+
+    def _checkpoint(self, *, best: bool) -> None:
+        if self.folder is None:
+            return
+        with self.backend.ranges("checkpoint"):
+            if self.metrics:
+                self.metrics.sync()  # no checkpoint counts a step whose metrics a power failure could take
+            kept = save_checkpoint(self.folder, self.snapshot(), keep_last=self.config.training.keep_last, best=best)
+        self._last_checkpoint, self._saved_step = kept, self.done
+        self._clock = time.perf_counter()
+
+    def snapshot(self) -> Checkpoint:
+        """Everything a run needs to go on, on the host."""
+        tokenizer = self.dataset.tokenizer
+        return Checkpoint(
+            config=configuration.as_dict(self.config),
+            architecture=self.architecture.as_dict(),
+            tokenizer=tokenizer.as_dict() if tokenizer else {},
+            step=self.done,
+            state={
+                "guard": self.guard.as_dict(),
+                "optimizer_updates": self.optimizer.updates,
+                "tokens_seen": self.tokens_seen,
+                "best_loss": self.best_loss,
+                "smoothed": list(self._smoothed),
+            },
+            parameters=self._host(self.parameters),
+            optimizer={name: self._host(moments) for name, moments in self.optimizer.state.items()},
+        )
+
+    def _host(self, values: Any) -> dict[str, np.ndarray[Any, Any]]:
+        return {name: self.backend.to_host(view) for name, view in values.items()}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of this very model. UserError when it is another's."""
+        match_parameters(checkpoint.parameters, self.parameters, self.backend)
+        if set(checkpoint.optimizer) != set(self.optimizer.state):
+            raise UserError(
+                f"the checkpoint's optimizer keeps {sorted(checkpoint.optimizer)}, "
+                f"{self.config.optimizer.name} needs {sorted(self.optimizer.state)}: resume with the optimizer it had"
+            )
+        for name, moments in self.optimizer.state.items():
+            match_parameters(checkpoint.optimizer[name], moments, self.backend)
+        state = checkpoint.state
+        self.guard.restore(state["guard"])
+        self.optimizer.updates = state["optimizer_updates"]
+        self.tokens_seen = state["tokens_seen"]
+        self.best_loss = state["best_loss"]
+        self._smoothed = (state["smoothed"][0], state["smoothed"][1])
+        self.done = self._saved_step = checkpoint.step
+        if self.metrics:
+            self.metrics.truncate_after(self.done)
+
+    def close(self) -> None:
+        """End the worker threads."""
+        self.workers.close()

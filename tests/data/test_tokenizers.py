@@ -1,0 +1,166 @@
+"""Tokenizers: lossless, self-contained, and no text can produce the end of text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cllm_gpu.errors import UserError
+from cllm_gpu.tokenizers import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    PatternTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    tokenizer_from_dict,
+)
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(ANY_TEXT)
+def test_bytes_are_lossless(text: str) -> None:
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode(text)
+    assert (ids.dtype, ids.ndim) == (np.uint32, 1)
+    assert bytes(ids.astype(np.uint8)) == text.encode()
+    assert tokenizer.decode(ids.tolist()) == text
+    assert not (ids >= 256).any()
+
+
+def test_bytes_vocabulary_and_end_of_text() -> None:
+    tokenizer = ByteTokenizer()
+    assert (tokenizer.vocabulary, tokenizer.end_of_text) == (257, 256)
+    assert tokenizer.decode([104, 256, 105, 256]) == "hi"
+
+
+def test_bytes_that_are_no_utf8_become_replacement_characters() -> None:
+    assert ByteTokenizer().decode([0x61, 0xE2, 0x82, 0x62]) == "a\ufffdb"
+    assert ByteTokenizer().decode_bytes([0xE2, 0x82]) == b"\xe2\x82"
+
+
+@pytest.mark.parametrize("bad", [257, -1, 1 << 40])
+def test_ids_outside_the_vocabulary(bad: int) -> None:
+    with pytest.raises(UserError, match=f"token id {bad} is outside the tokenizer's vocabulary of 257"):
+        ByteTokenizer().decode([1, bad])
+
+
+def test_lone_surrogates_are_refused() -> None:
+    with pytest.raises(UserError, match=r"lone surrogate U\+DC80 at character 2"):
+        ByteTokenizer().encode("ab\udc80")
+
+
+def test_patterns_letters() -> None:
+    tokenizer = PatternTokenizer()
+    assert tokenizer.encode("A B\nZ").tolist() == [0, 1, 25]
+    assert tokenizer.decode([0, 1, 25, 26]) == "ABZ"
+    assert (tokenizer.vocabulary, tokenizer.end_of_text) == (27, 26)
+    with pytest.raises(UserError, match="not 'a'"):
+        tokenizer.encode("Aa")
+
+
+@settings(max_examples=60)
+@given(text=ANY_TEXT)
+def test_byte_level_bpe_is_lossless(bpe_json: str, text: str) -> None:
+    tokenizer = HuggingFaceTokenizer(bpe_json, "t")
+    ids = tokenizer.encode(text).tolist()
+    assert tokenizer.end_of_text not in ids
+    assert tokenizer.decode(ids) == text
+    assert b"".join(tokenizer.decode_bytes([i]) for i in ids) == text.encode()
+
+
+def test_bpe_merges_and_decodes_as_the_library_does(bpe_json: str) -> None:
+    import tokenizers
+
+    tokenizer = HuggingFaceTokenizer(bpe_json, "t")
+    text = "the cat sat on the mat ✓"
+    ids = tokenizer.encode(text)
+    library = tokenizers.Tokenizer.from_str(bpe_json)
+    assert ids.dtype == np.uint32
+    assert len(ids) < len(text.encode())
+    assert ids.tolist() == library.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == library.decode(ids.tolist())
+    assert tokenizer.vocabulary == library.get_vocab_size()
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_text_cannot_inject_the_end_of_text(bpe_json: str, special: bool) -> None:
+    changed = json.loads(bpe_json)
+    changed["added_tokens"][0]["special"] = special
+    tokenizer = HuggingFaceTokenizer(json.dumps(changed), "t")
+    text = "before <|endoftext|> after"
+    ids = tokenizer.encode(text).tolist()
+    assert tokenizer.end_of_text not in ids
+    assert tokenizer.decode([*ids, tokenizer.end_of_text]) == text
+
+
+def test_truncation_and_padding_in_the_file_are_ignored(bpe_json: str) -> None:
+    import tokenizers
+
+    changed = tokenizers.Tokenizer.from_str(bpe_json)
+    changed.enable_truncation(3)
+    changed.enable_padding(length=50)
+    text = "the dog on the log, the dog on the log"
+    ids = HuggingFaceTokenizer(changed.to_str(), "t").encode(text)
+    assert ids.tolist() == HuggingFaceTokenizer(bpe_json, "t").encode(text).tolist()
+
+
+def test_every_tokenizer_survives_its_dictionary(bpe_path: Path) -> None:
+    chosen: list[Tokenizer] = [ByteTokenizer(), PatternTokenizer(), load_tokenizer(str(bpe_path))]
+    bpe_path.unlink()  # what a checkpoint stores must not need the file
+    for tokenizer in chosen:
+        again = tokenizer_from_dict(json.loads(json.dumps(tokenizer.as_dict())))
+        assert again.fingerprint == tokenizer.fingerprint
+        assert (again.vocabulary, again.end_of_text) == (tokenizer.vocabulary, tokenizer.end_of_text)
+        assert again.encode("ABC").tolist() == tokenizer.encode("ABC").tolist()
+    assert len({tokenizer.fingerprint for tokenizer in chosen}) == 3
+
+
+def test_a_folder_with_a_tokenizer_json_will_do(bpe_path: Path) -> None:
+    assert load_tokenizer(str(bpe_path.parent)).fingerprint == load_tokenizer(str(bpe_path)).fingerprint
+
+
+def test_bad_tokenizers(tmp_path: Path, bpe_json: str) -> None:
+    with pytest.raises(UserError, match="no tokenizer 'gpt9': say bytes, patterns"):
+        load_tokenizer("gpt9")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(UserError, match=r"broken.json is not JSON"):
+        load_tokenizer(str(tmp_path / "broken.json"))
+    (tmp_path / "other.json").write_text("[1]")
+    with pytest.raises(UserError, match="has no model"):
+        load_tokenizer(str(tmp_path / "other.json"))
+    (tmp_path / "latin.json").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_tokenizer(str(tmp_path / "latin.json"))
+    (tmp_path / "endless.json").write_text(bpe_json.replace("<|endoftext|>", "<|nothing|>"))
+    with pytest.raises(UserError, match="has no end-of-text token"):
+        load_tokenizer(str(tmp_path / "endless.json"))
+    wrong = json.loads(bpe_json)
+    wrong["model"]["merges"] = [["no", "such"]]
+    (tmp_path / "merges.json").write_text(json.dumps(wrong))
+    with pytest.raises(UserError, match="cannot be read by the library tokenizers"):
+        load_tokenizer(str(tmp_path / "merges.json"))
+    with pytest.raises(UserError, match="unknown stored tokenizer of kind 'words'"):
+        tokenizer_from_dict({"kind": "words"})
+
+
+def test_a_tokenizer_of_another_kind() -> None:
+    """SentencePiece-like: no byte-level alphabet, pieces with a score, "</s>" for the end."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("▁cat", -1.0), ("▁sat", -1.5), ("s", -2.0), ("▁", -3.0)]
+    made = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    tokenizer = HuggingFaceTokenizer(made.to_str(), "t")
+    ids = tokenizer.encode("cats sat").tolist()
+    assert (tokenizer.vocabulary, tokenizer.end_of_text) == (6, 1)
+    assert ids == [2, 4, 3]
+    assert tokenizer.decode([*ids, 1]) == "cats sat"
+    assert tokenizer.decode_bytes(ids) == b"cats sat"

@@ -1,0 +1,124 @@
+"""Logits, loss and every gradient against the same model written in PyTorch and differentiated by autograd."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from cllm_gpu.architecture import Architecture
+from cllm_gpu.model import EPSILON, IGNORE_INDEX
+from cllm_gpu.reference.dropout import Dropout, dropout_forward
+from cllm_gpu.workspace import Workspace
+
+pytestmark = pytest.mark.witness
+
+BASE = Architecture(vocabulary=61, context=13, layers=3, heads=4, kv_heads=4, width=24, mlp_width=52)
+VARIANTS = {
+    "tied-learned": {},
+    "untied-learned": {"tied_head": False},
+    "tied-rope": {"positions": "rope"},
+    "untied-rope-no-bias": {"tied_head": False, "positions": "rope", "bias": False},
+    "no-bias": {"bias": False},
+    "grouped-rope": {"positions": "rope", "kv_heads": 2},
+    "one-kv-head": {"kv_heads": 1},
+    "dropout": {"dropout": 0.25},
+    "dropout-rope-grouped-untied": {"dropout": 0.1, "positions": "rope", "kv_heads": 2, "tied_head": False},
+}
+SHAPES = {"B3T11": (3, 11), "B2T1": (2, 1)}
+
+
+class Autograd:
+    """The model in PyTorch's own terms, over leaf tensors made from our parameters."""
+
+    def __init__(self, torch, a, parameters, dropout):
+        self.torch, self.a, self.dropout = torch, a, dropout
+        self.p = {name: torch.tensor(np.array(view), requires_grad=True) for name, view in parameters.items()}
+
+    def linear(self, x, name):
+        return self.torch.nn.functional.linear(x, self.p[f"{name}.weight"], self.p.get(f"{name}.bias"))
+
+    def norm(self, x, name):
+        weight, bias = self.p[f"{name}.weight"], self.p.get(f"{name}.bias")
+        return self.torch.nn.functional.layer_norm(x, (self.a.width,), weight, bias, EPSILON)
+
+    def dropped(self, x, site):
+        """PyTorch draws other masks, so ours is multiplied in as a constant."""
+        if self.dropout is None:
+            return x
+        mask = np.empty(x.shape, self.torch.empty(0, dtype=x.dtype).numpy().dtype)
+        dropout_forward(np, np.ones_like(mask), mask, dropout=dataclasses.replace(self.dropout, site=site))
+        return x * self.torch.from_numpy(mask)
+
+    def rotated(self, x):
+        """x (B, T, H, D): pairs (m, m + D/2) as complex numbers times exp(i·position·10000^(−2m/D))."""
+        torch, half = self.torch, x.shape[-1] // 2
+        positions = torch.arange(x.shape[1], dtype=torch.float64)
+        frequencies = 10000.0 ** (-2 * torch.arange(half, dtype=torch.float64) / x.shape[-1])
+        angles = torch.outer(positions, frequencies)
+        turn = torch.polar(torch.ones_like(angles), angles).to(torch.complex(x[:0, :0], x[:0, :0]).dtype)[:, None]
+        z = torch.complex(x[..., :half].contiguous(), x[..., half:].contiguous()) * turn
+        return torch.cat([z.real, z.imag], dim=-1)
+
+    def attention(self, x, name):
+        a, (batch, length, _) = self.a, x.shape
+        qkv = self.linear(x, f"{name}.qkv").reshape(batch, length, -1, a.head_size)
+        q, k, v = qkv.split([a.heads, a.kv_heads, a.kv_heads], dim=2)
+        if a.positions == "rope":
+            q, k = self.rotated(q), self.rotated(k)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        k, v = (y.repeat_interleave(a.heads // a.kv_heads, dim=1) for y in (k, v))
+        out = self.torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.linear(out.transpose(1, 2).reshape(batch, length, a.width), f"{name}.projection")
+
+    def logits(self, tokens):
+        x = self.p["token_embedding"][tokens]
+        if self.a.positions == "learned":
+            x = x + self.p["position_embedding"][: tokens.shape[1]]
+        x = self.dropped(x, 0)
+        for layer in range(self.a.layers):
+            name = f"blocks.{layer}"
+            x = x + self.dropped(self.attention(self.norm(x, f"{name}.attention_norm"), name), 2 * layer + 1)
+            hidden = self.linear(self.norm(x, f"{name}.mlp_norm"), f"{name}.mlp_up")
+            hidden = self.torch.nn.functional.gelu(hidden, approximate="tanh")
+            x = x + self.dropped(self.linear(hidden, f"{name}.mlp_down"), 2 * layer + 2)
+        head = self.p["token_embedding" if self.a.tied_head else "head"]
+        return self.norm(x, "final_norm") @ head.T
+
+    def loss(self, logits, targets):
+        return self.torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("dtype", "bound"), [(np.float64, 1e-9), (np.float32, 1e-5)], ids=["float64", "float32"])
+def test_logits_loss_and_gradients(name, shape, dtype, bound, build_model, torch, within):
+    """Relative errors of norms; of each parameter's gradient relative to the norm of the whole gradient (the gradient
+    of a key's bias is zero in exact arithmetic, so it has no scale of its own)."""
+    a = dataclasses.replace(BASE, **VARIANTS[name])
+    model, gradients = build_model(a, dtype)
+    tokens, targets = np.random.default_rng(3).integers(a.vocabulary, size=(2, *SHAPES[shape]), dtype=np.int32)
+    targets[0, 0] = IGNORE_INDEX
+    dropout = Dropout(a.dropout, seed=2, step=9, site=0) if a.dropout else None
+    witness = Autograd(torch, a, model.parameters, None)
+    expected = witness.logits(torch.from_numpy(tokens).long()).detach().numpy()
+    logits = model.logits(Workspace(a, model.backend, *tokens.shape, dtype, training=False), tokens)
+    within("logits", float(np.linalg.norm(logits - expected) / np.linalg.norm(expected)), bound)
+
+    witness = Autograd(torch, a, model.parameters, dropout)
+    loss = witness.loss(witness.logits(torch.from_numpy(tokens).long()), torch.from_numpy(targets).long())
+    (loss * 0.5).backward()
+    w = Workspace(a, model.backend, *tokens.shape, dtype, training=True)
+    ours = model.loss_and_gradients(
+        w, tokens, targets, gradients, gradient_scale=0.5, accumulate=False, dropout=dropout
+    )  # fmt: skip
+    within("loss", abs(ours - loss.item()) / loss.item(), bound)
+    theirs = {group: parameter.grad.numpy() for group, parameter in witness.p.items()}
+    assert set(theirs) == set(gradients)
+    norm = math.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in theirs.values()))
+    for group, gradient in gradients.items():
+        within(group, float(np.linalg.norm(gradient - theirs[group])) / norm, bound)

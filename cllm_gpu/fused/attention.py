@@ -224,9 +224,7 @@ class _Call:
         return {
             f"{name}_{axis}": part
             for name, array in operands.items()
-            for axis, part in zip(
-                ("batch", "row", "head"), element_strides(self._operation, name, array), strict=True
-            )
+            for axis, part in zip(("batch", "row", "head"), element_strides(self._operation, name, array), strict=True)
         }
 
 

@@ -36,9 +36,7 @@ def dropout_backward(launcher: Launcher, dout: Any, dx: Any, *, dropout: Dropout
     _launch("dropout_backward", launcher, "dout", dout, "dx", dx, dropout)
 
 
-def _launch(
-    operation: str, launcher: Launcher, name: str, x: Any, out_name: str, out: Any, dropout: Dropout
-) -> None:
+def _launch(operation: str, launcher: Launcher, name: str, x: Any, out_name: str, out: Any, dropout: Dropout) -> None:
     if x.shape != out.shape:
         raise UserError(f"{operation}: argument {out_name} has shape {out.shape}; it must be {name}'s, {x.shape}")
     groups = blocks_for(x.size + dropout.first_element % WORDS, WORDS)

@@ -87,9 +87,7 @@ def _tokens(launcher: Launcher, dout: Any, tokens: Any, dtoken_embedding: Any) -
     rows, columns = dout.shape
     order = launcher.xp.argsort(tokens.reshape(-1), kind="stable")
     segments = blocks_for(rows, SEGMENT)
-    variant = Variant(
-        "embedding.cu", storage_of("embedding_backward", "dout", dout), dtoken_embedding.dtype.name
-    )
+    variant = Variant("embedding.cu", storage_of("embedding_backward", "dout", dout), dtoken_embedding.dtype.name)
     partials = launcher.scratch("embedding", (2, segments, columns), "float32")
     common = {
         "tokens": tokens,
@@ -110,9 +108,7 @@ def _positions(launcher: Launcher, dout: Any, tokens: Any, dposition_embedding: 
     columns = dout.shape[1]
     if not accumulate:
         dposition_embedding[length:] = 0
-    variant = Variant(
-        "embedding.cu", storage_of("embedding_backward", "dout", dout), dposition_embedding.dtype.name
-    )
+    variant = Variant("embedding.cu", storage_of("embedding_backward", "dout", dout), dposition_embedding.dtype.name)
     launcher.launch(
         variant,
         "embedding_backward_positions",

@@ -132,9 +132,7 @@ class Launcher:
             kernel = self._kernels[variant, name]
         return kernel
 
-    def _pointer(
-        self, variant: Variant, kernel: str, parameter: Parameter, array: Any, strided: frozenset[str]
-    ) -> Any:
+    def _pointer(self, variant: Variant, kernel: str, parameter: Parameter, array: Any, strided: frozenset[str]) -> Any:
         if array is None:
             return self._null
         where = f"{kernel}: argument {parameter.name}"
@@ -220,9 +218,7 @@ def element_strides(operation: str, name: str, array: Any) -> tuple[int, ...]:
     """
     size = array.dtype.itemsize
     if array.shape[-1] > 1 and array.strides[-1] != size:
-        raise UserError(
-            f"{operation}: argument {name} has strides {array.strides}; its last axis must be contiguous"
-        )
+        raise UserError(f"{operation}: argument {name} has strides {array.strides}; its last axis must be contiguous")
     if any(stride % size for stride in array.strides[:-1]):
         raise UserError(f"{operation}: argument {name} has strides {array.strides}, not whole elements")
     return tuple(stride // size for stride in array.strides[:-1])

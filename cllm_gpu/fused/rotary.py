@@ -23,9 +23,7 @@ def rotary_backward(launcher: Launcher, dx: Any, cosine: Any, sine: Any) -> None
     _launch("rotary_backward", launcher, "dx", dx, cosine, sine, -1.0)
 
 
-def _launch(
-    operation: str, launcher: Launcher, name: str, x: Any, cosine: Any, sine: Any, direction: float
-) -> None:
+def _launch(operation: str, launcher: Launcher, name: str, x: Any, cosine: Any, sine: Any, direction: float) -> None:
     check = Shapes(operation)
     batch, length, heads, size = check(name, x, "B T H D")
     if size % 2:

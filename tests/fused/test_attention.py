@@ -11,7 +11,7 @@ import pytest
 from cllm_gpu.fused.attention import attention_backward, attention_forward, attention_weights
 from cllm_gpu.reference import attention as reference
 from tests.fused.comparison import close
-from tests.fused.conftest import BFLOAT16, DTYPES, Device
+from tests.fused.devices import BFLOAT16, DTYPES, Device
 
 
 @dataclass(frozen=True)

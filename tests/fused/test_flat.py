@@ -13,7 +13,7 @@ from cllm_gpu.fused.sgd import sgd_step
 from cllm_gpu.reference import adam as reference_adam
 from cllm_gpu.reference import sgd as reference_sgd
 from tests.fused.comparison import close
-from tests.fused.conftest import BFLOAT16, Device
+from tests.fused.devices import BFLOAT16, Device
 
 SIZES = [1, 3, 4, 255, 1024, 5001]
 ADAM = {"rate": 1e-2, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.1}

@@ -16,7 +16,7 @@ from cllm_gpu.reference import gelu as reference_gelu
 from cllm_gpu.reference import layernorm as reference_layernorm
 from cllm_gpu.reference.dropout import Dropout
 from tests.fused.comparison import close
-from tests.fused.conftest import DTYPES, Device
+from tests.fused.devices import DTYPES, Device
 
 # one row; a tile and one more; odd columns (no vector access); more than one warp's registers; beyond a block's
 SHAPES = [(1, 1), (5, 8), (9, 33), (70, 64), (3, 1024), (6, 1029), (2, 2056), (1, 20000)]
@@ -93,7 +93,13 @@ def test_layernorm_backward(device: Device, rng: Any, storage: str, shape: tuple
     stream = device.put(dresidual) if in_place else None
     dx = stream if stream is not None else device.put(np.zeros_like(x))
     layernorm_backward(
-        device.launcher, *map(device.put, (dout, x, weight, mean, rstd)), stream, dx, dweight, dbias, accumulate=in_place
+        device.launcher,
+        *map(device.put, (dout, x, weight, mean, rstd)),
+        stream,
+        dx,
+        dweight,
+        dbias,
+        accumulate=in_place,
     )
     wants = np.zeros(shape), *_wide(old_weight, old_bias)
     given = _wide(dout, x, weight, mean, rstd, dresidual if in_place else None)
@@ -155,9 +161,7 @@ def test_cross_entropy(
     targets = rng.integers(0, columns, rows).astype(np.int32)
     targets[rows // 2 : rows // 2 + (rows > 2)] = -1
     logits, losses = device.put(x), device.put(np.full(rows, np.nan, np.float32))
-    cross_entropy(
-        device.launcher, logits, device.put(targets), losses, ignore_index=-1, gradient_scale=gradient_scale
-    )
+    cross_entropy(device.launcher, logits, device.put(targets), losses, ignore_index=-1, gradient_scale=gradient_scale)
     want, want_losses = x.astype(np.float64), np.zeros(rows)
     reference_cross_entropy.cross_entropy(
         np, want, targets, want_losses, ignore_index=-1, gradient_scale=gradient_scale

@@ -15,7 +15,7 @@ from cllm_gpu.reference import embedding as reference_embedding
 from cllm_gpu.reference import rotary as reference_rotary
 from cllm_gpu.reference.dropout import Dropout
 from tests.fused.comparison import close
-from tests.fused.conftest import DTYPES, Device
+from tests.fused.devices import DTYPES, Device
 
 
 def _draw(rng: np.random.Generator, storage: str, *shape: int) -> np.ndarray[Any, Any]:

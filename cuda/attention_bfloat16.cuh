@@ -20,10 +20,11 @@ constexpr int PAGES = (PADDED + 63) / 64;
 constexpr int D_STEPS = PADDED / 16;  // k-steps of a product over the head size
 constexpr int D_TILES = PADDED / 8;   // n-tiles of a product that gives head columns
 
-// Rows of a warp in 16s, and columns of a tile in 8s, so that the accumulators fit the registers.
-constexpr int FORWARD_M = 2, FORWARD_N = 8;
-constexpr int QUERIES_M = 2, QUERIES_N = D <= 64 ? 8 : 4;
-constexpr int KEYS_M = D <= 64 ? 2 : 1, KEYS_N = D <= 64 ? 4 : 8;
+// Rows of a warp in 16s, and columns of a tile in 8s: the most that the registers hold (cllm_gpu.fused.attention knows
+// the same numbers).
+constexpr int FORWARD_M = 2, FORWARD_N = D <= 64 ? 8 : 6;
+constexpr int QUERIES_M = 2, QUERIES_N = D <= 64 ? 6 : 4;
+constexpr int KEYS_M = D <= 64 ? 2 : 1, KEYS_N = D <= 64 ? 4 : D <= 96 ? 8 : 6;
 constexpr int FORWARD_ROWS = WARPS * 16 * FORWARD_M, FORWARD_KEYS = 8 * FORWARD_N;
 constexpr int BACKWARD_ROWS = WARPS * 16 * QUERIES_M, BACKWARD_KEYS = 8 * QUERIES_N;
 constexpr int TILE_KEYS = WARPS * 16 * KEYS_M, KEYS_QUERIES = 8 * KEYS_N;
@@ -244,6 +245,7 @@ struct Softmax {
                 }
                 maxima[m][half] = largest;
                 totals[m][half] = total;
+                if (!__any_sync(FULL_WARP, shrink != 1.0f)) continue;  // after the first tiles a maximum seldom grows
 #pragma unroll
                 for (int n = 0; n < D_TILES; n++) {
                     sums.v[m][n][2 * half] *= shrink;

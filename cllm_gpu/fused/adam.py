@@ -49,6 +49,7 @@ def adam_step(
         gradient_scale=gradient_scale,
         measure=True,
     )
+    assert moved is not None
     return float(moved[0])
 
 

@@ -57,17 +57,18 @@ def tiles_of(storage: str, head_size: int) -> Tiles:
         row, weights = (head_size + 3) // 4 * 4 + 4, 33
         backward = 4 * (2 * 32 * row + 2 * 32 * row + 2 * 32 * weights)
         return Tiles(64, 4 * (64 * row + 2 * 32 * row + 64 * weights), 32, backward, 32, backward)
-    page_bytes = 128 * ((head_size + 15) // 16 * 16 + 63 >> 6)  # of one row
+    row_bytes = 128 * (((head_size + 15) // 16 * 16 + 63) // 64)  # pages of 64 columns
     narrow = head_size <= 64
-    keys, queries = (128, 32) if narrow else (64, 64)
-    moving = 64 if narrow else 32
+    forward_keys, query_keys = (64, 48) if narrow else (48, 32)
+    keys = 128 if narrow else 64
+    key_queries = 32 if narrow else 64 if head_size <= 96 else 48
     return Tiles(
         forward_rows=128,
-        forward_shared=page_bytes * (128 + 4 * 64),
+        forward_shared=row_bytes * (128 + 4 * forward_keys),
         query_rows=128,
-        query_shared=page_bytes * (2 * 128 + 4 * moving),
+        query_shared=row_bytes * (2 * 128 + 4 * query_keys),
         key_rows=keys,
-        key_shared=page_bytes * (2 * keys + 4 * queries),
+        key_shared=row_bytes * (2 * keys + 4 * key_queries),
     )
 
 
@@ -207,7 +208,7 @@ class _Call:
     def arguments(self, **operands: Any) -> dict[str, Any]:
         """Operands with their strides, sizes and score terms, as a kernel takes them."""
         wide = True
-        strides = {}
+        strides: dict[str, int] = {}
         for name, array in operands.items():
             parts = element_strides(self._operation, name, array)
             strides |= {f"{name}_{axis}": part for axis, part in zip(("batch", "row", "head"), parts, strict=True)}

@@ -16,7 +16,18 @@
 //   are computed twice. Traffic: q, k, v, out once per tile of the other side.
 // Deterministic: every sum is made by one thread or a fixed tree, in the order of the positions; no atomics.
 // Sources: Dao et al. 2022, "FlashAttention", appendix B; Dao 2023, "FlashAttention-2".
-// Resources (sm_80, sm_90, sm_100): at most 255 registers and no spill.
+// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
+//   kernel                                     registers  shared  spilled
+//   attention_backward_delta_bfloat16                 27       0        0
+//   attention_backward_delta_float32                  26       0        0
+//   attention_backward_keys_bfloat16                 255       0      168
+//   attention_backward_keys_float32                  182       0        0
+//   attention_backward_queries_bfloat16              255       0      724
+//   attention_backward_queries_float32               152       0        0
+//   attention_forward_bfloat16                       255       0      252
+//   attention_forward_float32                        200       0        0
+//   attention_terms_finish_bfloat16                   56       0        0
+//   attention_terms_finish_float32                    56       0        0
 #include "attention.cuh"
 #ifdef CLLM_BF16
 #include "attention_bfloat16.cuh"

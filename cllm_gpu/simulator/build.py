@@ -10,12 +10,13 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cllm_gpu.compiler import cache_directory, compiler_version, require_compiler
 from cllm_gpu.errors import UserError
+from cllm_gpu.simulator import manifest
 from cllm_gpu.simulator import source as cuda_source
+from cllm_gpu.simulator.manifest import Built
 
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
@@ -32,15 +33,6 @@ _COMMON = (
 _FAST = ("-O2",)
 _CHECKED = ("-O1", "-g1", "-DSIM_CHECKED")
 _SANITIZERS = ("thread", "alignment", "null", "shift", "signed-integer-overflow", "integer-divide-by-zero")
-
-
-@dataclass(frozen=True)
-class Built:
-    """A compiled CUDA source: its library and the kernels in it, in the order of their `sim_kernel_<i>`."""
-
-    library: Path
-    kernels: tuple[cuda_source.KernelDeclaration, ...]
-    expressions: tuple[str, ...]
 
 
 @functools.cache
@@ -73,10 +65,15 @@ def translate_options(options: Sequence[str]) -> tuple[str, ...]:
 
 
 def build(code: str, options: Sequence[str], name_expressions: Sequence[str], checked: bool) -> Built:
-    """Compile `code`. Raises UserError with the compiler's first error line."""
+    """Compile `code`, or find it compiled. Raises UserError with the compiler's first error line."""
     compiler = require_compiler()
     native, processor = native_flags()
     flags = (*_COMMON, *native, *(_CHECKED if checked else _FAST), *translate_options(options))
+    version = (compiler_version(compiler), processor, _runtime_text(), *_SANITIZERS)
+    folder = _cache()
+    record = folder / f"{_digest(code, *flags, '', *name_expressions, *version)}.json"
+    if (known := manifest.read(record)) is not None:
+        return known
     with _scratch() as scratch:
         path = _source_file(code)
         text = _preprocess(compiler, path, flags)
@@ -84,11 +81,12 @@ def build(code: str, options: Sequence[str], name_expressions: Sequence[str], ch
         kernels = tuple(cuda_source.find_kernels(text[user:]))
         expressions = tuple(name_expressions) or tuple(k.name for k in kernels if not k.is_template)
         body = text[:user] + cuda_source.rewrite(text[user:]) + cuda_source.kernel_table(expressions)
-        key = _digest(compiler_version(compiler), *flags, processor, body, _runtime_text())
-        target = cache_directory() / "simulator" / f"{key}.so"
+        target = folder / f"{_digest(*flags, body, *version)}.so"
         if not target.exists():
             _compile(compiler, scratch, body, flags, checked, target)
-    return Built(target, kernels, expressions)
+    built = Built(target, kernels, expressions)
+    manifest.write(record, built, cuda_source.included_files(text[user:]))
+    return built
 
 
 @functools.cache
@@ -101,13 +99,20 @@ def sanitizer_flags(compiler: str) -> tuple[str, ...]:
     return (f"-fsanitize={','.join((*_SANITIZERS, bounds))}", *silent)
 
 
-def _scratch() -> tempfile.TemporaryDirectory[str]:
+def _cache() -> Path:
     folder = cache_directory() / "simulator"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=folder)
     except OSError as error:
         raise UserError(f"cannot write compiled code to {folder}: {error.strerror}; set CLLM_CACHE_DIR") from error
+    return folder
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(dir=_cache())
+    except OSError as error:
+        raise UserError(f"cannot write compiled code to {_cache()}: {error.strerror}; set CLLM_CACHE_DIR") from error
 
 
 def _digest(*parts: str) -> str:
@@ -134,9 +139,16 @@ def _source_file(code: str) -> Path:
 def _run(command: Sequence[str], what: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
-        raise UserError(f"the simulator cannot compile {what}: {lines[0] if lines else 'no message'}")
+        raise UserError(f"the simulator cannot compile {what}: {_first_error(done.stderr)}")
     return done.stdout
+
+
+def _first_error(messages: str) -> str:
+    lines = [line for line in messages.splitlines() if "error" in line.lower()] or messages.splitlines()
+    first = re.sub(r"\S*[0-9a-f]{32}\.cu:(\d+):(\d+):", r"line \1, column \2:", lines[0]) if lines else "no message"
+    if "no such instruction" in messages or "asm" in first:
+        first += " (inline PTX cannot be simulated: give it a second body under #ifdef CLLM_SIMULATOR)"
+    return first
 
 
 def _preprocess(compiler: str, path: Path, flags: Sequence[str]) -> str:

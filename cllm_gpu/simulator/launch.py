@@ -137,8 +137,8 @@ class Function:
         other = self._places(request.other_address_in_code, b"", request.other_line)
         block, thread = _three(request.fault_block), _three(request.fault_thread)
         earlier = f"; the earlier access is in {other[0]}" if other else ""
-        place = ", called from ".join(map(str, where)) or "an unknown line"
-        text = f"kernel {self.name}, {place}, block {block}, thread {thread}: {kind}: "
+        place = ", called from ".join(map(str, where)) + ", " * bool(where)
+        text = f"kernel {self.name}, {place}block {block}, thread {thread}: {kind}: "
         own = [p.line for p in where if p.is_kernel_source] or [p.line for p in where] or [0]
         return KernelError(text + request.fault_message.decode() + earlier, kind, own[0], block, thread)
 

@@ -110,7 +110,7 @@ def mutants(file: str, text: str) -> list[Mutant]:
     """Every mutation of a source, in order of place."""
     visible = _HIDDEN.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
     lines = text.split("\n")
-    found = []
+    found: list[Mutant] = []
     for kind, pattern, replace in _PATTERNS:
         for match in pattern.finditer(visible):
             if kind == "bound moved" and _is_template(visible, match.start()):

@@ -36,6 +36,12 @@ def user_part(preprocessed: str, path: str) -> int:
     return last.start() if last else 0
 
 
+def included_files(text: str) -> list[str]:
+    """The files that stand in preprocessed text, by its line markers, the source itself left out."""
+    names = dict.fromkeys(re.findall(r'^# \d+ "([^"<]+)" 1', text, re.M))
+    return [name for name in names if not re.search(r"[0-9a-f]{32}\.cu$", name)]
+
+
 def find_kernels(text: str) -> list[KernelDeclaration]:
     """Every kernel defined in preprocessed text."""
     blocks = _extern_c_blocks(text)

@@ -69,7 +69,7 @@ def build(code: str, options: Sequence[str], name_expressions: Sequence[str], ch
     compiler = require_compiler()
     native, processor = native_flags()
     flags = (*_COMMON, *native, *(_CHECKED if checked else _FAST), *translate_options(options))
-    version = (compiler_version(compiler), processor, _runtime_text(), *_SANITIZERS)
+    version = (compiler_version(compiler), processor, _runtime_text(), *sanitizer_flags(compiler))
     folder = _cache()
     record = folder / f"{_digest(code, *flags, '', *name_expressions, *version)}.json"
     if (known := manifest.read(record)) is not None:
@@ -96,7 +96,8 @@ def sanitizer_flags(compiler: str) -> tuple[str, ...]:
     bounds = "array-bounds" if is_clang else "bounds-strict"
     entry_exit = "tsan-instrument-func-entry-exit=0"
     silent = ("-mllvm", f"-{entry_exit}") if is_clang else ("--param", entry_exit)
-    return (f"-fsanitize={','.join((*_SANITIZERS, bounds))}", *silent)
+    whole = () if is_clang else ("-fno-tree-sra",)  # a float4 is read as 16 bytes, not as four floats
+    return (f"-fsanitize={','.join((*_SANITIZERS, bounds))}", *whole, *silent)
 
 
 def _cache() -> Path:

@@ -18,6 +18,7 @@ struct Past {
     std::uint32_t interval = 0;  // 0: none
     std::uint16_t thread = 0;
     std::uint16_t warp_syncs = 0;
+    std::uint16_t other_thread = 0;  // where many took part: one that is not `thread`
     std::uint8_t bytes = 0;      // which bytes of the granule
     std::uint8_t atomic = 0;
     std::uint8_t many_lanes = 0;  // further lanes of the same warp took part

@@ -21,12 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cllm_gpu.errors import UserError  # noqa: E402
-from cllm_gpu.fused.nvrtc import ARCHITECTURES, nvrtc_version, resources_of  # noqa: E402
+from cllm_gpu.fused.nvrtc import ARCHITECTURES, declared_name, nvrtc_version, resources_of  # noqa: E402
 from cllm_gpu.fused.sources import source_directory  # noqa: E402
 from cllm_gpu.fused.variants import all_variants  # noqa: E402
 
 RESULT = ROOT / "bench" / "results" / "kernel_resources.json"
-TITLE = "// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):"
+TITLE = (
+    "// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):"
+)
 COLUMNS = f"//   {'kernel':<42}{'registers':>10}{'shared':>8}{'spilled':>9}"
 
 
@@ -38,7 +40,8 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for (variant, _), found in zip(jobs, results, strict=True):
         choices = {"source": variant.source, "gradient": variant.gradient, "defines": dict(variant.defines)}
-        rows += [choices | dataclasses.asdict(entry) for entry in found]
+        for entry in found:
+            rows.append({"declared": declared_name(variant, entry.kernel)} | choices | dataclasses.asdict(entry))
     return rows
 
 
@@ -48,8 +51,8 @@ def most(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[int, int, int]
     for row in rows:
         kernels = table.setdefault(row["source"], {})
         new = (row["registers"], row["shared_bytes"], row["spill_bytes"])
-        old = kernels.get(row["kernel"], (0, 0, 0))
-        kernels[row["kernel"]] = tuple(map(max, old, new))  # type: ignore[assignment]
+        old = kernels.get(row["declared"], (0, 0, 0))
+        kernels[row["declared"]] = tuple(map(max, old, new))  # type: ignore[assignment]
     return table
 
 

@@ -19,15 +19,25 @@
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
 //   kernel                                     registers  shared  spilled
 //   attention_backward_delta_bfloat16                 27       0        0
+//   attention_backward_delta_bfloat16+terms           27       0        0
 //   attention_backward_delta_float32                  26       0        0
-//   attention_backward_keys_bfloat16                 255       0      168
-//   attention_backward_keys_float32                  182       0        0
-//   attention_backward_queries_bfloat16              255       0      724
-//   attention_backward_queries_float32               152       0        0
-//   attention_forward_bfloat16                       255       0      252
-//   attention_forward_float32                        200       0        0
+//   attention_backward_delta_float32+terms            26       0        0
+//   attention_backward_keys_bfloat16                 255       0       36
+//   attention_backward_keys_bfloat16+terms           255       0      168
+//   attention_backward_keys_float32                  168       0        0
+//   attention_backward_keys_float32+terms            182       0        0
+//   attention_backward_queries_bfloat16              255       0       84
+//   attention_backward_queries_bfloat16+terms        255       0      160
+//   attention_backward_queries_float32               136       0        0
+//   attention_backward_queries_float32+terms         152       0        0
+//   attention_forward_bfloat16                       255       0       40
+//   attention_forward_bfloat16+terms                 255       0      124
+//   attention_forward_float32                        178       0        0
+//   attention_forward_float32+terms                  200       0        0
 //   attention_terms_finish_bfloat16                   56       0        0
+//   attention_terms_finish_bfloat16+terms             56       0        0
 //   attention_terms_finish_float32                    56       0        0
+//   attention_terms_finish_float32+terms              56       0        0
 #include "attention.cuh"
 #ifdef CLLM_BF16
 #include "attention_bfloat16.cuh"

@@ -15,16 +15,19 @@
 // Source: Ba, Kiros, Hinton 2016, "Layer normalization"; two-pass variance.
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
 //   kernel                                     registers  shared  spilled
-//   layernorm_backward_bfloat16                      254     128        0
-//   layernorm_backward_float32                       255     128        0
-//   layernorm_forward_bfloat16                       128     128        0
-//   layernorm_forward_float32                        128     128        0
-//   residual_layernorm_forward_bfloat16              128     128        0
-//   residual_layernorm_forward_float32               128     128        0
+//   layernorm_backward_bfloat16                      206     128        0
+//   layernorm_backward_float32                       182     128        0
+//   layernorm_forward_bfloat16                        64     128        0
+//   layernorm_forward_float32                         64     128        0
+//   residual_layernorm_forward_bfloat16              112     128        0
+//   residual_layernorm_forward_float32               110     128        0
 #include "storage.cuh"
 #include "philox.cuh"
 
 constexpr int KEPT = 32;
+// Packs of W elements a thread keeps; fewer where rows cannot be read 16 bytes at a time.
+template <int W>
+constexpr int KEPT_PACKS = W == 1 ? 8 : KEPT / W;
 
 // Sum over the threads of a row; every one gets it. `exchange`: 32 floats of shared memory, free to be overwritten.
 __device__ __forceinline__ float row_sum(float x, int row_threads, float* exchange) {
@@ -40,7 +43,7 @@ __device__ __forceinline__ float row_sum(float x, int row_threads, float* exchan
 // The packs of one row that belong to one thread: pack i begins at column (i·row_threads + thread)·W.
 template <int W>
 struct RowPart {
-    static constexpr int PACKS = KEPT / W;
+    static constexpr int PACKS = KEPT_PACKS<W>;
     Pack<W> kept[PACKS];
     int first, step, columns;
 
@@ -190,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(512) ENTRY(residual_layernorm_forwa
 // What one thread adds up over the rows of its chunk: dweight and dbias of its columns.
 template <int W>
 struct ColumnSums {
-    static constexpr int PACKS = KEPT / W;
+    static constexpr int PACKS = KEPT_PACKS<W>;
     Pack<W> weight[PACKS], bias[PACKS];
 };
 
@@ -200,7 +203,7 @@ __device__ __forceinline__ void backward_row(const real* dout, const real* x, co
                                              float rstd, const real* dresidual, real* dx, float* partial,
                                              index_t partial_stride, int columns, int row_threads, float* exchange,
                                              ColumnSums<W>& sums) {
-    constexpr int PACKS = KEPT / W;
+    constexpr int PACKS = KEPT_PACKS<W>;
     const int thread = threadIdx.x % row_threads, first = thread * W, step = row_threads * W;
     Pack<W> gradients[PACKS], normalised[PACKS];  // g and x̂
     float g_sum = 0.0f, gx_sum = 0.0f;
@@ -269,7 +272,7 @@ __device__ __forceinline__ void backward_chunk(const real* dout, const real* x, 
                                                const float* rstd, const real* dresidual, real* dx, float* partials,
                                                index_t rows, int columns, int chunk_rows, int row_threads,
                                                float* exchange, float* staging) {
-    constexpr int PACKS = KEPT / W;
+    constexpr int PACKS = KEPT_PACKS<W>;
     const int groups = blockDim.x / row_threads, group = threadIdx.x / row_threads;
     const int thread = threadIdx.x % row_threads, first = thread * W, step = row_threads * W;
     float* const partial = partials + index_t(blockIdx.x) * columns;

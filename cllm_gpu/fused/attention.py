@@ -51,7 +51,7 @@ class Tiles:
     key_shared: int
 
 
-def tiles_of(storage: str, head_size: int) -> Tiles:
+def tiles_of(storage: str, head_size: int, *, terms: bool) -> Tiles:
     """How the kernels of a dtype and head size cut their work."""
     if storage == "float32":
         row, weights = (head_size + 3) // 4 * 4 + 4, 33
@@ -60,6 +60,8 @@ def tiles_of(storage: str, head_size: int) -> Tiles:
     row_bytes = 128 * (((head_size + 15) // 16 * 16 + 63) // 64)  # pages of 64 columns
     narrow = head_size <= 64
     forward_keys, query_keys = (64, 48) if narrow else (48, 32)
+    if terms:
+        forward_keys, query_keys = forward_keys - 16, query_keys - 16
     keys = 128 if narrow else 64
     key_queries = 32 if narrow else 64 if head_size <= 96 else 48
     return Tiles(
@@ -88,7 +90,7 @@ def attention_forward(
     call = _Call("attention_forward", q, k, v, causal=causal, scale=scale, terms=terms)
     call.check("out", out, "B T H D")
     call.check("lse", lse, "B H T")
-    tiles = tiles_of(call.variant.storage, q.shape[3])
+    tiles = tiles_of(call.variant.storage, q.shape[3], terms=terms is not None)
     batch, length, heads, _ = q.shape
     launcher.launch(
         call.variant,
@@ -132,7 +134,7 @@ def attention_backward(
     delta = launcher.scratch("attention_delta", lse.shape, "float32")
     _delta(launcher, call, dout, out, delta)
     saved = {"lse": lse, "delta": delta}
-    tiles = tiles_of(call.variant.storage, q.shape[3])
+    tiles = tiles_of(call.variant.storage, q.shape[3], terms=terms is not None)
     batch, positions, kv_heads, _ = k.shape
     launcher.launch(
         call.variant,

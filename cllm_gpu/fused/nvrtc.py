@@ -140,6 +140,11 @@ def nvrtc_version() -> tuple[int, int]:
     return major.value, minor.value
 
 
+def declared_name(variant: Variant, kernel: str) -> str:
+    """What a source's header calls a kernel: its name, and "+terms" when compiled with score terms."""
+    return f"{kernel}+terms" if ("SCORE_TERMS", 1) in variant.defines else kernel
+
+
 def resources_of(variant: Variant, architecture: str) -> list[Resources]:
     """As `compile_kernels` for one variant of our sources, from the cache where nothing changed."""
     text = load_source(variant.source)

@@ -6,6 +6,8 @@ from cllm_gpu.fused.launcher import Variant
 
 HEAD_SIZES = (32, 64, 80, 96, 128)
 """Head sizes of published models; others up to 128 compile when first used."""
+TERMS_HEAD_SIZES = (64, 128)
+"""Head sizes compiled with score terms too."""
 _PLAIN = ("adam.cu", "cross_entropy.cu", "dropout.cu", "gelu.cu", "layernorm.cu")
 _WITH_GRADIENT = ("column_sum.cu", "embedding.cu")
 
@@ -20,6 +22,6 @@ def all_variants() -> list[Variant]:
         Variant("attention.cu", storage, defines=(("HEAD_SIZE", size), ("SCORE_TERMS", terms)))
         for storage in both
         for size in HEAD_SIZES
-        for terms in (0, 1)
+        for terms in ((0, 1) if size in TERMS_HEAD_SIZES else (0,))
     ]
     return variants

@@ -40,8 +40,9 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for (variant, _), found in zip(jobs, results, strict=True):
         choices = {"source": variant.source, "gradient": variant.gradient, "defines": dict(variant.defines)}
-        for entry in found:
-            rows.append({"declared": declared_name(variant, entry.kernel)} | choices | dataclasses.asdict(entry))
+        rows += [
+            {"declared": declared_name(variant, entry.kernel)} | choices | dataclasses.asdict(entry) for entry in found
+        ]
     return rows
 
 

@@ -33,6 +33,8 @@ _POINTED: dict[str, str] = {
 }
 STORAGE = {"float32": "float32", "bfloat16": "bfloat16"}
 """dtype names of activations and weights → how the kernels' names end."""
+MAXIMUM_GRID = (2**31 - 1, 65535, 65535)
+"""Blocks along each axis (CUDA C++ programming guide, 16.2)."""
 MAXIMUM_SHARED_BYTES = 48 * 1024
 """Dynamic shared memory a kernel may have without asking for more (CUDA C++ programming guide, 16.4)."""
 
@@ -110,6 +112,8 @@ class Launcher:
         )
         if math.prod(grid) == 0:
             return
+        if any(size > limit for size, limit in zip(grid, MAXIMUM_GRID, strict=False)):
+            raise UserError(f"{name}: a grid of {grid} blocks passes what CUDA takes, {MAXIMUM_GRID}")
         kernel = self._kernel(variant, name)
         if shared_bytes > MAXIMUM_SHARED_BYTES and kernel.max_dynamic_shared_size_bytes < shared_bytes:
             kernel.max_dynamic_shared_size_bytes = shared_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -137,8 +138,8 @@ def _source_file(code: str) -> Path:
     return path
 
 
-def _run(command: Sequence[str], what: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(command: Sequence[str], what: str, folder: Path | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         raise UserError(f"the simulator cannot compile {what}: {_first_error(done.stderr)}")
     return done.stdout
@@ -160,25 +161,26 @@ def _preprocess(compiler: str, path: Path, flags: Sequence[str]) -> str:
 def _compile(compiler: str, scratch: str, body: str, flags: Sequence[str], checked: bool, target: Path) -> None:
     text = Path(scratch) / "kernel.ii"
     text.write_text(body)
-    objects = [str(Path(scratch) / "kernel.o"), str(runtime_object(checked))]
+    objects = [str(Path(scratch) / "kernel.o"), *map(str, runtime_objects(checked))]
     flags = (*flags, *(sanitizer_flags(compiler) if checked else ()))
-    _run([compiler, *flags, "-w", "-c", "-x", "c++-cpp-output", str(text), "-o", objects[0]], "the CUDA source")
+    _run([compiler, *flags, "-w", "-c", str(text), "-o", objects[0]], "the CUDA source")
     library = Path(scratch) / target.name
     _run([compiler, "-shared", *objects, "-o", str(library)], "the CUDA source")
     os.replace(library, target)
 
 
-def runtime_object(checked: bool) -> Path:
-    """The runtime as one relocatable object, compiled once per compiler, processor and mode."""
+def runtime_objects(checked: bool) -> list[Path]:
+    """The runtime's object files, compiled once per compiler, processor and mode."""
     compiler = require_compiler()
     native, processor = native_flags()
     flags = (*_COMMON, *native, "-O2", "-std=c++17", *(("-DSIM_CHECKED",) if checked else ()))
-    key = _digest("runtime", compiler_version(compiler), *flags, processor, _runtime_text())
-    target = cache_directory() / "simulator" / f"runtime-{key}.o"
+    target = _cache() / f"runtime-{_digest(compiler_version(compiler), *flags, processor, _runtime_text())}"
     if not target.exists():
         sources = sorted(str(path) for path in RUNTIME.glob("*.cpp") if checked or "check" not in path.name)
         with _scratch() as scratch:
-            built = Path(scratch) / target.name
-            _run([compiler, *flags, "-r", "-nostdlib", *sources, "-o", str(built)], "its own runtime")
-            os.replace(built, target)
-    return target
+            objects = Path(scratch) / "objects"
+            objects.mkdir()
+            _run([compiler, *flags, "-c", *sources], "its own runtime", objects)
+            with contextlib.suppress(OSError):  # another process may have been faster
+                os.rename(objects, target)
+    return sorted(target.glob("*.o"))

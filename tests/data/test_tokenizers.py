@@ -88,6 +88,15 @@ def test_bpe_merges_and_decodes_as_the_library_does(bpe_json: str) -> None:
     assert tokenizer.vocabulary == library.get_vocab_size()
 
 
+def test_many_texts_are_encoded_as_one_by_one(bpe_json: str) -> None:
+    texts = ["the cat", "", "sat on the mat\n" * 50, "ABC"]
+    for tokenizer in (ByteTokenizer(), HuggingFaceTokenizer(bpe_json, "t")):
+        many = tokenizer.encode_many(texts)
+        assert [ids.tolist() for ids in many] == [tokenizer.encode(text).tolist() for text in texts]
+        assert {ids.dtype for ids in many} == {np.dtype(np.uint32)}
+    assert [ids.tolist() for ids in PatternTokenizer().encode_many(["AB", "C"])] == [[0, 1], [2]]
+
+
 @pytest.mark.parametrize("special", [True, False])
 def test_text_cannot_inject_the_end_of_text(bpe_json: str, special: bool) -> None:
     changed = json.loads(bpe_json)

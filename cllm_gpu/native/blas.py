@@ -37,8 +37,10 @@ def load_mkl() -> Blas | None:
         addresses = [ctypes.cast(getattr(library, f"cblas_{kind}gemm"), ctypes.c_void_p).value for kind in "sd"]
     except (OSError, AttributeError):
         return None
-    assert addresses[0] and addresses[1]
-    return Blas(addresses[0], addresses[1], f"matrix products by MKL {importlib.metadata.version('mkl')}")
+    sgemm, dgemm = addresses
+    if sgemm is None or dgemm is None:
+        return None
+    return Blas(sgemm, dgemm, f"matrix products by MKL {importlib.metadata.version('mkl')}")
 
 
 def _find_library() -> Path | None:

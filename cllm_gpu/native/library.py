@@ -16,7 +16,15 @@ from cllm_gpu.errors import UserError
 from cllm_gpu.native import blas
 
 SOURCES = Path(__file__).parent / "sources"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
+_ARM = platform.machine().lower() in ("arm64", "aarch64")  # there clang knows the processor by -mcpu only
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-mcpu=native" if _ARM else "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+)
 """No flag lets the compiler assume finite numbers: NaN and infinity reach the result."""
 
 _POINTER = ctypes.c_void_p
@@ -43,7 +51,7 @@ PROTOTYPES = {
     "dropout": "ippuuwwur:",
     "attention_forward": "pnppppppr:n",
     "attention_backward": "pnppppppppppr:n",
-    "adam_step": "iippppp" + "n:d",
+    "adam_step": "iipppppn:d",
     "sgd_step": "iipppp:d",
     "squared_norm": "ip:d",
     "exponential": "ipp:",

@@ -34,13 +34,16 @@ def prepared_folder(
 
     The identity is a SHA-256 of the format's version, the corpus (names, sizes and times of change of its files), the
     tokenizer, the fraction and the seed. Processes may race: each writes a folder of its own, the first to finish
-    gives it the final name. UserError for bad text and where the cache cannot be written.
+    gives it the final name. A folder that lost a shard is made again. UserError for bad text and where the cache cannot
+    be written.
     """
     facts = f"{VERSION}\n{corpus.identity}\n{tokenizer.fingerprint}\n{fraction!r}\n{seed}\n{corpus.skip_undecodable}"
     identity = hashlib.sha256(facts.encode()).digest()
     target = cache / f"tokens-{identity.hex()[:24]}"
     if target.is_dir():
-        return target, identity
+        if all((target / name).exists() for name in SHARD_NAMES.values()):
+            return target, identity
+        remove(target)  # someone deleted a damaged shard; what is left of the folder is in the way
     with _unfinished_folder(cache) as folder:
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
         _publish(folder, target)

@@ -17,7 +17,7 @@ def counting(length: int, *, pieces: int = 1) -> TokenSource:
     return TokenSource("counting", np.array_split(np.arange(length, dtype=np.uint32), pieces), vocabulary=length)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
 def test_permutation_is_one(size: int, key: int) -> None:
     image = permute(np.arange(size, dtype=np.uint64), size, key)
@@ -126,7 +126,7 @@ def test_impossible_settings(wrong: dict[str, int]) -> None:
         Batches(counting(100), **({"batch": 1, "context": 4, "seed": 0} | wrong))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(length=st.integers(2, 300), batch=st.integers(1, 5), context=st.integers(1, 40))
 def test_evaluation_sees_every_target_once(length: int, batch: int, context: int) -> None:
     seen = []

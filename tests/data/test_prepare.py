@@ -105,6 +105,13 @@ def test_a_damaged_cache_is_noticed(open_source, tmp_path: Path, book: Path) -> 
         open_source(book)
 
 
+def test_a_deleted_shard_is_made_again(open_source, tmp_path: Path, book: Path) -> None:
+    before = open_source(book).train.read(0, 100)
+    (only_folder(tmp_path / "cache") / "train.tokens").unlink()
+    assert np.array_equal(open_source(book).train.read(0, 100), before)
+    only_folder(tmp_path / "cache")
+
+
 def test_progress_ends_at_the_whole(open_source, tmp_path: Path) -> None:
     path = tmp_path / "large.txt"
     path.write_text("twenty-four characters.\n" * 200_000)

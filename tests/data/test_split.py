@@ -37,6 +37,7 @@ def contents(dataset: Dataset) -> tuple[list[str], list[str]]:
     return parts[0], parts[1]
 
 
+@settings(deadline=None)
 @given(fraction=st.floats(0.001, 0.5), seed=st.integers(0, 2**63), extra=st.integers(0, 2000))
 def test_documents_held_out(fraction: float, seed: int, extra: int) -> None:
     count = documents_needed(fraction) + extra

@@ -23,6 +23,7 @@ from cllm_gpu.tokenizers import (
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_bytes_are_lossless(text: str) -> None:
     tokenizer = ByteTokenizer()
@@ -64,7 +65,7 @@ def test_patterns_letters() -> None:
         tokenizer.encode("Aa")
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(text=ANY_TEXT)
 def test_byte_level_bpe_is_lossless(bpe_json: str, text: str) -> None:
     tokenizer = HuggingFaceTokenizer(bpe_json, "t")

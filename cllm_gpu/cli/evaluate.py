@@ -22,7 +22,7 @@ from cllm_gpu.trained import open_trained, require_tokenizer
 class EvaluateOptions:
     """Loss, perplexity, bits per byte and accuracy of a trained model on a text."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Text file, folder, glob or .jsonl file."""
     model: Path | None = None
     """Run folder or checkpoint (None: the newest run)."""

@@ -59,9 +59,9 @@ def _defaults(arguments: list[str]) -> TrainOptions:
     early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     early.add_argument("--output", type=Path, nargs="?")
     early.add_argument("--config", type=Path, nargs="?")
-    early.add_argument("--resume", nargs="?", const="True", default="False")
+    early.add_argument("--resume", action="store_true")
     known, _ = early.parse_known_args(arguments)
-    if known.resume == "True":
+    if known.resume:
         if known.config:
             raise UserError("--resume continues a run with its own configuration; leave --config out")
         return TrainOptions(saved_configuration(known.output or newest_run()))

@@ -38,12 +38,12 @@ def test_train_generate_evaluate_report(command: Command, workplace: Path, small
     assert first[0] == 0
     assert first[1].startswith("The number")
     assert command("generate", "The number", "--tokens", "15", "--seed", "3") == first
-    uncached = command("generate", "The number", "--tokens", "15", "--seed", "3", "--cache", "False")
+    uncached = command("generate", "The number", "--tokens", "15", "--seed", "3", "--no-cache")
     assert uncached == first
     greedy = command("generate", "The number", "--temperature", "0", "--tokens", "15")
     assert greedy == command("generate", "The number", "--temperature", "0", "--tokens", "15", "--seed", "9")
 
-    status, out, _ = command("evaluate", "text.txt", "--json", "True")
+    status, out, _ = command("evaluate", "text.txt", "--json")
     assert status == 0
     found = json.loads(out)
     assert found["tokens"] == len((workplace / "text.txt").read_bytes()) + 1  # and the end of text

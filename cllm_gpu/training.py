@@ -313,6 +313,9 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this very model. UserError when it is another's."""
+        tokenizer = self.dataset.tokenizer
+        if checkpoint.tokenizer != (tokenizer.as_dict() if tokenizer else {}):
+            raise UserError("the checkpoint was trained with another tokenizer: resume with the tokenizer it had")
         match_parameters(checkpoint.parameters, self.parameters, self.backend)
         if set(checkpoint.optimizer) != set(self.optimizer.state):
             raise UserError(

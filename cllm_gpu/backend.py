@@ -2,7 +2,8 @@
 
 numpy      NumPy arrays, the reference operations
 native     NumPy arrays, the hot operations in C++ compiled on this machine
-cupy       CuPy arrays on an NVIDIA GPU
+cupy       CuPy arrays on an NVIDIA GPU, the operations as CUDA kernels (`fused`)
+simulator  NumPy arrays, the same CUDA kernels run on the CPU by the simulator: slow, for tests
 auto       cupy where a GPU and CuPy are there, else native where a C++ compiler is, else numpy
 """
 
@@ -23,7 +24,7 @@ from cllm_gpu.memory import anonymous_bytes
 from cllm_gpu.operations import REFERENCE, Operations, bind, bind_over
 from cllm_gpu.profiling import Ranges
 
-NAMES = ("auto", "numpy", "native", "cupy")
+NAMES = ("auto", "numpy", "native", "cupy", "simulator")
 ENVIRONMENT_VARIABLE = "CLLM_BACKEND"
 
 
@@ -79,6 +80,8 @@ def get_backend(name: str | None = None, *, workers: int | None = None) -> Backe
         return _numpy_backend(workers, "numpy: NumPy reference operations, as asked")
     if chosen == "cupy":
         return _cupy_backend("as asked")
+    if chosen == "simulator":
+        return _simulator_backend()
     if chosen == "native":
         return _native_backend(workers, "as asked")
     return _automatic(workers)
@@ -104,14 +107,31 @@ def _cupy_backend(reason: str) -> Backend:
         device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     except Exception as error:  # CuPy raises its own kinds: a broken install, a driver that is too old, no permission
         raise UserError(f"backend cupy cannot be had: {type(error).__name__}: {error}") from error
+    from cllm_gpu.fused.launcher import Launcher
+    from cllm_gpu.fused.operations import fused_operations
+
+    ranges = Ranges()
     return Backend(
         "cupy",
         cupy,
-        bind(REFERENCE, cupy),
-        f"cupy: reference operations on {device} ({reason})",
+        fused_operations(Launcher(cupy, cupy.RawModule), ranges),
+        f"cupy: CUDA kernels on {device} ({reason})",
+        ranges=ranges,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         memory_held=cupy.get_default_memory_pool().total_bytes,
     )
+
+
+def _simulator_backend() -> Backend:
+    from cllm_gpu import simulator  # only here, as above
+    from cllm_gpu.compiler import require_compiler
+    from cllm_gpu.fused.launcher import Launcher
+    from cllm_gpu.fused.operations import fused_operations
+
+    require_compiler()
+    ranges = Ranges()
+    ops = fused_operations(Launcher(np, simulator.RawModule), ranges)
+    return Backend("simulator", np, ops, "simulator: CUDA kernels run on the CPU, as asked", ranges=ranges)
 
 
 def _native_backend(workers: int | None, reason: str) -> Backend:

@@ -1,0 +1,124 @@
+"""Adam and AdamW on flat buffers: launches cuda/adam.cu. As `cllm_gpu.reference.adam`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, storage_of
+from cllm_gpu.fused.norm import THREADS, finish_sum, flat_blocks
+
+
+def adam_step(
+    launcher: Launcher,
+    parameters: Any,
+    gradients: Any,
+    first_moment: Any,
+    second_moment: Any,
+    *,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    step: int,
+    weight_decay: float,
+    decayed: int,
+    decoupled: bool,
+    gradient_scale: float,
+) -> float:
+    """One step in place on four flat arrays (n,); returns Σ update² in float64.
+
+    `step` counts from 1; the first `decayed` elements get weight decay; `gradient_scale` (clipping) multiplies every
+    gradient; `decoupled` chooses AdamW. Gradients are left as they are.
+    """
+    if parameters.size == 0:
+        return 0.0
+    moved = adam_step_on_device(
+        launcher,
+        parameters,
+        gradients,
+        first_moment,
+        second_moment,
+        rate=rate,
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=epsilon,
+        step=step,
+        weight_decay=weight_decay,
+        decayed=decayed,
+        decoupled=decoupled,
+        gradient_scale=gradient_scale,
+        measure=True,
+    )
+    assert moved is not None
+    return float(moved[0])
+
+
+def adam_step_on_device(
+    launcher: Launcher,
+    parameters: Any,
+    gradients: Any,
+    first_moment: Any,
+    second_moment: Any,
+    *,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    step: int,
+    weight_decay: float,
+    decayed: int,
+    decoupled: bool,
+    gradient_scale: float,
+    copy: Any | None = None,
+    clip: Any | None = None,
+    skip: Any | None = None,
+    zero_gradients: bool = False,
+    measure: bool = False,
+) -> Any | None:
+    """`adam_step` without waiting for the device, for bf16 training: parameters and moments (n) float32, gradients (n)
+    float32 or bfloat16.
+
+    copy: (n) of the gradients' dtype, gets the rounded parameters. clip: (1,) float32 on the device, multiplies every
+    gradient. skip: (1,) int32 on the device; when it is not 0 nothing is written. zero_gradients: in the same pass.
+    Returns Σ update² as a float64 array (1,) on the device when `measure`, else None.
+    """
+    check = Shapes("adam_step")
+    (size,) = check("parameters", parameters, "n")
+    for name, array in (("gradients", gradients), ("first_moment", first_moment), ("second_moment", second_moment)):
+        check(name, array, "n")
+    check("copy", copy, "n")
+    storage = storage_of("adam_step", "gradients", gradients)
+    blocks = flat_blocks(size)
+    moved = launcher.scratch("squares", (max(1, blocks),), "float64") if measure else None
+    if moved is not None:
+        moved[...] = 0.0  # a skipped step moves nothing
+    launcher.launch(
+        Variant("adam.cu", storage),
+        "adam_step",
+        (blocks,),
+        THREADS,
+        {
+            "parameters": parameters,
+            "gradients": gradients,
+            "first_moment": first_moment,
+            "second_moment": second_moment,
+            "copy": copy,
+            "clip": clip,
+            "skip": skip,
+            "moved": moved,
+            "size": size,
+            "decayed": decayed,
+            "scale": gradient_scale,
+            "beta1": beta1,
+            "beta2": beta2,
+            "rest1": 1.0 - beta1,
+            "rest2": 1.0 - beta2,
+            "inverse_correction2": 1.0 / (1.0 - beta2**step),
+            "epsilon": epsilon,
+            "step_size": rate / (1.0 - beta1**step),
+            "coupled_decay": 0.0 if decoupled else weight_decay,
+            "decoupled_decay": rate * weight_decay if decoupled else 0.0,
+            "zero_gradients": int(zero_gradients),
+        },
+    )
+    return None if moved is None else finish_sum(launcher, storage, moved)

@@ -1,0 +1,224 @@
+"""Compiles the CUDA sources at first use and launches their kernels with checked, typed arguments.
+
+The same code drives an NVIDIA GPU (CuPy arrays, cupy.RawModule) and the simulator (NumPy arrays, its RawModule). What
+a kernel takes is read from its source, so the table cannot differ from it: pointers by dtype, scalars by C type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cllm_gpu.errors import UserError
+from cllm_gpu.fused.sources import Parameter, kernel_parameters, load_source
+
+_SCALARS: dict[str, Any] = {
+    "int": np.int32,
+    "unsigned": np.uint32,
+    "long long": np.int64,
+    "unsigned long long": np.uint64,
+    "float": np.float32,
+    "double": np.float64,
+}
+_POINTED: dict[str, str] = {
+    "float": "float32",
+    "double": "float64",
+    "int": "int32",
+    "long long": "int64",
+    "unsigned": "uint32",
+}
+STORAGE = {"float32": "float32", "bfloat16": "bfloat16"}
+"""dtype names of activations and weights → how the kernels' names end."""
+MAXIMUM_SHARED_BYTES = 48 * 1024
+"""Dynamic shared memory a kernel may have without asking for more (CUDA C++ programming guide, 16.4)."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation of one source: the dtype of `real`, the dtype of `gradient`, and further defines."""
+
+    source: str
+    storage: str
+    gradient: str = ""
+    """dtype of parameter gradients; like `storage` unless said."""
+    defines: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Compiler options that make this variant of the source."""
+        flags = [f"-D{name}={value}" for name, value in self.defines]
+        if self.storage == "bfloat16":
+            flags.append("-DCLLM_BF16=1")
+        if self.gradient == "float32" and self.storage != "float32":
+            flags.append("-DCLLM_GRADIENT_FLOAT=1")
+        return ("-std=c++17", *flags)
+
+    def dtype_of(self, type_name: str) -> str:
+        """dtype name behind a pointer to `type_name`."""
+        if type_name == "real":
+            return self.storage
+        if type_name == "gradient":
+            return self.gradient or self.storage
+        if type_name == "table":
+            return self.storage if ("CLLM_REAL_TABLE", 1) in self.defines else "float32"
+        return _POINTED[type_name]
+
+    def entry(self, name: str) -> str:
+        """The symbol of `ENTRY(name)` in this variant."""
+        return f"{name}_{self.storage}"
+
+
+class Launcher:
+    """Launches kernels over arrays of `xp` with modules made by `module_class` (as cupy.RawModule is called)."""
+
+    def __init__(self, xp: Any, module_class: Any) -> None:
+        self.xp = xp
+        self._module_class = module_class
+        self._on_gpu = xp is not np
+        self._null = np.uint64(0) if self._on_gpu else None  # CuPy cannot pass None for a pointer
+        self._kernels: dict[tuple[Variant, str], Any] = {}
+        self._scratch: dict[tuple[str, str], Any] = {}
+
+    def launch(
+        self,
+        variant: Variant,
+        name: str,
+        grid: tuple[int, ...],
+        block: int,
+        arguments: Mapping[str, Any],
+        *,
+        shared_bytes: int = 0,
+        strided: frozenset[str] = frozenset(),
+    ) -> None:
+        """Run entry point `name` on `grid` blocks of `block` threads; nothing is launched for an empty grid.
+
+        `arguments` by the kernel's own parameter names; None is a null pointer. Arrays must have the declared dtype
+        and lie C-contiguous unless named in `strided`. UserError naming kernel and argument otherwise.
+        """
+        parameters = kernel_parameters(variant.source)[name]
+        if set(arguments) != {parameter.name for parameter in parameters}:
+            raise TypeError(f"{name} takes {[p.name for p in parameters]}, not {list(arguments)}")
+        values = tuple(
+            self._pointer(variant, name, parameter, arguments[parameter.name], strided)
+            if parameter.pointer
+            else _scalar(name, parameter, arguments[parameter.name])
+            for parameter in parameters
+        )
+        if math.prod(grid) == 0:
+            return
+        kernel = self._kernel(variant, name)
+        if shared_bytes > MAXIMUM_SHARED_BYTES and kernel.max_dynamic_shared_size_bytes < shared_bytes:
+            kernel.max_dynamic_shared_size_bytes = shared_bytes
+        kernel(grid, (block,), values, shared_mem=shared_bytes)
+
+    def scratch(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+        """Uninitialised array of this shape that is reused by the next caller of this name: no steady allocation."""
+        size = math.prod(shape)
+        flat = self._scratch.get((name, dtype))
+        if flat is None or flat.size < size:
+            flat = self._scratch[name, dtype] = self.xp.empty(size, dtype=dtype)
+        return flat[:size].reshape(shape)
+
+    def _kernel(self, variant: Variant, name: str) -> Any:
+        kernel = self._kernels.get((variant, name))
+        if kernel is None:
+            module = self._module_class(code=load_source(variant.source), options=variant.options)
+            for entry in kernel_parameters(variant.source):
+                self._kernels[variant, entry] = module.get_function(variant.entry(entry))
+            kernel = self._kernels[variant, name]
+        return kernel
+
+    def _pointer(self, variant: Variant, kernel: str, parameter: Parameter, array: Any, strided: frozenset[str]) -> Any:
+        if array is None:
+            return self._null
+        where = f"{kernel}: argument {parameter.name}"
+        if not isinstance(array, self.xp.ndarray):
+            raise UserError(f"{where} is a {type(array).__name__}; it must be a {self.xp.__name__} array")
+        wanted = variant.dtype_of(parameter.type)
+        if array.dtype.name != wanted:
+            raise UserError(f"{where} has dtype {array.dtype.name}; it must be {wanted}")
+        if parameter.name not in strided and not array.flags.c_contiguous:
+            raise UserError(f"{where} is not contiguous: shape {array.shape}, strides {array.strides}")
+        if address_of(array) % array.dtype.itemsize:
+            raise UserError(f"{where} is not aligned to its {array.dtype.itemsize}-byte elements")
+        if not self._on_gpu and not parameter.constant and not array.flags.writeable:
+            raise UserError(f"{where} is read-only; the kernel writes to it")
+        if self._on_gpu and array.device.id != self.xp.cuda.runtime.getDevice():
+            raise UserError(f"{where} is on GPU {array.device.id}; the current one is another")
+        return array
+
+
+def _scalar(kernel: str, parameter: Parameter, value: Any) -> Any:
+    convert = _SCALARS[parameter.type]
+    try:
+        return convert(value)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise UserError(f"{kernel}: argument {parameter.name} is {value!r}, not a {parameter.type}") from error
+
+
+def storage_of(operation: str, name: str, array: Any) -> str:
+    """dtype name of an array of activations or weights: "float32" or "bfloat16"; UserError for another."""
+    kind = array.dtype.name
+    if kind not in STORAGE:
+        raise UserError(f"{operation}: argument {name} has dtype {kind}; it must be float32 or bfloat16")
+    return kind
+
+
+class Shapes:
+    """Checks the shapes of one call: a letter means the same number everywhere in it.
+
+    >>> check = Shapes("linear_forward")
+    >>> rows, columns = check("x", x, "N K")
+    """
+
+    def __init__(self, operation: str, **sizes: int) -> None:
+        self.operation = operation
+        self._sizes = dict(sizes)
+
+    def __call__(self, name: str, array: Any, letters: str) -> tuple[int, ...]:
+        """Shape of `array`; UserError when it disagrees with the letters bound so far. None is let through."""
+        wanted = letters.split()
+        if array is None:
+            return ()
+        shape = tuple(array.shape)
+        if len(shape) != len(wanted):
+            raise UserError(f"{self.operation}: argument {name} has shape {shape}; it must have {len(wanted)} axes")
+        for letter, size in zip(wanted, shape, strict=True):
+            if self._sizes.setdefault(letter, size) != size:
+                expected = tuple(self._sizes.get(w, w) for w in wanted)
+                raise UserError(f"{self.operation}: argument {name} has shape {shape}; it must be {expected}")
+        return shape
+
+
+def blocks_for(elements: int, per_block: int) -> int:
+    """Blocks that cover `elements`."""
+    return -(-elements // per_block)
+
+
+def is_wide(columns: int, *arrays: Any) -> bool:
+    """Rows of `columns` elements can be read 16 bytes at a time in every one of the arrays (None is left out)."""
+    present = [array for array in arrays if array is not None]
+    width = 16 // present[0].dtype.itemsize
+    return columns % width == 0 and all(address_of(array) % 16 == 0 for array in present)
+
+
+def address_of(array: Any) -> int:
+    """Address of an array's first element, on the host or on a GPU."""
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
+def element_strides(operation: str, name: str, array: Any) -> tuple[int, ...]:
+    """Strides in elements of all axes but the last, which must be contiguous; UserError otherwise.
+
+    The stride of an axis of one element is never used, so whatever it is, it is let through.
+    """
+    size = array.dtype.itemsize
+    if array.shape[-1] > 1 and array.strides[-1] != size:
+        raise UserError(f"{operation}: argument {name} has strides {array.strides}; its last axis must be contiguous")
+    if any(stride % size for stride in array.strides[:-1]):
+        raise UserError(f"{operation}: argument {name} has strides {array.strides}, not whole elements")
+    return tuple(stride // size for stride in array.strides[:-1])

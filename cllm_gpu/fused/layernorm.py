@@ -1,0 +1,167 @@
+"""Layer norm, alone and behind the residual addition: launches cuda/layernorm.cu. As `cllm_gpu.reference.layernorm`.
+
+mean and rstd are float32 whatever the other arrays are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.fused.columns import finish_column_sum
+from cllm_gpu.fused.dropout import mask_arguments
+from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, blocks_for, storage_of
+from cllm_gpu.reference.dropout import Dropout
+
+KEPT_ELEMENTS = 32  # of a row in one thread's registers: KEPT in layernorm.cu
+WARPS_PER_BLOCK = 4
+FORWARD_LIMIT, BACKWARD_LIMIT = 512, 256  # threads a block may have: the kernels' launch bounds
+MAXIMUM_CHUNKS = 1024
+
+
+def _split(columns: int, limit: int) -> tuple[int, int]:
+    """(threads that share a row, threads of a block)."""
+    if columns <= 32 * KEPT_ELEMENTS:
+        return 32, 32 * WARPS_PER_BLOCK
+    threads = min(limit, 32 * blocks_for(columns, 32 * KEPT_ELEMENTS))
+    return threads, threads
+
+
+def layernorm_forward(
+    launcher: Launcher, x: Any, weight: Any, bias: Any | None, out: Any, mean: Any, rstd: Any, *, epsilon: float
+) -> None:
+    """out (N, C) = layer norm of x (N, C) with weight and bias (C); mean and rstd (N) are kept for the backward."""
+    check = Shapes("layernorm_forward")
+    rows, columns = check("x", x, "N C")
+    _check_common(check, weight, bias, out, mean, rstd)
+    row_threads, block = _split(columns, FORWARD_LIMIT)
+    launcher.launch(
+        Variant("layernorm.cu", storage_of("layernorm_forward", "x", x)),
+        "layernorm_forward",
+        (blocks_for(rows, block // row_threads),),
+        block,
+        {
+            "x": x,
+            "weight": weight,
+            "bias": bias,
+            "out": out,
+            "mean": mean,
+            "rstd": rstd,
+            "rows": rows,
+            "columns": columns,
+            "epsilon": epsilon,
+            "row_threads": row_threads,
+        },
+    )
+
+
+def residual_layernorm_forward(
+    launcher: Launcher,
+    residual: Any,
+    branch: Any,
+    weight: Any,
+    bias: Any | None,
+    residual_out: Any,
+    out: Any,
+    mean: Any,
+    rstd: Any,
+    *,
+    epsilon: float,
+    dropout: Dropout | None,
+) -> None:
+    """residual_out (N, C) = residual + dropout(branch); out (N, C) = layer norm of residual_out.
+
+    `residual_out` may be `residual`. The rest is as in `layernorm_forward`.
+    """
+    check = Shapes("residual_layernorm_forward")
+    rows, columns = check("residual", residual, "N C")
+    check("branch", branch, "N C")
+    check("residual_out", residual_out, "N C")
+    _check_common(check, weight, bias, out, mean, rstd)
+    row_threads, block = _split(columns, FORWARD_LIMIT)
+    launcher.launch(
+        Variant("layernorm.cu", storage_of("residual_layernorm_forward", "residual", residual)),
+        "residual_layernorm_forward",
+        (blocks_for(rows, block // row_threads),),
+        block,
+        {
+            "residual": residual,
+            "branch": branch,
+            "weight": weight,
+            "bias": bias,
+            "residual_out": residual_out,
+            "out": out,
+            "mean": mean,
+            "rstd": rstd,
+            "rows": rows,
+            "columns": columns,
+            "epsilon": epsilon,
+            "row_threads": row_threads,
+            **mask_arguments(dropout),
+        },
+    )
+
+
+def layernorm_backward(
+    launcher: Launcher,
+    dout: Any,
+    x: Any,
+    weight: Any,
+    mean: Any,
+    rstd: Any,
+    dresidual: Any | None,
+    dx: Any,
+    dweight: Any,
+    dbias: Any | None,
+    *,
+    accumulate: bool,
+) -> None:
+    """From dout (N, C) and what the forward kept: dx (N, C) = gradient by x, plus `dresidual` (N, C) unless None.
+
+    `dx` may be `dresidual`: the gradient of the residual stream is added to in place.
+    """
+    check = Shapes("layernorm_backward")
+    rows, columns = check("x", x, "N C")
+    for name, array in (("dout", dout), ("dresidual", dresidual), ("dx", dx)):
+        check(name, array, "N C")
+    for name, array in (("weight", weight), ("dweight", dweight), ("dbias", dbias)):
+        check(name, array, "C")
+    check("mean", mean, "N")
+    check("rstd", rstd, "N")
+    storage = storage_of("layernorm_backward", "x", x)
+    row_threads, block = _split(columns, BACKWARD_LIMIT)
+    groups = block // row_threads
+    chunk_rows = max(2 * groups, blocks_for(rows, MAXIMUM_CHUNKS))
+    chunks = blocks_for(rows, chunk_rows)
+    partials = launcher.scratch("layernorm", (2, chunks, columns), "float32")
+    launcher.launch(
+        Variant("layernorm.cu", storage),
+        "layernorm_backward",
+        (chunks,),
+        block,
+        {
+            "dout": dout,
+            "x": x,
+            "weight": weight,
+            "mean": mean,
+            "rstd": rstd,
+            "dresidual": dresidual,
+            "dx": dx,
+            "partials": partials,
+            "rows": rows,
+            "columns": columns,
+            "chunk_rows": chunk_rows,
+            "row_threads": row_threads,
+        },
+        shared_bytes=8 * columns if groups > 1 else 0,
+    )
+    finish_column_sum(launcher, storage, partials[0], dweight, accumulate=accumulate)
+    if dbias is not None:
+        finish_column_sum(launcher, storage, partials[1], dbias, accumulate=accumulate)
+
+
+def _check_common(check: Shapes, weight: Any, bias: Any, out: Any, mean: Any, rstd: Any) -> None:
+    check("weight", weight, "C")
+    check("bias", bias, "C")
+    check("out", out, "N C")
+    check("mean", mean, "N")
+    check("rstd", rstd, "N")

@@ -1,0 +1,76 @@
+"""Σ x² in float64: launches cuda/adam.cu's squared_norm. As `cllm_gpu.reference.norm`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, blocks_for, storage_of
+
+THREADS = 256
+ELEMENTS_PER_THREAD = 4
+MAXIMUM_BLOCKS = 1024
+
+
+def flat_blocks(size: int) -> int:
+    """Blocks of a pass over a flat buffer: the same on every device, so that sums have the same bits."""
+    return min(MAXIMUM_BLOCKS, blocks_for(size, THREADS * ELEMENTS_PER_THREAD))
+
+
+def squared_norm(launcher: Launcher, x: Any) -> float:
+    """Sum of squares of x (n,), float64; inf or nan when an element is not finite. Deterministic."""
+    if x.size == 0:
+        return 0.0
+    return float(squared_norm_on_device(launcher, x)[0])
+
+
+def squared_norm_on_device(
+    launcher: Launcher,
+    x: Any,
+    *,
+    clip: Any | None = None,
+    skip: Any | None = None,
+    scale: float = 1.0,
+    maximum: float = float("inf"),
+) -> Any:
+    """Σ x² as a float64 array (1,) on the device, without waiting for it.
+
+    With `clip` (1,) float32 and `skip` (1,) int32 also what a step needs: clip = min(1, maximum / (scale·‖x‖)), and
+    skip = 1 where the sum is not finite.
+    """
+    Shapes("squared_norm")("x", x, "n")
+    storage = storage_of("squared_norm", "x", x)
+    blocks = max(1, flat_blocks(x.size))
+    partials = launcher.scratch("squares", (blocks,), "float64")
+    variant = Variant("adam.cu", storage)
+    launcher.launch(variant, "squared_norm", (blocks,), THREADS, {"x": x, "partials": partials, "size": x.size})
+    return finish_sum(launcher, storage, partials, clip=clip, skip=skip, scale=scale, maximum=maximum)
+
+
+def finish_sum(
+    launcher: Launcher,
+    storage: str,
+    partials: Any,
+    *,
+    clip: Any | None = None,
+    skip: Any | None = None,
+    scale: float = 1.0,
+    maximum: float = float("inf"),
+) -> Any:
+    """Σ partials (blocks,) float64 in a fixed order, as an array (1,) that the next sum reuses."""
+    total = launcher.scratch("total", (1,), "float64")
+    launcher.launch(
+        Variant("adam.cu", storage),
+        "sum_finish",
+        (1,),
+        THREADS,
+        {
+            "partials": partials,
+            "total": total,
+            "clip": clip,
+            "skip": skip,
+            "count": partials.size,
+            "scale": scale,
+            "maximum": maximum,
+        },
+    )
+    return total

@@ -1,0 +1,125 @@
+"""Compiles kernels with NVIDIA's run-time compiler (NVRTC) where there is no GPU, and reads what they would need.
+
+NVRTC is a library of the wheel `nvidia-cuda-nvrtc-cu12` (or -cu13), or of a CUDA toolkit; it needs no driver. Used by
+the tests and by `python -m cllm_gpu.fused.nvrtc`, which prints the table of resources.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cllm_gpu.errors import UserError
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
+_SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel needs on one architecture, by the compiler's own report."""
+
+    kernel: str
+    architecture: str
+    registers: int
+    """Per thread."""
+    shared_bytes: int
+    """Static shared memory per block."""
+    stack_bytes: int
+    spill_bytes: int
+    """Stores plus loads of registers that did not fit."""
+
+
+def _candidates() -> list[str]:
+    names = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"]
+    found = importlib.util.find_spec("nvidia")
+    folders = [Path(folder) for folder in (found.submodule_search_locations or [])] if found else []
+    paths = [str(path) for folder in folders for path in sorted(folder.glob("*/lib/libnvrtc.so.*[0-9]"))]
+    paths += [str(path) for folder in folders for path in sorted(folder.glob("*/bin/**/nvrtc64_*_0.dll"))]
+    return [path for path in paths if ".alt." not in path] + names
+
+
+@functools.cache
+def load_nvrtc() -> Any | None:
+    """The NVRTC library, or None where there is none."""
+    for name in _candidates():
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None
+
+
+def compile_kernels(source: str, name: str, options: Sequence[str], architecture: str) -> list[Resources]:
+    """Compile `source` to machine code for `architecture`; the resources of each kernel in it.
+
+    Raises UserError with the compiler's first error, or when there is no NVRTC.
+    """
+    library = load_nvrtc()
+    if library is None:
+        raise UserError("NVRTC is not here: pip install nvidia-cuda-nvrtc-cu12")
+    program = ctypes.c_void_p()
+    text, file = source.encode(), name.encode()
+    _check(library, library.nvrtcCreateProgram(ctypes.byref(program), text, file, 0, None, None), "create")
+    try:
+        flags = [*options, f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v"]
+        array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
+        status = library.nvrtcCompileProgram(program, len(flags), array)
+        log = _log(library, program)
+        if status:
+            lines = [line for line in log.splitlines() if "error" in line] or log.splitlines() or ["no message"]
+            raise UserError(f"NVRTC cannot compile {name} for {architecture}: {lines[0]}")
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+    return parse_report(log)
+
+
+def _log(library: Any, program: ctypes.c_void_p) -> str:
+    size = ctypes.c_size_t()
+    _check(library, library.nvrtcGetProgramLogSize(program, ctypes.byref(size)), "log size")
+    buffer = ctypes.create_string_buffer(size.value)
+    _check(library, library.nvrtcGetProgramLog(program, buffer), "log")
+    return buffer.value.decode()
+
+
+def _check(library: Any, status: int, what: str) -> None:
+    if status:
+        library.nvrtcGetErrorString.restype = ctypes.c_char_p
+        raise UserError(f"NVRTC failed ({what}): {library.nvrtcGetErrorString(status).decode()}")
+
+
+def parse_report(log: str) -> list[Resources]:
+    """The entries of ptxas's verbose report."""
+    parts = list(_ENTRY.finditer(log))
+    found = []
+    for index, match in enumerate(parts):
+        stop = parts[index + 1].start() if index + 1 < len(parts) else len(log)
+        text = log[match.end() : stop]
+        spills, used, shared = _SPILLS.search(text), _USED.search(text), _SHARED.search(text)
+        if spills is None or used is None:
+            raise UserError(f"the compiler's report on {match[1]} has no line of resources")
+        found.append(
+            Resources(
+                kernel=match[1],
+                architecture=match[2],
+                registers=int(used[1]),
+                shared_bytes=int(shared[1]) if shared else 0,
+                stack_bytes=int(spills[1]),
+                spill_bytes=int(spills[2]) + int(spills[3]),
+            )
+        )
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit("see tests/test_nvrtc.py")

@@ -1,0 +1,62 @@
+"""The table of fused operations, by the names of `cllm_gpu.operations`, and their binding to a launcher."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from cllm_gpu.fused import (
+    adam,
+    attention,
+    cross_entropy,
+    dropout,
+    embedding,
+    gelu,
+    layernorm,
+    linear,
+    norm,
+    rotary,
+    sgd,
+)
+from cllm_gpu.fused.launcher import Launcher
+from cllm_gpu.operations import NAMES, Operation, Operations
+from cllm_gpu.profiling import Ranges
+
+FUSED: dict[str, Operation] = {
+    "embedding_forward": embedding.embedding_forward,
+    "embedding_backward": embedding.embedding_backward,
+    "linear_forward": linear.linear_forward,
+    "linear_backward": linear.linear_backward,
+    "gelu_forward": gelu.gelu_forward,
+    "gelu_backward": gelu.gelu_backward,
+    "layernorm_forward": layernorm.layernorm_forward,
+    "residual_layernorm_forward": layernorm.residual_layernorm_forward,
+    "layernorm_backward": layernorm.layernorm_backward,
+    "dropout_forward": dropout.dropout_forward,
+    "dropout_backward": dropout.dropout_backward,
+    "rotary_forward": rotary.rotary_forward,
+    "rotary_backward": rotary.rotary_backward,
+    "attention_forward": attention.attention_forward,
+    "attention_backward": attention.attention_backward,
+    "attention_weights": attention.attention_weights,
+    "cross_entropy": cross_entropy.cross_entropy,
+    "squared_norm": norm.squared_norm,
+    "adam_step": adam.adam_step,
+    "sgd_step": sgd.sgd_step,
+}
+
+
+def fused_operations(launcher: Launcher, ranges: Ranges) -> Operations:
+    """Every operation launching through `launcher`, each in a profiler range of its name."""
+    return Operations(**{name: _in_range(ranges, name, functools.partial(FUSED[name], launcher)) for name in NAMES})
+
+
+def _in_range(ranges: Ranges, name: str, operation: Operation) -> Operation:
+    label = f"operation/{name}"
+
+    @functools.wraps(operation)
+    def ranged(*arguments: Any, **options: Any) -> Any:
+        with ranges(label):
+            return operation(*arguments, **options)
+
+    return ranged

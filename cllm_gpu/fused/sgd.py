@@ -1,0 +1,58 @@
+"""Stochastic gradient descent with momentum: launches cuda/adam.cu's sgd_step. As `cllm_gpu.reference.sgd`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, storage_of
+from cllm_gpu.fused.norm import THREADS, finish_sum, flat_blocks
+
+
+def sgd_step(
+    launcher: Launcher,
+    parameters: Any,
+    gradients: Any,
+    velocity: Any | None,
+    *,
+    rate: float,
+    momentum: float,
+    weight_decay: float,
+    decayed: int,
+    gradient_scale: float,
+) -> float:
+    """One step in place on flat arrays (n,); returns Σ update² in float64.
+
+    `velocity` (n,) starts at zero and is None without momentum; the first `decayed` elements get weight decay.
+    """
+    check = Shapes("sgd_step")
+    (size,) = check("parameters", parameters, "n")
+    check("gradients", gradients, "n")
+    check("velocity", velocity, "n")
+    if size == 0:
+        return 0.0
+    storage = storage_of("sgd_step", "gradients", gradients)
+    blocks = flat_blocks(size)
+    moved = launcher.scratch("squares", (blocks,), "float64")
+    launcher.launch(
+        Variant("adam.cu", storage),
+        "sgd_step",
+        (blocks,),
+        THREADS,
+        {
+            "parameters": parameters,
+            "gradients": gradients,
+            "velocity": velocity,
+            "copy": None,
+            "clip": None,
+            "skip": None,
+            "moved": moved,
+            "size": size,
+            "decayed": decayed,
+            "scale": gradient_scale,
+            "momentum": momentum if velocity is not None else 0.0,
+            "decay": weight_decay,
+            "rate": rate,
+            "zero_gradients": 0,
+        },
+    )
+    return float(finish_sum(launcher, storage, moved)[0])

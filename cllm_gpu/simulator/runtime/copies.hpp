@@ -1,0 +1,4 @@
+#pragma once
+
+/// Forgets all copies under way.
+void copies_begin_block();

@@ -1,0 +1,24 @@
+// Fences, clocks, atomics and tensor-core instructions of a simulated thread.
+#include <cstring>
+
+#include "checks.hpp"
+#include "runtime.hpp"
+
+extern "C" {
+
+void sim_memory_fence(int scope) {
+    SIM_ENTER;
+    checks_fence(scope);
+}
+
+unsigned long long sim_clock() {
+    SIM_ENTER;
+    static unsigned long long ticks = 0;
+    return ++ticks;
+}
+
+void sim_atomic_access(const void* address, int bytes, sim::Site site) {
+    SIM_ENTER;
+    checks_atomic(address, bytes, site);
+}
+}

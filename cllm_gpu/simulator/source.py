@@ -1,0 +1,168 @@
+"""Turns CUDA source into C++ the system's compiler takes: preprocess, lay out shared memory, list the kernels.
+
+Only two CUDA words need rewriting after the preprocessor: `__shared__` declarations become statically stored variables
+with room around them (or, when `extern`, pointers to the block's dynamic shared memory), and each `__global__` function
+is entered in a table. Everything else is ordinary C++ given the headers in include/. Line numbers are kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cllm_gpu.errors import UserError
+
+_BRACES = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|[{}]')
+_NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class KernelDeclaration:
+    """A `__global__` function as it stands in the source."""
+
+    name: str
+    parameters: tuple[str, ...]
+    """The parameters' names, in order ("argument 3" where it has none)."""
+    is_template: bool
+    is_extern_c: bool
+
+
+def user_part(preprocessed: str, path: str) -> int:
+    """Offset at which the user's own file begins in the preprocessor's output."""
+    last = None
+    for marker in re.finditer(rf'^# 1 "{re.escape(path)}"[^\n]*$', preprocessed, re.M):
+        last = marker
+    return last.start() if last else 0
+
+
+def find_kernels(text: str) -> list[KernelDeclaration]:
+    """Every kernel defined in preprocessed text."""
+    blocks = _extern_c_blocks(text)
+    kernels = []
+    for word in re.finditer(r"\b__global__\b", text):
+        opening = text.index("(", word.end())
+        closing = _matching(text, opening, "(", ")")
+        if text[closing + 1 :].lstrip().startswith(";"):
+            continue
+        name = _NAME.findall(text[word.end() : opening])[-1]
+        before = _statement_before(text, word.start())
+        in_c = 'extern "C"' in before or any(low < word.start() < high for low, high in blocks)
+        parameters = tuple(
+            _parameter_name(part, i) for i, part in enumerate(_split(text[opening + 1 : closing])) if part.strip()
+        )
+        kernels.append(KernelDeclaration(name, parameters, "template" in before, in_c))
+    return kernels
+
+
+def rewrite(text: str) -> str:
+    """Preprocessed CUDA source as C++: shared variables laid out, `__global__` dropped."""
+    pieces = []
+    done = 0
+    for word in re.finditer(r"\b__shared__\b", text):
+        start = word.start() - len(_statement_before(text, word.start()))
+        end = _end_of_statement(text, word.end())
+        statement = text[start:end]
+        pieces += [text[done:start], _rewrite_shared(statement), "\n" * statement.count("\n")]
+        done = end + 1
+    pieces.append(text[done:])
+    return re.sub(r"\b__global__\b", "", "".join(pieces))
+
+
+def kernel_table(expressions: Sequence[str]) -> str:
+    """C++ that makes the kernels callable from outside: `sim_kernel_<i>` returns the table entry of expression i."""
+    lines = ['extern "C" {']
+    for i, expression in enumerate(expressions):
+        lines.append(
+            f'__attribute__((visibility("default"))) const sim::Kernel* sim_kernel_{i}() '
+            f"{{ return &sim::Entry<&{expression}>::table; }}"
+        )
+    return "\n".join([*lines, "}", ""])
+
+
+def _extern_c_blocks(text: str) -> list[tuple[int, int]]:
+    return [(m.end(), _matching(text, m.end() - 1, "{", "}")) for m in re.finditer(r'extern\s+"C"\s*\{', text)]
+
+
+def _statement_before(text: str, position: int) -> str:
+    """The words of the same statement that stand before `position`."""
+    start = max(text.rfind(c, 0, position) for c in ";{}") + 1
+    directive = text.rfind("\n#", start, position)
+    if directive >= 0 or text.startswith("#", start):
+        line_end = text.find("\n", max(directive + 1, start))
+        start = line_end + 1
+    return text[start:position]
+
+
+def _end_of_statement(text: str, position: int) -> int:
+    depth = 0
+    for i in range(position, len(text)):
+        if text[i] in "({[":
+            depth += 1
+        elif text[i] in ")}]":
+            depth -= 1
+        elif text[i] == ";" and depth == 0:
+            return i
+    raise UserError("a __shared__ declaration has no end")
+
+
+def _matching(text: str, opening: int, left: str, right: str) -> int:
+    depth = 0
+    for token in re.finditer(rf'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|[{re.escape(left + right)}]', text[opening:]):
+        depth += (token[0] == left) - (token[0] == right)
+        if depth == 0:
+            return opening + token.start()
+    raise UserError(f"'{left}' has no matching '{right}' in the CUDA source")
+
+
+def _split(text: str) -> list[str]:
+    """Splits at commas outside all brackets."""
+    parts, depth, start = [], 0, 0
+    for i, c in enumerate(text):
+        depth += (c in "(<[{") - (c in ")>]}")
+        if c == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    return [*parts, text[start:]]
+
+
+def _parameter_name(text: str, index: int) -> str:
+    names = _NAME.findall(text.partition("=")[0].partition("[")[0])
+    return names[-1] if len(names) > 1 else f"argument {index + 1}"
+
+
+def _rewrite_shared(statement: str) -> str:
+    words = " ".join(line for line in statement.split("\n") if not line.startswith("#"))
+    is_extern = re.search(r"\bextern\b", words) is not None
+    words = re.sub(r"\b(extern|static|__shared__)\b", " ", words)
+    first, *others = _split(words)
+    head = first.partition("[")[0].partition("=")[0]
+    name = list(_NAME.finditer(head))[-1]
+    specifier, first_declarator = first[: name.start()].strip(), first[name.start() :].strip()
+    if "=" in words:
+        raise UserError(f"CUDA does not allow an initialiser on the shared variable {name[0]!r}")
+    make = _dynamic if is_extern else _static
+    return " ".join(make(specifier, declarator.strip()) for declarator in (first_declarator, *others))
+
+
+def _dynamic(specifier: str, declarator: str) -> str:
+    name = _NAME.match(declarator)
+    if name is None or not re.fullmatch(r"\s*\[\s*\].*", declarator[name.end() :]):
+        raise UserError(f"extern __shared__ {specifier} {declarator}: dynamic shared memory is an array without a size")
+    extents = declarator[name.end() :].partition("]")[2]
+    kind = re.sub(r"\balignas\s*\([^()]*\)", "", specifier)
+    if extents:
+        return f"{kind} (* const {name[0]}){extents} = reinterpret_cast<{kind} (*){extents}>(sim_dynamic_shared);"
+    return f"{kind}* const {name[0]} = reinterpret_cast<{kind}*>(sim_dynamic_shared);"
+
+
+def _static(specifier: str, declarator: str) -> str:
+    match = _NAME.match(declarator)
+    if match is None:
+        raise UserError(f"cannot read the shared variable {declarator!r}")
+    name = match[0]
+    return (
+        f"struct {name}__type {{ {specifier} {declarator}; }}; static sim::Guarded<{name}__type> {name}__storage; "
+        f"auto& {name} = {name}__storage.value.{name}; static unsigned {name}__seen = 0; "
+        f'sim::declare_shared({name}__seen, &{name}, sizeof({name}), "{name}");'
+    )

@@ -1,0 +1,103 @@
+// Scaled dot-product attention, flash style: no T×S array exists, memory is linear in T.
+//
+//   forward              S = scale·Q Kᵀ + terms (masked),  P = softmax(S),  out = P V,  lse = log Σ_j exp(S_ij)
+//   backward_delta       δ_i = Σ_d dout_id·out_id
+//   backward_keys        P = exp(S − lse),  dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P∘(dP − δ),  dK = scale·dSᵀ Q
+//   backward_queries     the same P and dS again,  dQ = scale·dS K, and per block Σ dS·∂term/∂(α, β, γ)
+//   terms_finish         the sum of those over the blocks of a head
+//
+// q, out, dout, dq (B, T, H, D), k, v, dk, dv (B, S, K, D) real with strides of their own, K divides H; lse, delta
+// (B, H, T) fp32. Queries are the last T of S positions; `causal`: query t sees keys 0 … S − T + t (needs S ≥ T).
+// coordinates (B, S, 4) and term_weights (H, 3) fp32 with -DSCORE_TERMS=1, null otherwise. -DHEAD_SIZE=D, D ≤ 128.
+// Work: a block of 128 threads per tile of queries (forward, backward_queries) or keys (backward_keys) of one head; tiles
+//   of one head are neighbours in the grid, those with most work first. Layouts: attention_float32.cuh (FMA) and
+//   attention_bfloat16.cuh (mma.sync m16n8k16 fed by ldmatrix and cp.async).
+// Operations: forward 4·B·H·T·S·D (half when causal), backward 14 of 10 that one fused kernel would need, because S and dP
+//   are computed twice. Traffic: q, k, v, out once per tile of the other side.
+// Deterministic: every sum is made by one thread or a fixed tree, in the order of the positions; no atomics.
+// Sources: Dao et al. 2022, "FlashAttention", appendix B; Dao 2023, "FlashAttention-2".
+// Resources (sm_80, sm_90, sm_100): at most 255 registers and no spill.
+#include "attention.cuh"
+#ifdef CLLM_BF16
+#include "attention_bfloat16.cuh"
+#else
+#include "attention_float32.cuh"
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_forward)(
+    const real* q, const real* k, const real* v, real* out, float* lse, const float* coordinates,
+    const float* term_weights, long long q_batch, long long q_row, long long q_head, long long k_batch,
+    long long k_row, long long k_head, long long v_batch, long long v_row, long long v_head, long long out_batch,
+    long long out_row, long long out_head, int heads, int kv_heads, int queries, int keys, int causal, int wide,
+    float scale) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
+    const int tiles = (queries + FORWARD_ROWS - 1) / FORWARD_ROWS;
+    const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
+    const ScoreTerms terms(coordinates, term_weights, sizes, b, h);
+    forward_tile({q, q_batch, q_row, q_head}, {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head},
+                 {out, out_batch, out_row, out_head}, lse, sizes, terms, b, h, tile * FORWARD_ROWS, shared);
+}
+
+// A warp per (batch item, position, head).
+extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_delta)(
+    const real* dout, const real* out, float* delta, long long dout_batch, long long dout_row, long long dout_head,
+    long long out_batch, long long out_row, long long out_head, long long rows, int heads, int queries) {
+    const i64 i = i64(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32;
+    if (i >= rows) return;
+    const int h = int(i % heads);
+    const i64 t = i / heads % queries, b = i / heads / queries;
+    const real* const x = dout + b * dout_batch + t * dout_row + h * dout_head;
+    const real* const y = out + b * out_batch + t * out_row + h * out_head;
+    float sum = 0.0f;
+    for (int d = threadIdx.x % 32; d < D; d += 32) sum += to_float(x[d]) * to_float(y[d]);
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) delta[(b * heads + h) * queries + t] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_keys)(
+    const real* dout, const real* q, const real* k, const real* v, const float* lse, const float* delta, real* dk,
+    real* dv, const float* coordinates, const float* term_weights, long long dout_batch, long long dout_row,
+    long long dout_head, long long q_batch, long long q_row, long long q_head, long long k_batch, long long k_row,
+    long long k_head, long long v_batch, long long v_row, long long v_head, long long dk_batch, long long dk_row,
+    long long dk_head, long long dv_batch, long long dv_row, long long dv_head, int heads, int kv_heads, int queries,
+    int keys, int causal, int wide, float scale) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
+    const int tiles = (keys + TILE_KEYS - 1) / TILE_KEYS;
+    const int tile = blockIdx.x % tiles, kv = blockIdx.x / tiles % kv_heads, b = blockIdx.x / tiles / kv_heads;
+    backward_keys_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
+                       {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
+                       {dk, dk_batch, dk_row, dk_head}, {dv, dv_batch, dv_row, dv_head}, sizes, coordinates,
+                       term_weights, b, kv, tile * TILE_KEYS, shared);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_queries)(
+    const real* dout, const real* q, const real* k, const real* v, const float* lse, const float* delta, real* dq,
+    const float* coordinates, const float* term_weights, float* term_partials, long long dout_batch,
+    long long dout_row, long long dout_head, long long q_batch, long long q_row, long long q_head, long long k_batch,
+    long long k_row, long long k_head, long long v_batch, long long v_row, long long v_head, long long dq_batch,
+    long long dq_row, long long dq_head, int heads, int kv_heads, int queries, int keys, int causal, int wide,
+    float scale) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
+    const int tiles = (queries + BACKWARD_ROWS - 1) / BACKWARD_ROWS;
+    const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
+    ScoreTerms terms(coordinates, term_weights, sizes, b, h);
+    backward_queries_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
+                          {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
+                          {dq, dq_batch, dq_row, dq_head}, sizes, terms, term_partials, b, h, tile * BACKWARD_ROWS,
+                          shared);
+}
+
+// A warp per query head: gradients (H, 3) = Σ over batch items and tiles of partials (B, H, tiles, 3), in order.
+extern "C" __global__ void __launch_bounds__(32) ENTRY(attention_terms_finish)(
+    const float* partials, float* gradients, int batch, int heads, int tiles, int accumulate) {
+    const int h = blockIdx.x, term = threadIdx.x;
+    if (term >= TERM_COUNT) return;
+    float sum = accumulate ? gradients[h * TERM_COUNT + term] : 0.0f;
+    for (int b = 0; b < batch; b++)
+        for (int tile = 0; tile < tiles; tile++)
+            sum += partials[((i64(b) * heads + h) * tiles + tile) * TERM_COUNT + term];
+    gradients[h * TERM_COUNT + term] = sum;
+}

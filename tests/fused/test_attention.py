@@ -1,0 +1,160 @@
+"""Attention against the float64 reference: float32 by eps, bf16 by FlashAttention's rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cllm_gpu.fused.attention import attention_backward, attention_forward, attention_weights
+from cllm_gpu.reference import attention as reference
+from tests.fused.comparison import close
+from tests.fused.devices import BFLOAT16, DTYPES, Device
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: sizes, mask, and how q, k and v lie in memory."""
+
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    kv_heads: int
+    size: int
+    causal: bool
+    packed: bool = False  # views of one (B, T, H + 2K, D) array, as after the qkv product
+
+    def __str__(self) -> str:
+        mask = "causal" if self.causal else "full"
+        heads = f"H{self.heads}K{self.kv_heads}"
+        return f"B{self.batch}T{self.queries}S{self.keys}{heads}D{self.size}{mask}{'packed' * self.packed}"
+
+
+CASES = [
+    Case(1, 1, 1, 1, 1, 32, True),
+    Case(2, 65, 65, 2, 2, 64, True, packed=True),
+    Case(1, 130, 130, 4, 2, 64, True, packed=True),  # two tiles, grouped queries
+    Case(1, 40, 40, 2, 1, 80, False),
+    Case(2, 33, 70, 2, 2, 96, False),
+    Case(1, 5, 131, 2, 1, 128, True),  # decoding with a cache: queries are the last positions
+    Case(1, 1, 66, 3, 3, 64, True),
+    Case(1, 140, 140, 1, 1, 128, True),
+    Case(1, 37, 37, 2, 2, 8, True, packed=True),  # head sizes off the usual list
+    Case(1, 20, 20, 1, 1, 19, True),
+    Case(1, 70, 3, 2, 2, 32, False),
+]
+
+
+class Problem:
+    """Operands of a case on the device and in float64."""
+
+    def __init__(self, device: Device, rng: np.random.Generator, case: Case, storage: str) -> None:
+        dtype = DTYPES[storage]
+        b, t, s, h, kv, d = case.batch, case.queries, case.keys, case.heads, case.kv_heads, case.size
+
+        def draw(*shape: int) -> Any:
+            return rng.standard_normal(shape).astype(np.float32).astype(dtype)
+
+        self.case, self.storage, self.dtype = case, storage, dtype
+        self.scale = 1.0 / np.sqrt(d)
+        self.host_dout = draw(b, t, h, d)
+        if case.packed:
+            whole = draw(b, t, h + 2 * kv, d)
+            self.host = (whole[:, :, :h], whole[:, :, h : h + kv], whole[:, :, h + kv :])
+            self.inputs, self.gradients = _split(device.put(whole), h, kv), None
+            self.gradients = _split(device.put(np.full_like(whole, np.nan)), h, kv)
+        else:
+            self.host = (draw(b, t, h, d), draw(b, s, kv, d), draw(b, s, kv, d))
+            self.inputs = tuple(device.put(x) for x in self.host)
+            self.gradients = tuple(device.put(np.full_like(x, np.nan)) for x in self.host)
+        self.dout = device.put(self.host_dout)
+        self.out = device.put(np.full((b, t, h, d), np.nan, dtype))
+        self.lse = device.put(np.full((b, h, t), np.nan, np.float32))
+        self.options: dict[str, Any] = {"causal": case.causal, "scale": self.scale}
+
+    def run(self, device: Device) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+        """out, dq, dk, dv as float64, and lse."""
+        attention_forward(device.launcher, *self.inputs, self.out, self.lse, **self.options)
+        attention_backward(
+            device.launcher, self.dout, *self.inputs, self.out, self.lse, *self.gradients, **self.options
+        )
+        arrays = (self.out, *self.gradients)
+        return [device.get(x).astype(np.float64) for x in arrays], device.get(self.lse)
+
+    def reference(self) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+        """The same in float64."""
+        inputs = [x.astype(np.float64) for x in self.host]
+        out, lse = np.zeros(self.host_dout.shape), np.zeros(self.lse.shape)
+        reference.attention_forward(np, *inputs, out, lse, **self.options)
+        gradients = [np.zeros_like(x) for x in inputs]
+        dout = self.host_dout.astype(np.float64)
+        reference.attention_backward(np, dout, *inputs, out, lse, *gradients, **self.options)
+        return [out, *gradients], lse
+
+
+def _split(whole: Any, heads: int, kv_heads: int) -> tuple[Any, Any, Any]:
+    return whole[:, :, :heads], whole[:, :, heads : heads + kv_heads], whole[:, :, heads + kv_heads :]
+
+
+def _rounded(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return x.astype(np.float32).astype(BFLOAT16).astype(np.float64)
+
+
+def plain_bf16(problem: Problem) -> list[np.ndarray[Any, Any]]:
+    """out, dq, dk, dv of the unfused computation with every array rounded to bf16: FlashAttention's yardstick."""
+    case = problem.case
+    group = case.heads // case.kv_heads
+    q = problem.host[0].astype(np.float64).transpose(0, 2, 1, 3)
+    k, v = (np.repeat(x.astype(np.float64).transpose(0, 2, 1, 3), group, axis=1) for x in problem.host[1:])
+    dout = problem.host_dout.astype(np.float64).transpose(0, 2, 1, 3)
+    scores = _rounded(_rounded(q @ k.swapaxes(2, 3)) * problem.scale)
+    if case.causal:
+        hidden = np.triu(np.ones((case.queries, case.keys), bool), case.keys - case.queries + 1)
+        scores[:, :, hidden] = -np.inf
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights = _rounded(weights / weights.sum(axis=-1, keepdims=True))
+    out = _rounded(weights @ v)
+    dv = _rounded(weights.swapaxes(2, 3) @ dout)
+    dweights = _rounded(dout @ v.swapaxes(2, 3))
+    delta = (weights * dweights).sum(axis=-1, keepdims=True)
+    dscores = _rounded(_rounded(weights * (dweights - delta)) * problem.scale)
+    dq, dk = _rounded(dscores @ k), _rounded(dscores.swapaxes(2, 3) @ q)
+    dk, dv = (_rounded(x.reshape(case.batch, case.kv_heads, group, *x.shape[2:]).sum(axis=2)) for x in (dk, dv))
+    return [x.transpose(0, 2, 1, 3) for x in (out, dq, dk, dv)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_in_float32(device: Device, rng: Any, case: Case) -> None:
+    problem = Problem(device, rng, case, "float32")
+    got, lse = problem.run(device)
+    want, want_lse = problem.reference()
+    # sums over keys or queries; the exponent's argument has an error of a few eps; dP − δ cancels numbers of order 1
+    for name, ours, theirs in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
+        close(name, ours, theirs, storage="float32", factor=40 + case.keys, least=1.0)
+    close("lse", lse, want_lse, storage="float32", factor=20)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_in_bfloat16(device: Device, rng: Any, case: Case) -> None:
+    """|ours − exact| ≤ k·|plain bf16 − exact| + two roundings: k = 2 for the output, 3 for the gradients."""
+    problem = Problem(device, rng, case, "bfloat16")
+    got, lse = problem.run(device)
+    want, want_lse = problem.reference()
+    close("lse", lse, want_lse, storage="float32", factor=40)
+    plain = plain_bf16(problem)
+    for name, ours, theirs, rough in zip(("out", "dq", "dk", "dv"), got, want, plain, strict=True):
+        rounding = 2.0 * np.abs(_rounded(theirs + 0.3 - 0.3) - theirs).max()
+        bound = (2.0 if name == "out" else 3.0) * np.abs(rough - theirs).max() + rounding
+        error = np.abs(ours - theirs).max()
+        print(f"{name}: error {error:.3g}, bound {bound:.3g}")
+        assert error <= bound, f"{name}: error {error:.3g} passes {bound:.3g}"
+
+
+def test_attention_weights(device: Device, rng: Any) -> None:
+    q, k = (rng.standard_normal((1, n, 2, 16)).astype(np.float32) for n in (3, 5))
+    got = device.get(attention_weights(device.launcher, device.put(q), device.put(k), causal=True, scale=0.25))
+    want = reference.attention_weights(np, q.astype(np.float64), k.astype(np.float64), causal=True, scale=0.25)
+    close("weights", got, want, storage="float32", factor=20)

@@ -1,0 +1,114 @@
+"""Optimizers and norm on flat buffers, against the float64 reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cllm_gpu.fused.adam import adam_step, adam_step_on_device
+from cllm_gpu.fused.norm import squared_norm, squared_norm_on_device
+from cllm_gpu.fused.sgd import sgd_step
+from cllm_gpu.reference import adam as reference_adam
+from cllm_gpu.reference import sgd as reference_sgd
+from tests.fused.comparison import close
+from tests.fused.devices import BFLOAT16, Device
+
+SIZES = [1, 3, 4, 255, 1024, 5001]
+ADAM = {"rate": 1e-2, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.1}
+
+
+def _state(rng: np.random.Generator, size: int) -> list[np.ndarray[Any, Any]]:
+    p, g, m = (rng.standard_normal(size).astype(np.float32) for _ in range(3))
+    return [p, g, m, rng.random(size).astype(np.float32)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_adam_step(device: Device, rng: Any, size: int, decoupled: bool) -> None:
+    state = _state(rng, size)
+    ours, theirs = [device.put(x) for x in state], [x.astype(np.float64) for x in state]
+    for step in (1, 2, 3):
+        options: dict[str, Any] = ADAM | {"step": step, "decayed": size // 3, "decoupled": decoupled}
+        moved = adam_step(device.launcher, *ours, gradient_scale=0.5, **options)
+        want = reference_adam.adam_step(np, *theirs, gradient_scale=0.5, **options)
+        assert abs(moved - want) <= 1e-5 * want
+    for name, got, expected, before in zip("pgmv", ours, theirs, state, strict=True):
+        close(name, device.get(got), expected, storage="float32", factor=30)
+        assert name == "g" or not np.array_equal(device.get(got), before)
+
+
+def test_adam_step_in_mixed_precision(device: Device, rng: Any) -> None:
+    """bf16 gradients and copy, fp32 masters, clipping by a scalar on the device, gradients zeroed."""
+    p, g, m, v = _state(rng, 1001)
+    gradients = g.astype(BFLOAT16)
+    master, first, second = device.put(p), device.put(m), device.put(v)
+    given, copy = device.put(gradients), device.put(np.zeros(1001, BFLOAT16))
+    options: dict[str, Any] = ADAM | {"step": 5, "decayed": 500, "decoupled": True}
+    moved = adam_step_on_device(
+        device.launcher, master, given, first, second, gradient_scale=2.0, copy=copy,
+        clip=device.put(np.array([0.25], np.float32)), zero_gradients=True, measure=True, **options,
+    )  # fmt: skip
+    theirs = [x.astype(np.float64) for x in (p, gradients, m, v)]
+    want = reference_adam.adam_step(np, *theirs, gradient_scale=0.5, **options)
+    assert abs(float(device.get(moved)[0]) - want) <= 1e-5 * want
+    close("p", device.get(master), theirs[0], storage="float32", factor=20)
+    assert np.array_equal(device.get(copy), device.get(master).astype(BFLOAT16))
+    assert not device.get(given).astype(np.float32).any()
+
+
+def test_a_skipped_adam_step_writes_nothing(device: Device, rng: Any) -> None:
+    state = _state(rng, 300)
+    state[1][7] = np.inf
+    ours = [device.put(x) for x in state]
+    skip, clip = device.put(np.zeros(1, np.int32)), device.put(np.zeros(1, np.float32))
+    squared_norm_on_device(device.launcher, ours[1], skip=skip, clip=clip, maximum=1.0)
+    assert device.get(skip)[0] == 1
+    options: dict[str, Any] = ADAM | {"step": 1, "decayed": 0, "decoupled": True, "gradient_scale": 1.0}
+    moved = adam_step_on_device(device.launcher, *ours, skip=skip, clip=clip, measure=True, **options)
+    assert float(device.get(moved)[0]) == 0.0
+    for got, before in zip(ours, state, strict=True):
+        assert np.array_equal(device.get(got), before)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_step(device: Device, rng: Any, size: int, momentum: float) -> None:
+    p, g, u, _ = _state(rng, size)
+    velocity = device.put(u) if momentum else None
+    parameters, gradients = device.put(p), device.put(g)
+    theirs = [x.astype(np.float64) for x in (p, g, u)]
+    options: dict[str, Any] = {"rate": 0.1, "momentum": momentum, "weight_decay": 0.2, "decayed": size // 2}
+    moved = sgd_step(device.launcher, parameters, gradients, velocity, gradient_scale=0.5, **options)
+    want_velocity = theirs[2] if momentum else None
+    want = reference_sgd.sgd_step(np, *theirs[:2], want_velocity, gradient_scale=0.5, **options)
+    assert abs(moved - want) <= 1e-5 * want
+    close("p", device.get(parameters), theirs[0], storage="float32", factor=10)
+    if velocity is not None:
+        close("u", device.get(velocity), theirs[2], storage="float32", factor=10)
+
+
+@pytest.mark.parametrize("size", [0, *SIZES, 70001])
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), BFLOAT16], ids=str)
+def test_squared_norm(device: Device, rng: Any, size: int, dtype: Any) -> None:
+    x = rng.standard_normal(size).astype(np.float32).astype(dtype)
+    want = float((x.astype(np.float64) ** 2).sum())
+    assert abs(squared_norm(device.launcher, device.put(x)) - want) <= 1e-12 * want
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_squared_norm_shows_what_is_not_finite(device: Device, value: float) -> None:
+    x = np.ones(3000, np.float32)
+    x[2047] = value
+    assert not np.isfinite(squared_norm(device.launcher, device.put(x)))
+
+
+def test_clipping_scalar(device: Device) -> None:
+    x = device.put(np.full(16, 3.0, np.float32))  # norm 12
+    skip, clip = device.put(np.ones(1, np.int32)), device.put(np.zeros(1, np.float32))
+    squared_norm_on_device(device.launcher, x, skip=skip, clip=clip, scale=0.5, maximum=2.0)
+    assert device.get(skip)[0] == 0
+    assert abs(device.get(clip)[0] - 2.0 / 6.0) <= 1e-6
+    squared_norm_on_device(device.launcher, x, clip=clip, maximum=13.0)
+    assert device.get(clip)[0] == 1.0

@@ -1,0 +1,97 @@
+"""Embedding, dropout and rotary against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cllm_gpu.fused.dropout import dropout_backward, dropout_forward
+from cllm_gpu.fused.embedding import embedding_backward, embedding_forward
+from cllm_gpu.fused.rotary import rotary_backward, rotary_forward
+from cllm_gpu.reference import dropout as reference_dropout
+from cllm_gpu.reference import embedding as reference_embedding
+from cllm_gpu.reference import rotary as reference_rotary
+from cllm_gpu.reference.dropout import Dropout
+from tests.fused.comparison import close
+from tests.fused.devices import DTYPES, Device
+
+
+def _draw(rng: np.random.Generator, storage: str, *shape: int) -> np.ndarray[Any, Any]:
+    return rng.standard_normal(shape).astype(np.float32).astype(DTYPES[storage])
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 1023, 4100])
+@pytest.mark.parametrize("first_element", [0, 1, 6, 2**33 + 3])
+def test_dropout_has_the_references_bits(device: Device, rng: Any, size: int, first_element: int) -> None:
+    dropout = Dropout(0.3, seed=2**63 + 12345, step=2**31 + 5, site=4, first_element=first_element)
+    x = _draw(rng, "float32", size)
+    want, out = np.empty_like(x), device.put(np.empty_like(x))
+    reference_dropout.dropout_forward(np, x, want, dropout=dropout)
+    dropout_forward(device.launcher, device.put(x), out, dropout=dropout)
+    assert np.array_equal(device.get(out), want)
+    dx = device.put(x)
+    dropout_backward(device.launcher, dx, dx, dropout=dropout)
+    assert np.array_equal(device.get(dx), want)
+
+
+def test_dropout_in_bfloat16_rounds_once(device: Device, rng: Any) -> None:
+    dropout = Dropout(0.3, seed=9, step=1, site=0)
+    x = _draw(rng, "bfloat16", 40, 25)
+    want, out = np.empty(x.shape, np.float32), device.put(np.empty_like(x))
+    reference_dropout.dropout_forward(np, x.astype(np.float32), want, dropout=dropout)
+    dropout_forward(device.launcher, device.put(x), out, dropout=dropout)
+    assert np.array_equal(device.get(out), want.astype(x.dtype))
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [1, 24, 33])
+@pytest.mark.parametrize("positions", [True, False])
+def test_embedding_forward(device: Device, rng: Any, storage: str, width: int, positions: bool) -> None:
+    tokens = rng.integers(0, 11, (3, 5)).astype(np.int32)
+    table, learned = _draw(rng, storage, 11, width), _draw(rng, storage, 9, width) if positions else None
+    out = device.put(np.zeros((15, width), table.dtype))
+    put_learned = None if learned is None else device.put(learned)
+    embedding_forward(device.launcher, device.put(tokens), device.put(table), put_learned, out, first_position=4)
+    want = np.empty((15, width))
+    wide = None if learned is None else learned.astype(np.float64)
+    reference_embedding.embedding_forward(np, tokens, table.astype(np.float64), wide, want, first_position=4)
+    close("out", device.get(out), want, storage=storage, factor=1)
+
+
+# tokens from V ids over (B, T): none repeated; runs inside segments; runs over many segments; one run over all
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("vocabulary", "batch", "length"), [(50, 1, 1), (40, 3, 50), (3, 4, 129), (1, 2, 128)])
+@pytest.mark.parametrize("width", [8, 300])
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_embedding_backward(
+    device: Device, rng: Any, storage: str, vocabulary: int, batch: int, length: int, width: int, accumulate: bool
+) -> None:
+    tokens = rng.integers(0, vocabulary, (batch, length)).astype(np.int32)
+    dout = _draw(rng, storage, batch * length, width)
+    old_tokens, old_positions = _draw(rng, storage, vocabulary, width), _draw(rng, storage, length + 2, width)
+    got = device.put(old_tokens), device.put(old_positions)
+    options = {"accumulate_tokens": accumulate, "accumulate_positions": accumulate}
+    embedding_backward(device.launcher, device.put(dout), device.put(tokens), *got, **options)
+    wants = old_tokens.astype(np.float64), old_positions.astype(np.float64)
+    reference_embedding.embedding_backward(np, dout.astype(np.float64), tokens, *wants, **options)
+    close("tokens", device.get(got[0]), wants[0], storage=storage, factor=4 + batch * length)
+    close("positions", device.get(got[1]), wants[1], storage=storage, factor=4 + batch)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [2, 6, 64])
+def test_rotary(device: Device, rng: Any, storage: str, size: int) -> None:
+    """On a strided view, with float32 tables, and back again."""
+    whole = _draw(rng, storage, 2, 5, 6, size)
+    cosine, sine = reference_rotary.rotary_tables(np, 5, size, np.float32)
+    memory = device.put(whole)
+    rotary_forward(device.launcher, memory[:, :, 2:5], device.put(cosine), device.put(sine))
+    want = whole.astype(np.float64)
+    reference_rotary.rotary_forward(np, want[:, :, 2:5], cosine.astype(np.float64), sine.astype(np.float64))
+    close("rotated", device.get(memory), want, storage=storage, factor=4)
+    rotary_backward(device.launcher, memory[:, :, 2:5], device.put(cosine), device.put(sine))
+    twice = 1.5 if storage == "bfloat16" else 1.0  # two roundings to bf16, each of a number up to √2 times as large
+    error = np.abs(device.get(memory).astype(np.float64) - whole.astype(np.float64)).max()
+    assert error <= twice * (2.0**-7 if storage == "bfloat16" else 2.0**-21) * np.abs(whole.astype(np.float64)).max()

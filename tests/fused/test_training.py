@@ -1,0 +1,110 @@
+"""A whole training run on the kernels follows the reference's losses; signatures of both sides agree."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cllm_gpu.architecture import SIZES, Architecture
+from cllm_gpu.backend import Backend, get_backend
+from cllm_gpu.fused.operations import FUSED
+from cllm_gpu.model import Transformer
+from cllm_gpu.operations import REFERENCE
+from cllm_gpu.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.reference.dropout import Dropout
+from cllm_gpu.workspace import KeyValueCache, Workspace
+from tests.fused.devices import cupy_or_skip, simulator_or_skip
+
+STEPS = 20
+RELATIVE = 1e-5
+"""Of the loss over 20 steps: float32 rounding of a loss near ln V, grown by the steps before."""
+
+
+def _backend(name: str) -> Backend:
+    if name == "simulator":
+        simulator_or_skip()
+    if name == "cupy":
+        cupy_or_skip()
+    return get_backend(name, workers=1)
+
+
+def _losses(architecture: Architecture, backend: Backend, steps: int, *, dropout: bool) -> list[float]:
+    """Losses per token of `steps` AdamW steps on random tokens of a fixed seed, with clipping to norm 1."""
+    ops, rng = backend.ops, np.random.default_rng(3)
+    layout = Layout(parameter_specs(architecture), np.float32)
+    flats = [backend.zeros(layout.size, np.float32) for _ in range(4)]
+    flats[0][...] = backend.asarray(initial_values(layout, 1))
+    parameters, gradients = layout.views(flats[0]), layout.views(flats[1])
+    model = Transformer(architecture, backend, parameters)
+    batch, length = 3, 17
+    workspace = Workspace(architecture, backend, batch, length, np.float32, training=True)
+    losses = []
+    for step in range(1, steps + 1):
+        draws = rng.zipf(1.5, (batch, length + 1)) % architecture.vocabulary
+        tokens, targets = (backend.asarray(np.ascontiguousarray(x, np.int32)) for x in (draws[:, :-1], draws[:, 1:]))
+        mask = Dropout(architecture.dropout, seed=5, step=step, site=0) if dropout else None
+        total = model.loss_and_gradients(
+            workspace, tokens, targets, gradients, gradient_scale=1.0 / tokens.size, accumulate=False, dropout=mask
+        )
+        norm = float(np.sqrt(ops.squared_norm(flats[1])))
+        ops.adam_step(
+            *flats, rate=3e-3, beta1=0.9, beta2=0.99, epsilon=1e-8, step=step, weight_decay=0.1,
+            decayed=layout.decayed, decoupled=True, gradient_scale=min(1.0, 1.0 / norm),
+        )  # fmt: skip
+        losses.append(total / tokens.size)
+    return losses
+
+
+def _tiny(**changes: Any) -> Architecture:
+    return Architecture(vocabulary=300, **(SIZES["tiny"] | {"kv_heads": 2, "mlp_width": 256} | changes))
+
+
+def _follow(got: list[float], want: list[float]) -> None:
+    error = max(abs(a - b) / b for a, b in zip(got, want, strict=True))
+    print(f"losses from {want[0]:.4f} to {want[-1]:.4f}: largest relative difference {error:.2e}")
+    assert want[-1] < want[0] - 0.5, "the run learns nothing, so it proves nothing"
+    assert error <= RELATIVE, f"losses differ by {error:.2e} from the reference's"
+
+
+@pytest.mark.parametrize("name", ["simulator", pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_training_follows_the_reference(name: str) -> None:
+    """The tiny model with learned positions, 20 steps."""
+    architecture = _tiny()
+    want = _losses(architecture, _backend("numpy"), STEPS, dropout=False)
+    _follow(_losses(architecture, _backend(name), STEPS, dropout=False), want)
+
+
+def test_training_with_everything_else_switched_on() -> None:
+    """Rotary positions, grouped queries, dropout, no biases, a head of its own: odd sizes, 20 steps."""
+    architecture = _tiny(positions="rope", kv_heads=1, dropout=0.1, bias=False, tied_head=False, width=52, heads=2)
+    want = _losses(architecture, _backend("numpy"), STEPS, dropout=True)
+    _follow(_losses(architecture, _backend("simulator"), STEPS, dropout=True), want)
+
+
+def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence() -> None:
+    architecture = _tiny(positions="rope")
+    backend = _backend("simulator")
+    layout = Layout(parameter_specs(architecture), np.float32)
+    model = Transformer(architecture, backend, layout.views(initial_values(layout, 1)))
+    tokens = np.random.default_rng(0).integers(0, 300, (2, 9)).astype(np.int32)
+    whole = model.logits(Workspace(architecture, backend, 2, 9, np.float32, training=False), tokens)
+    cache = KeyValueCache(architecture, backend, 2, 16, np.float32)
+    first = Workspace(architecture, backend, 2, 6, np.float32, training=False)
+    one = Workspace(architecture, backend, 2, 1, np.float32, training=False)
+    got = [model.next_logits(first, np.ascontiguousarray(tokens[:, :6]), cache)]
+    got += [model.next_logits(one, np.ascontiguousarray(tokens[:, i : i + 1]), cache) for i in range(6, 9)]
+    for position, logits in zip(range(5, 9), got, strict=True):
+        assert np.abs(logits - whole[:, position]).max() <= 1e-5 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE))
+def test_signatures_agree(name: str) -> None:
+    """Same parameters in the same order after the first; the fused side may have more, with defaults, at the end."""
+    ours = list(inspect.signature(FUSED[name]).parameters.values())[1:]
+    theirs = list(inspect.signature(REFERENCE[name]).parameters.values())[1:]
+    same = [(p.name, p.kind, p.default) for p in theirs]
+    assert [(p.name, p.kind, p.default) for p in ours[: len(theirs)]] == same
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in ours[len(theirs) :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -99,8 +100,13 @@ class Library:
             raise ValueError(f"native operations take float32 and float64, not {x.dtype}") from None
 
 
-def load_library(*, use_mkl: bool = True) -> Library:
-    """Compile (once per machine) and load. UserError when there is no compiler or it fails."""
+def load_library(*, use_mkl: bool | None = None) -> Library:
+    """Compile (once per machine) and load. UserError when there is no compiler or it fails.
+
+    `use_mkl`: take MKL's matrix products where it is installed; None: unless $CLLM_MKL is 0.
+    """
+    if use_mkl is None:
+        use_mkl = os.environ.get("CLLM_MKL") != "0"
     sources = [SOURCES / "operations.cpp"]
     path = compile_library(sources, sorted(SOURCES.glob("*.hpp")), FLAGS, key=processor())
     try:

@@ -88,7 +88,7 @@ def test_few_documents_are_split_by_position(open_source, tmp_path: Path, many: 
         ("line\n" * 100 + "\nparagraph\n" * 20, "paragraph"),
         ("line of text\n" * 100, "line of text"),
         ("x" * 999 + "y", "x"),
-        ("€" * 500, "€"),
+        ("€" * 501, "€"),
         ("x" * 100 + "\n\n", "x"),  # the only blank line is the end
     ],
 )

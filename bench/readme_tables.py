@@ -6,7 +6,6 @@ usage: python bench/readme_tables.py [--check]
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,10 +36,12 @@ BLOCKS: dict[str, Callable[[], str]] = {"first_run": first_run, "comparison": co
 def filled(text: str) -> str:
     """The README with every block between its markers replaced by what the results say."""
     for name, render in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        text, count = pattern.subn(lambda match, body=render(): f"{match[1]}{body}\n{match[2]}", text)
-        if count != 1:
-            raise SystemExit(f"README.md has {count} blocks called {name}; it must have one")
+        before, after = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        head, begin, rest = text.partition(before)
+        _, end, tail = rest.partition(after)
+        if not (begin and end):
+            raise SystemExit(f"README.md lacks the block {name}")
+        text = f"{head}{begin}{render()}\n{end}{tail}"
     return text
 
 

@@ -31,7 +31,7 @@ class EvaluateOptions:
     batch: int = 16
     """Sequences computed at a time."""
     batches: int = 0
-    """At most this many batches, from the beginning; 0: the whole text."""
+    """At most this many batches, spread evenly over the text; 0: the whole text."""
     json: bool = False
     """Print JSON instead of a line."""
     backend: str | None = None

@@ -105,7 +105,7 @@ def _sample(config: Config, trainer: Trainer, dataset: Dataset, display: Display
     loop = config.training
     if not loop.sample_tokens or dataset.tokenizer is None:
         return
-    sampler = Sampler(temperature=0.8, top_k=50, top_p=1.0, seed=loop.seed)
+    sampler = Sampler(temperature=0.7, seed=loop.seed)
     pieces = generate_text(
         trainer.model, dataset.tokenizer, loop.sample_prompt, tokens=loop.sample_tokens, sampler=sampler
     )

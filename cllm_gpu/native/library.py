@@ -105,6 +105,8 @@ def load_library(*, use_mkl: bool | None = None) -> Library:
 
     `use_mkl`: take MKL's matrix products where it is installed; None: unless $CLLM_MKL is 0.
     """
+    if os.name == "nt":  # g++ there does not align the stack for 32-byte vectors (GCC bug 54412)
+        raise UserError("the native backend is not available on Windows; use the backend numpy")
     if use_mkl is None:
         use_mkl = os.environ.get("CLLM_MKL") != "0"
     sources = [SOURCES / "operations.cpp"]

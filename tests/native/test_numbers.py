@@ -140,6 +140,19 @@ def test_a_compiler_that_fails(monkeypatch, tmp_path):
     assert get_backend("auto").name == "numpy"
 
 
+def test_windows_takes_numpy(monkeypatch):
+    """A platform the library is not built for: one clear line, and "auto" goes on with numpy."""
+
+    class Windows:
+        name = "nt"
+
+    monkeypatch.setattr(library_module, "os", Windows)
+    monkeypatch.setattr("cllm_gpu.gpu.missing", lambda *_, **__: "no GPU here")
+    with pytest.raises(UserError, match="not available on Windows"):
+        get_backend("native")
+    assert get_backend("auto").name == "numpy"
+
+
 def test_native_backend_description(library):
     backend = get_backend("native", workers=3)
     assert (backend.name, backend.workers) == ("native", 3)

@@ -77,6 +77,8 @@ class DataConfig:
     """"bytes", or the path of a tokenizer.json."""
     validation_fraction: float = 0.05
     """Share of the documents kept for validation."""
+    seed: int = 1
+    """Of the choice of documents for validation."""
     cache: Path | None = None
     """Folder of prepared token shards (None: the user's cache folder)."""
 
@@ -87,8 +89,8 @@ class OptimizerConfig:
 
     name: Literal["sgd", "adam", "adamw"] = "adamw"
     """SGD with momentum, Adam with L2 decay, or AdamW with decoupled decay."""
-    rate: float = 1e-3
-    """Peak learning rate."""
+    rate: float = 2e-3
+    """Peak learning rate; the default suits the sizes up to small, about 6e-4 suits gpt2."""
     momentum: float = 0.9
     """SGD only."""
     beta1: float = 0.9
@@ -109,7 +111,7 @@ class ScheduleConfig:
 
     name: Literal["constant", "linear", "cosine", "step", "wsd"] = "cosine"
     """Shape after the warmup; wsd: warmup-stable-decay."""
-    warmup_steps: int = 0
+    warmup_steps: int = 50
     """Steps from 0 up to the peak rate."""
     minimum_rate: float = 0.0
     """Rate at the end, and the least rate at any step after the warmup."""
@@ -125,7 +127,7 @@ class ScheduleConfig:
 class TrainingConfig:
     """The loop."""
 
-    steps: int = 1000
+    steps: int = 1500
     """Optimizer steps in all."""
     batch: int = 16
     """Sequences per step."""
@@ -149,7 +151,7 @@ class TrainingConfig:
     """Steps over which loss and gradient norm are watched for spikes; 0: off."""
     spike_deviations: float = 6.0
     """A step this many standard deviations above the window's mean is skipped."""
-    sample_tokens: int = 200
+    sample_tokens: int = 400
     """Length of the text generated at the end; 0: none."""
     sample_prompt: str = ""
     """What the sample starts with (empty: a new document)."""
@@ -195,8 +197,8 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         (0 < s.step_factor <= 1, f"schedule.step_factor is {s.step_factor}; it must be above 0 and at most 1"),
         (0 <= s.decay_fraction <= 1, f"schedule.decay_fraction is {s.decay_fraction}; it must lie between 0 and 1"),
         (
-            0 < d.validation_fraction < 1,
-            f"data.validation_fraction is {d.validation_fraction}; it must be above 0 and below 1",
+            0 < d.validation_fraction <= 0.5,
+            f"data.validation_fraction is {d.validation_fraction}; it must be above 0 and at most 0.5",
         ),
         (
             t.micro_batch is None or (t.micro_batch >= 1 and t.batch % t.micro_batch == 0),
@@ -205,6 +207,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         (t.workers is None or t.workers >= 1, f"training.workers is {t.workers}; it must be at least 1"),
         (_positive(t.spike_deviations), f"training.spike_deviations is {t.spike_deviations}; it must be above 0"),
         (0 <= t.seed < 2**64, f"training.seed is {t.seed}; it must lie between 0 and 2^64 - 1"),
+        (0 <= d.seed < 2**64, f"data.seed is {d.seed}; it must lie between 0 and 2^64 - 1"),
     ]
     least = dict.fromkeys(("steps", "batch", "keep_last", "maximum_skipped"), 1)
     least |= dict.fromkeys(("evaluate_every", "evaluation_batches", "checkpoint_every", "spike_window"), 0)

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -114,11 +115,10 @@ class GradientWorkers:
 
         def work(index: int) -> float:
             part = self._parts[index]
-            with np.errstate(all="ignore"):  # a new thread has NumPy's own settings; the caller judges the result
-                return self._model.loss_and_gradients(
-                    self._workspaces[index], tokens[part], targets[part], buffers[index],
-                    gradient_scale=gradient_scale, accumulate=accumulate and index == 0, dropout=dropout,
-                )  # fmt: skip
+            return self._model.loss_and_gradients(
+                self._workspaces[index], tokens[part], targets[part], buffers[index],
+                gradient_scale=gradient_scale, accumulate=accumulate and index == 0, dropout=dropout,
+            )  # fmt: skip
 
         losses = self._run([partial(work, index) for index in range(len(self._parts))])
         self._add_gradients(gradients.flat)
@@ -146,7 +146,8 @@ class GradientWorkers:
         """Results of all tasks in order: the first runs in this thread, each other in one of its own."""
         if self._pool is None:
             return [task() for task in tasks]
-        others = [self._pool.submit(task) for task in tasks[1:]]
+        # in the caller's context, where NumPy keeps its error settings
+        others = [self._pool.submit(copy_context().run, task) for task in tasks[1:]]
         try:
             first = [tasks[0]()]
         finally:

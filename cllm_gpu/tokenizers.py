@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +39,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
         """Ids of `text`, one dimension; never holds `end_of_text`. UserError for text that cannot be encoded."""
+
+    def encode_many(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """`encode` of each text, on several processors where that pays."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD, ends of text become nothing."""
@@ -113,6 +116,9 @@ class ByteTokenizer:
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
         return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.uint32)
 
+    def encode_many(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        return [self.encode(text) for text in texts]
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         array = checked_ids(ids, self.vocabulary)
         return array[array != self.end_of_text].astype(np.uint8).tobytes()
@@ -137,6 +143,9 @@ class PatternTokenizer:
             if letter not in LETTERS:
                 raise UserError(f"the patterns tokenizer knows the letters A to Z and white space, not {letter!r}")
         return np.frombuffer(letters.encode("ascii"), dtype=np.uint8).astype(np.uint32) - np.uint32(ord("A"))
+
+    def encode_many(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        return [self.encode(text) for text in texts]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         array = checked_ids(ids, self.vocabulary)
@@ -171,11 +180,16 @@ class HuggingFaceTokenizer:
         self._bytes = _byte_level_table(ids, added) if _is_byte_level(settings.get("decoder")) else None
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
-        utf8(text)
-        ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
-        if (ids == self.end_of_text).any():
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        for text in texts:
+            utf8(text)
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        many = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        if any((ids == self.end_of_text).any() for ids in many):
             raise UserError("the tokenizer turns plain text into its end-of-text token; mark that token as special")
-        return ids
+        return many
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """UTF-8 bytes of `ids`. Exact piece by piece for byte-level tokenizers; others decode the piece as a text."""

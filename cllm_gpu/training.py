@@ -143,7 +143,8 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Steps until the configured number, Ctrl-C, or too many skipped ones (UserError, after saving)."""
-        with Interrupts() as interrupts:
+        # what is not finite is the guard's to find and to report
+        with Interrupts() as interrupts, np.errstate(all="ignore"):
             self._clock = time.perf_counter()
             while self.done < self.config.training.steps and not interrupts.requested:
                 self._one_step()
@@ -160,8 +161,7 @@ class Trainer:
 
     def _one_step(self) -> None:
         step = self.done
-        with np.errstate(all="ignore"):  # what is not finite is the guard's to find and to report
-            loss = self._gradients(step)
+        loss = self._gradients(step)
         with self.backend.ranges("optimizer"):
             norm = self.optimizer.gradient_norm(self.gradients)
             reason = self.guard.judge(loss, norm)
@@ -313,6 +313,9 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this very model. UserError when it is another's."""
+        tokenizer = self.dataset.tokenizer
+        if checkpoint.tokenizer != (tokenizer.as_dict() if tokenizer else {}):
+            raise UserError("the checkpoint was trained with another tokenizer: resume with the tokenizer it had")
         match_parameters(checkpoint.parameters, self.parameters, self.backend)
         if set(checkpoint.optimizer) != set(self.optimizer.state):
             raise UserError(

@@ -148,7 +148,11 @@ def test_a_baseline_that_diverged_is_refused():
 
 
 def test_every_family_has_a_grid_of_the_same_size_and_differs_in_nothing_else():
-    config = Config(schedule=ScheduleConfig(name="cosine", minimum_rate=1e-4), training=TrainingConfig(steps=400))
+    config = Config(
+        optimizer=OptimizerConfig(rate=1e-3),
+        schedule=ScheduleConfig(name="cosine", minimum_rate=1e-4),
+        training=TrainingConfig(steps=400),
+    )
     settings = default_settings(config, schedules=("cosine", "wsd"))
     families = {s.family: [t for t in settings if t.family == s.family] for s in settings}
     assert list(families) == ["sgd", "adam", "adamw", "adamw wsd"]  # cosine is the configuration's own
@@ -201,7 +205,7 @@ def patterns(tmp_path_factory):
         model=ModelConfig(size="tiny", layers=1, heads=2, width=16, context=16),
         data=DataConfig(source="patterns", tokenizer="patterns"),
         optimizer=OptimizerConfig(rate=0.003),
-        schedule=ScheduleConfig(name="constant"),
+        schedule=ScheduleConfig(name="constant", warmup_steps=0),
         training=TrainingConfig(steps=60, batch=8, evaluate_every=5, evaluation_batches=4, workers=1),
     )
     folder = tmp_path_factory.mktemp("cache")

@@ -26,7 +26,9 @@ INTERRUPTED = 130
 def run(arguments: list[str]) -> int:
     """Run one command; its exit status: 0, 1 (a check failed), 2 (bad input, one line on stderr), 130 (interrupted)."""
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"cllm-gpu: error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -39,7 +41,7 @@ def run(arguments: list[str]) -> int:
         print("cllm-gpu: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
 
 

@@ -27,7 +27,7 @@ def open_data(config: Config, display: Display) -> Dataset:
             config.data.source,
             tokenizer=config.data.tokenizer,
             validation_fraction=config.data.validation_fraction,
-            seed=config.training.seed,
+            seed=config.data.seed,
             cache_folder=config.data.cache or cache_directory() / "data",
             context=context,
             progress=progress,

@@ -22,7 +22,7 @@ from cllm_gpu.trained import open_trained, require_tokenizer
 class EvaluateOptions:
     """Loss, perplexity, bits per byte and accuracy of a trained model on a text."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Text file, folder, glob or .jsonl file."""
     model: Path | None = None
     """Run folder or checkpoint (None: the newest run)."""
@@ -31,7 +31,7 @@ class EvaluateOptions:
     batch: int = 16
     """Sequences computed at a time."""
     batches: int = 0
-    """At most this many batches, from the beginning; 0: the whole text."""
+    """At most this many batches, spread evenly over the text; 0: the whole text."""
     json: bool = False
     """Print JSON instead of a line."""
     backend: str | None = None

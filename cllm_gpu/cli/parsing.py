@@ -42,7 +42,7 @@ def parse(
     return parsed
 
 
-_STYLE = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+_STYLE = (tyro.conf.AvoidSubcommands,)
 
 
 def _one_line(text: str) -> str:

@@ -59,9 +59,9 @@ def _defaults(arguments: list[str]) -> TrainOptions:
     early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     early.add_argument("--output", type=Path, nargs="?")
     early.add_argument("--config", type=Path, nargs="?")
-    early.add_argument("--resume", nargs="?", const="True", default="False")
+    early.add_argument("--resume", action="store_true")
     known, _ = early.parse_known_args(arguments)
-    if known.resume == "True":
+    if known.resume:
         if known.config:
             raise UserError("--resume continues a run with its own configuration; leave --config out")
         return TrainOptions(saved_configuration(known.output or newest_run()))
@@ -105,7 +105,7 @@ def _sample(config: Config, trainer: Trainer, dataset: Dataset, display: Display
     loop = config.training
     if not loop.sample_tokens or dataset.tokenizer is None:
         return
-    sampler = Sampler(temperature=0.8, top_k=50, top_p=1.0, seed=loop.seed)
+    sampler = Sampler(temperature=0.7, seed=loop.seed)
     pieces = generate_text(
         trainer.model, dataset.tokenizer, loop.sample_prompt, tokens=loop.sample_tokens, sampler=sampler
     )

@@ -23,6 +23,8 @@ Progress = Callable[[int, int], None]
 SHARD_NAMES = {Part.TRAIN: "train.tokens", Part.VALIDATION: "validation.tokens"}
 _ABANDONED_AFTER_SECONDS = 24 * 3600
 _PROGRESS_BYTES = 1 << 20
+_GROUP_BYTES = 1 << 20
+_GROUP_PIECES = 1024
 
 
 def prepared_folder(
@@ -32,13 +34,16 @@ def prepared_folder(
 
     The identity is a SHA-256 of the format's version, the corpus (names, sizes and times of change of its files), the
     tokenizer, the fraction and the seed. Processes may race: each writes a folder of its own, the first to finish
-    gives it the final name. UserError for bad text and where the cache cannot be written.
+    gives it the final name. A folder that lost a shard is made again. UserError for bad text and where the cache cannot
+    be written.
     """
     facts = f"{VERSION}\n{corpus.identity}\n{tokenizer.fingerprint}\n{fraction!r}\n{seed}\n{corpus.skip_undecodable}"
     identity = hashlib.sha256(facts.encode()).digest()
     target = cache / f"tokens-{identity.hex()[:24]}"
     if target.is_dir():
-        return target, identity
+        if all((target / name).exists() for name in SHARD_NAMES.values()):
+            return target, identity
+        remove(target)  # someone deleted a damaged shard; what is left of the folder is in the way
     with _unfinished_folder(cache) as folder:
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
         _publish(folder, target)
@@ -87,13 +92,27 @@ def _header(part: Part, tokenizer: Tokenizer, identity: bytes) -> ShardHeader:
 def _stream(
     routed: Iterator[Routed], writers: dict[Part, ShardWriter], tokenizer: Tokenizer, tell: Callable[[int], None]
 ) -> None:
+    for group in _groups(routed):
+        encoded = tokenizer.encode_many([piece.text for piece in group])
+        for piece, tokens in zip(group, encoded, strict=True):
+            writers[piece.part].add(tokens, piece.text_bytes)
+            if piece.last:
+                writers[piece.part].end_document()
+        tell(group[-1].end)
+
+
+def _groups(routed: Iterator[Routed]) -> Iterator[list[Routed]]:
+    """The pieces in groups large enough to encode on several processors, and small enough for the memory."""
+    group: list[Routed] = []
+    size = 0
     for piece in routed:
-        writer = writers[piece.part]
-        if piece.text:
-            writer.add(tokenizer.encode(piece.text), piece.text_bytes)
-        if piece.last:
-            writer.end_document()
-        tell(piece.end)
+        group.append(piece)
+        size += piece.text_bytes
+        if size >= _GROUP_BYTES or len(group) >= _GROUP_PIECES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _throttled(progress: Progress | None, total: int) -> Callable[[int], None]:

@@ -101,18 +101,16 @@ class ShardWriter:
             room[:] = tokens[: len(room)]
             self._used += len(room)
             tokens = tokens[len(room) :]
-            if self._used == len(self._block):
-                self._flush()
+            self._flush_if_full()
 
     def end_document(self) -> None:
         """Append the end of text, unless the current document is empty."""
         if self._inside_document:
-            self._block[self._used] = self.header.end_of_text
+            self._block[self._used] = self.header.end_of_text  # there is room: a full block is flushed at once
             self._used += 1
             self.header.documents += 1
             self._inside_document = False
-            if self._used == len(self._block):
-                self._flush()
+            self._flush_if_full()
 
     def close(self) -> None:
         """Write what is left and the header, and sync the file to the disk."""
@@ -128,6 +126,10 @@ class ShardWriter:
     def _abandon(self) -> None:
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk; the first error counts
             self._file.close()
+
+    def _flush_if_full(self) -> None:
+        if self._used == len(self._block):
+            self._flush()
 
     def _flush(self) -> None:
         if self._used:

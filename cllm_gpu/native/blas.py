@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.metadata
 import os
+import re
+import site
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,20 +36,21 @@ def load_mkl() -> Blas | None:
     try:
         library = ctypes.CDLL(str(path))
         library.MKL_Set_Threading_Layer(ctypes.c_int(SEQUENTIAL_LAYER))
-        addresses = [ctypes.cast(getattr(library, f"cblas_{kind}gemm"), ctypes.c_void_p).value for kind in "sd"]
+        sgemm, dgemm = (ctypes.cast(getattr(library, f"cblas_{kind}gemm"), ctypes.c_void_p).value for kind in "sd")
+        text = ctypes.create_string_buffer(200)
+        library.MKL_Get_Version_String(text, ctypes.c_int(len(text)))
     except (OSError, AttributeError):
         return None
-    assert addresses[0] and addresses[1]
-    return Blas(addresses[0], addresses[1], f"matrix products by MKL {importlib.metadata.version('mkl')}")
+    if sgemm is None or dgemm is None:
+        return None
+    version = re.search(r"[0-9][0-9.]+", text.value.decode("ascii", "replace"))
+    return Blas(sgemm, dgemm, f"matrix products by MKL {version[0] if version else ''}".strip())
 
 
 def _find_library() -> Path | None:
-    try:
-        files = importlib.metadata.files("mkl") or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    prefix = "mkl_rt" if os.name == "nt" else "libmkl_rt"
-    for file in files:
-        if file.name.startswith(prefix) and (file.suffix == ".dll" or ".so" in file.name or ".dylib" in file.name):
-            return Path(str(file.locate())).resolve()
+    """Where pip puts the library: in the environment's own lib (Windows: Library\\bin), or the user's."""
+    folder, pattern = ("Library/bin", "mkl_rt*.dll") if os.name == "nt" else ("lib", "libmkl_rt.*")
+    for base in (sys.prefix, site.getuserbase() if site.ENABLE_USER_SITE else None):
+        if base and (found := sorted(Path(base, folder).glob(pattern))):
+            return found[-1]
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,15 @@ from cllm_gpu.errors import UserError
 from cllm_gpu.native import blas
 
 SOURCES = Path(__file__).parent / "sources"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
+_ARM = platform.machine().lower() in ("arm64", "aarch64")  # there clang knows the processor by -mcpu only
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-mcpu=native" if _ARM else "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+)
 """No flag lets the compiler assume finite numbers: NaN and infinity reach the result."""
 
 _POINTER = ctypes.c_void_p
@@ -43,7 +52,7 @@ PROTOTYPES = {
     "dropout": "ippuuwwur:",
     "attention_forward": "pnppppppr:n",
     "attention_backward": "pnppppppppppr:n",
-    "adam_step": "iippppp" + "n:d",
+    "adam_step": "iipppppn:d",
     "sgd_step": "iipppp:d",
     "squared_norm": "ip:d",
     "exponential": "ipp:",
@@ -91,8 +100,15 @@ class Library:
             raise ValueError(f"native operations take float32 and float64, not {x.dtype}") from None
 
 
-def load_library(*, use_mkl: bool = True) -> Library:
-    """Compile (once per machine) and load. UserError when there is no compiler or it fails."""
+def load_library(*, use_mkl: bool | None = None) -> Library:
+    """Compile (once per machine) and load. UserError when there is no compiler or it fails.
+
+    `use_mkl`: take MKL's matrix products where it is installed; None: unless $CLLM_MKL is 0.
+    """
+    if os.name == "nt":  # g++ there does not align the stack for 32-byte vectors (GCC bug 54412)
+        raise UserError("the native backend is not available on Windows; use the backend numpy")
+    if use_mkl is None:
+        use_mkl = os.environ.get("CLLM_MKL") != "0"
     sources = [SOURCES / "operations.cpp"]
     path = compile_library(sources, sorted(SOURCES.glob("*.hpp")), FLAGS, key=processor())
     try:

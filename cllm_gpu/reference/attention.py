@@ -7,13 +7,15 @@ Backward (Dao et al. 2022, "FlashAttention", appendix B), from what the forward 
     P = exp(S − lse),  dV = Pᵀ dO,  dP = dO Vᵀ,  δ_i = Σ_d dO_id·O_id,  dS = scale·P∘(dP − δ),  dQ = dS K,  dK = dSᵀ Q
 
 Queries are the last T of S key positions: with `causal`, query t sees keys 0 … S − T + t. The weights of one block of
-queries of one key/value head (on a GPU: of one batch item) exist at a time.
+queries of one key/value head (of several while they fit the cache; on a GPU: of one batch item) exist at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+from cllm_gpu.reference.tiling import tile_elements
 
 CPU_QUERY_BLOCK = 128
 
@@ -88,14 +90,15 @@ def _blocks(xp: Any, q: Any, k: Any, *, causal: bool) -> Iterator[tuple[int, sli
     batch, length = q.shape[:2]
     positions, kv_heads = k.shape[1:3]
     on_cpu = xp.__name__ == "numpy"
-    head_step = 1 if on_cpu else kv_heads
-    query_step = CPU_QUERY_BLOCK if on_cpu else length
+    query_step = min(length, CPU_QUERY_BLOCK) if on_cpu else length
+    head_weights = q.shape[2] // kv_heads * query_step * positions
+    head_step = max(1, tile_elements(xp) // head_weights) if on_cpu else kv_heads
     for b in range(batch):
         for head in range(0, kv_heads, head_step):
             for start in range(0, length, query_step):
                 stop = min(start + query_step, length)
                 seen = positions - length + stop if causal else positions
-                yield b, slice(head, head + head_step), slice(start, stop), slice(0, seen)
+                yield b, slice(head, min(head + head_step, kv_heads)), slice(start, stop), slice(0, seen)
 
 
 def _kv(x: Any, b: int, heads: slice, rows: slice) -> Any:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 BASE = 10000.0
 
 
 def rotary_tables(xp: Any, positions: int, head_size: int, dtype: Any) -> tuple[Any, Any]:
-    """cos and sin, each (positions, D/2), computed in float64 and rounded once to `dtype`."""
-    pairs = xp.arange(head_size // 2, dtype=xp.float64)
-    angles = xp.arange(positions, dtype=xp.float64)[:, None] * BASE ** (-2.0 * pairs / head_size)
-    return xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype)
+    """cos and sin, each (positions, D/2): computed in float64 on the host, so every device has the same bits."""
+    pairs = np.arange(head_size // 2, dtype=np.float64)
+    angles = np.arange(positions, dtype=np.float64)[:, None] * BASE ** (-2.0 * pairs / head_size)
+    return xp.asarray(np.cos(angles).astype(dtype)), xp.asarray(np.sin(angles).astype(dtype))
 
 
 def rotary_forward(xp: Any, x: Any, cosine: Any, sine: Any) -> None:

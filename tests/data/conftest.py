@@ -31,7 +31,7 @@ def open_source(tmp_path: Path) -> Callable[..., Dataset]:
 
 @pytest.fixture(scope="session")
 def bpe_json() -> str:
-    """A byte-level BPE tokenizer.json of 274 ids (its text has no more merges), with <|endoftext|> special."""
+    """A byte-level BPE tokenizer.json of 276 ids (its text has no more merges), with <|endoftext|> special."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -42,7 +42,7 @@ def bpe_json() -> str:
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(["the cat sat on the mat, the dog on the log.\n"] * 50, trainer)
+    tokenizer.train_from_iterator(["the cat sat on the mat,\n\n  the dog on the log.\n"] * 50, trainer)
     return tokenizer.to_str()
 
 

@@ -17,7 +17,7 @@ def counting(length: int, *, pieces: int = 1) -> TokenSource:
     return TokenSource("counting", np.array_split(np.arange(length, dtype=np.uint32), pieces), vocabulary=length)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
 def test_permutation_is_one(size: int, key: int) -> None:
     image = permute(np.arange(size, dtype=np.uint64), size, key)
@@ -97,7 +97,8 @@ def test_epochs_differ_in_order_and_offset() -> None:
     batches = Batches(counting(1003), batch=10, context=10, seed=4)
     first = np.concatenate([batches.starts(step) for step in range(10)])
     second = np.concatenate([batches.starts(step) for step in range(10, 20)])
-    assert not np.array_equal(np.argsort(first), np.argsort(second))
+    # steps from window to window, over the end of the stream too, do not depend on the offset
+    assert not np.array_equal(np.diff(first) % 1003, np.diff(second) % 1003)
     assert set((first % 10).tolist()) != set((second % 10).tolist())
 
 
@@ -126,7 +127,7 @@ def test_impossible_settings(wrong: dict[str, int]) -> None:
         Batches(counting(100), **({"batch": 1, "context": 4, "seed": 0} | wrong))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(length=st.integers(2, 300), batch=st.integers(1, 5), context=st.integers(1, 40))
 def test_evaluation_sees_every_target_once(length: int, batch: int, context: int) -> None:
     seen = []

@@ -46,11 +46,11 @@ def test_llama_3_shards_are_uint32(open_source, tmp_path: Path) -> None:
 
 def test_a_tokenizer_given_for_them_decodes_and_bounds(open_source, tmp_path: Path, bpe_path: Path) -> None:
     dataset = open_source(write(tmp_path / "a.bin", [5, 6, 7] * 20), tokenizer=str(bpe_path))
-    assert dataset.vocabulary == 274
+    assert dataset.vocabulary == 276
     assert len(dataset.tokenizer.decode(dataset.train.read(0, 3))) == 3
-    dataset = open_source(write(tmp_path / "b.bin", [5, 6, 274] * 20), tokenizer=str(bpe_path))
+    dataset = open_source(write(tmp_path / "b.bin", [5, 6, 276] * 20), tokenizer=str(bpe_path))
     with pytest.raises(
-        UserError, match=r"b.bin \(train\) holds token id 274 \(token 2\), outside the vocabulary of 274"
+        UserError, match=r"b.bin \(train\) holds token id 276 \(token 2\), outside the vocabulary of 276"
     ):
         dataset.train.read(0, 3)
 

@@ -68,7 +68,7 @@ def test_train_and_validation_are_drawn_apart_and_by_seed(open_source) -> None:
 
 def test_a_tokenizer_without_letters_is_refused(open_source, bpe_path) -> None:
     # this one has all 256 bytes as tokens, so single letters do work
-    assert open_source("patterns", tokenizer=str(bpe_path)).vocabulary == 274
+    assert open_source("patterns", tokenizer=str(bpe_path)).vocabulary == 276
     text = bpe_path.read_text(encoding="utf-8")
     bpe_path.write_text(text.replace('"add_prefix_space": false', '"add_prefix_space": true'), encoding="utf-8")
     with pytest.raises(UserError, match="one id per letter"):

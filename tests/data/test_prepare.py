@@ -76,7 +76,7 @@ def test_a_prepared_folder_or_shard_is_a_source(open_source, tmp_path: Path, boo
         again = open_source(source)
         assert np.array_equal(again.train.read(0, 100), prepared.train.read(0, 100))
         assert len(again.validation) == len(prepared.validation)
-    with pytest.raises(UserError, match=r"made with another tokenizer \(vocabulary 257, here 274\)"):
+    with pytest.raises(UserError, match=r"made with another tokenizer \(vocabulary 257, here 276\)"):
         open_source(folder, tokenizer=str(bpe_path))
     (folder / "validation.tokens").unlink()
     with pytest.raises(UserError, match=r"cannot read .*validation.tokens"):
@@ -103,6 +103,20 @@ def test_a_damaged_cache_is_noticed(open_source, tmp_path: Path, book: Path) -> 
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"train.tokens is damaged: its tokens do not match their checksum; delete it"):
         open_source(book)
+
+
+def test_skipped_files_are_counted_also_from_the_cache(open_source, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("text " * 100)
+    (tmp_path / "folder" / "b.png").write_bytes(b"\0")
+    assert [open_source(tmp_path / "folder").skipped_files for _ in range(2)] == [1, 1]
+
+
+def test_a_deleted_shard_is_made_again(open_source, tmp_path: Path, book: Path) -> None:
+    before = open_source(book).train.read(0, 100)
+    (only_folder(tmp_path / "cache") / "train.tokens").unlink()
+    assert np.array_equal(open_source(book).train.read(0, 100), before)
+    only_folder(tmp_path / "cache")
 
 
 def test_progress_ends_at_the_whole(open_source, tmp_path: Path) -> None:

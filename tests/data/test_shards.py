@@ -35,7 +35,7 @@ def write(path: Path, documents: list[list[int]], vocabulary: int = 300) -> Shar
     return written
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     vocabulary=st.sampled_from([300, 65536, 65537, 1 << 20]),
     documents=st.lists(st.lists(st.integers(0, 298), max_size=40), max_size=12),

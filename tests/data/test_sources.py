@@ -36,7 +36,7 @@ def documents(source: str | Path) -> list[str]:
     return found
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(content=ANY_TEXT | MIXED_TEXT, chunk=st.integers(1, 9))
 def test_a_file_is_one_document_whatever_the_chunks(tmp_path_factory, content: str, chunk: int) -> None:
     path = tmp_path_factory.mktemp("source") / "a.txt"
@@ -46,7 +46,7 @@ def test_a_file_is_one_document_whatever_the_chunks(tmp_path_factory, content: s
         assert documents(path) == ["x" + content]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(contents=st.lists(ANY_TEXT | MIXED_TEXT, max_size=6), chunk=st.integers(1, 9))
 def test_each_json_line_is_a_document(tmp_path_factory, contents: list[str], chunk: int) -> None:
     path = tmp_path_factory.mktemp("source") / "a.jsonl"
@@ -58,6 +58,7 @@ def test_each_json_line_is_a_document(tmp_path_factory, contents: list[str], chu
         assert documents(path) == [content for content in contents if content]
 
 
+@settings(deadline=None)
 @given(MIXED_TEXT)
 def test_cuts_move_forward(content: str) -> None:
     cut = cut_position(content)

@@ -23,6 +23,7 @@ from cllm_gpu.tokenizers import (
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_bytes_are_lossless(text: str) -> None:
     tokenizer = ByteTokenizer()
@@ -64,7 +65,7 @@ def test_patterns_letters() -> None:
         tokenizer.encode("Aa")
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(text=ANY_TEXT)
 def test_byte_level_bpe_is_lossless(bpe_json: str, text: str) -> None:
     tokenizer = HuggingFaceTokenizer(bpe_json, "t")
@@ -86,6 +87,15 @@ def test_bpe_merges_and_decodes_as_the_library_does(bpe_json: str) -> None:
     assert ids.tolist() == library.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(ids) == library.decode(ids.tolist())
     assert tokenizer.vocabulary == library.get_vocab_size()
+
+
+def test_many_texts_are_encoded_as_one_by_one(bpe_json: str) -> None:
+    texts = ["the cat", "", "sat on the mat\n" * 50, "ABC"]
+    for tokenizer in (ByteTokenizer(), HuggingFaceTokenizer(bpe_json, "t")):
+        many = tokenizer.encode_many(texts)
+        assert [ids.tolist() for ids in many] == [tokenizer.encode(text).tolist() for text in texts]
+        assert {ids.dtype for ids in many} == {np.dtype(np.uint32)}
+    assert [ids.tolist() for ids in PatternTokenizer().encode_many(["AB", "C"])] == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize("special", [True, False])

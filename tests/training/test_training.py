@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.backend import Backend
+from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import open_dataset
 from cllm_gpu.errors import UserError
@@ -179,9 +179,12 @@ def test_a_step_that_is_not_finite_is_skipped(make_trainer: MakeTrainer, config:
     assert trainer.guard.skipped_in_a_row == 0
 
 
-def test_training_stops_after_too_many_skipped_steps(make_trainer: MakeTrainer, config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_stops_after_too_many_skipped_steps(
+    make_trainer: MakeTrainer, config: Config, tmp_path: Path, workers: int
+) -> None:
     config = with_sections(config, training={"maximum_skipped": 3, "steps": 50})
-    trainer = make_trainer(config, tmp_path)
+    trainer = make_trainer(config, tmp_path, backend=get_backend("numpy", workers=workers))
     trainer.parameters["final_norm.weight"][0] = math.inf
     with pytest.raises(UserError, match="3 steps in a row"):
         trainer.train()

@@ -117,13 +117,14 @@ void attention_forward(
                 pack_panel<T, NR<T>>(q.at(b, h) + t * q.row, 1, q.row, int(count), size, packed_q);
                 for (index_t s = 0; s < seen; s += MR)
                     micro_kernel<T>(
-                        size, packed_k + s * size, MR, packed_q, weights + s * NR<T>, NR<T>, MR, NR<T>, false, nullptr
+                        size, packed_k + s * size, MR, packed_q, weights + s * NR<T>, NR<T>,
+                        int(std::min<index_t>(MR, seen - s)), NR<T>, false, nullptr
                     );
                 softmax_columns(weights, seen, t, shape, scale, inverse, log_sum);
                 for (index_t d = 0; d < size; d += MR)
                     micro_kernel<T>(
-                        seen, packed_v + d * shape.keys, MR, weights, attended + d * NR<T>, NR<T>, MR, NR<T>, false,
-                        nullptr
+                        seen, packed_v + d * shape.keys, MR, weights, attended + d * NR<T>, NR<T>,
+                        int(std::min<index_t>(MR, size - d)), NR<T>, false, nullptr
                     );
                 write_transposed(attended, size, count, inverse, out.at(b, h) + t * out.row, out.row);
                 std::memcpy(lse + (b * shape.heads + h) * shape.queries + t, log_sum, count * sizeof(T));
@@ -204,12 +205,12 @@ void backward_rows(
         pack_panel<T, MR>(q + i * q_row, 1, q_row, rows, size, w.left);
         for (index_t s = 0; s < seen; s += NR<T>)
             micro_kernel<T>(
-                size, w.left, MR, w.key_columns + s * size, weights + s, w.pitch, MR, NR<T>, false, nullptr
+                size, w.left, MR, w.key_columns + s * size, weights + s, w.pitch, rows, NR<T>, false, nullptr
             );
         pack_panel<T, MR>(dout + i * dout_row, 1, dout_row, rows, size, w.left);
         for (index_t s = 0; s < seen; s += NR<T>)
             micro_kernel<T>(
-                size, w.left, MR, w.value_columns + s * size, dscores + s, w.pitch, MR, NR<T>, false, nullptr
+                size, w.left, MR, w.value_columns + s * size, dscores + s, w.pitch, rows, NR<T>, false, nullptr
             );
         for (int r = 0; r < rows; ++r) {
             const T delta = dot(size, dout + (i + r) * dout_row, out + (i + r) * out_row);
@@ -232,14 +233,15 @@ template <class T>
 void backward_columns(const AttentionShape& shape, const BackwardScratch<T>& w, index_t t, index_t count) {
     const index_t seen = shape.seen(t + count - 1);
     for (index_t s = 0; s < seen; s += MR) {
+        const int rows = int(std::min<index_t>(MR, seen - s));
         const index_t first = std::max<index_t>(0, shape.first_seeing(s) - t), depth = count - first;
         for (index_t d = 0; d < shape.size; d += NR<T>) {
             const index_t panel = d * count + first * NR<T>, to = s * w.columns + d, from = first * w.pitch + s;
             micro_kernel<T>(
-                depth, w.weights + from, w.pitch, w.dout_rows + panel, w.dv + to, w.columns, MR, NR<T>, true, nullptr
+                depth, w.weights + from, w.pitch, w.dout_rows + panel, w.dv + to, w.columns, rows, NR<T>, true, nullptr
             );
             micro_kernel<T>(
-                depth, w.dscores + from, w.pitch, w.query_rows + panel, w.dk + to, w.columns, MR, NR<T>, true, nullptr
+                depth, w.dscores + from, w.pitch, w.query_rows + panel, w.dk + to, w.columns, rows, NR<T>, true, nullptr
             );
         }
     }

@@ -52,9 +52,7 @@ inline void pack_panel(const T* x, index_t row, index_t column, int width, index
     constexpr int n = lanes<T>;
     if (column == 1) {
         if (width == PITCH) {
-            for (index_t p = 0; p < depth; ++p)
-#pragma GCC unroll 8
-                for (int j = 0; j < PITCH; ++j) out[p * PITCH + j] = x[p * row + j];
+            for (index_t p = 0; p < depth; ++p) std::memcpy(out + p * PITCH, x + p * row, PITCH * sizeof(T));
         } else {
             for (index_t p = 0; p < depth; ++p)
                 for (int j = 0; j < PITCH; ++j) out[p * PITCH + j] = j < width ? x[p * row + j] : T(0);
@@ -81,25 +79,28 @@ inline void pack_panel(const T* x, index_t row, index_t column, int width, index
         for (int j = 0; j < PITCH; ++j) out[p * PITCH + j] = j < width ? x[p + j * column] : T(0);
 }
 
-// C tile (rows ≤ MR, columns ≤ NR) = (or +=) A panel · packed B panel (+ bias per column), where row p of the panel
-// of A is a[p·a_pitch …] (packed: a_pitch = MR) and all MR numbers of it may be read.
-template <class T>
-__attribute__((noinline)) void micro_kernel(
+// The first ROWS rows of the tile that `micro_kernel` computes, of which `rows` exist.
+template <class T, int ROWS>
+__attribute__((noinline)) void tile_kernel(
     index_t depth, const T* a, index_t a_pitch, const T* b, T* c, index_t pitch, int rows, int columns, bool add,
     const T* bias
 ) {
-    constexpr int n = lanes<T>;
-    vec<T> tile[MR][NV];
+    constexpr int n = lanes<T>, ahead = 16;  // rows of the panels fetched before they are needed: 5–10 % in all
+    vec<T> tile[ROWS][NV];
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
+    for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
         for (int j = 0; j < NV; ++j) tile[i][j] = vec<T>{};
-    for (index_t p = 0; p < depth; ++p, a += a_pitch) {
+    for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < columns; j += n) __builtin_prefetch(c + i * pitch + j, 1);
+    for (index_t p = 0; p < depth; ++p, a += a_pitch, b += NR<T>) {
+        for (int j = 0; j < NV; ++j) __builtin_prefetch(b + ahead * NR<T> + j * n);
+        __builtin_prefetch(a + ahead * a_pitch);
         vec<T> row[NV];
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) row[j] = load(b + p * NR<T> + j * n);
+        for (int j = 0; j < NV; ++j) row[j] = load(b + j * n);
 #pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i) {
+        for (int i = 0; i < ROWS; ++i) {
             vec<T> factor = splat(a[i]);
 #pragma GCC unroll 4
             for (int j = 0; j < NV; ++j) tile[i][j] += factor * row[j];
@@ -110,12 +111,12 @@ __attribute__((noinline)) void micro_kernel(
         for (int j = 0; j < NV; ++j) {
             vec<T> shift = columns > j * n ? load(bias + j * n, columns - j * n) : vec<T>{};
 #pragma GCC unroll 16
-            for (int i = 0; i < MR; ++i) tile[i][j] += shift;
+            for (int i = 0; i < ROWS; ++i) tile[i][j] += shift;
         }
     }
-    if (rows == MR && columns == NR<T>) {
+    if (rows == ROWS && columns == NR<T>) {
 #pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i)
+        for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
             for (int j = 0; j < NV; ++j) {
                 T* to = c + i * pitch + j * n;
@@ -123,9 +124,9 @@ __attribute__((noinline)) void micro_kernel(
             }
         return;
     }
-    T edge[MR * NR<T>];
+    T edge[ROWS * NR<T>];
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
+    for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
         for (int j = 0; j < NV; ++j) store(edge + i * NR<T> + j * n, tile[i][j]);
     for (int i = 0; i < rows; ++i)
@@ -133,6 +134,18 @@ __attribute__((noinline)) void micro_kernel(
             T& to = c[i * pitch + j];
             to = add ? to + edge[i * NR<T> + j] : edge[i * NR<T> + j];
         }
+}
+
+// C tile (rows ≤ MR, columns ≤ NR) = (or +=) A panel · packed B panel (+ bias per column), where row p of the panel
+// of A is a[p·a_pitch …] (packed: a_pitch = MR) and all MR numbers of it may be read. Few rows take a smaller kernel.
+template <class T>
+inline void micro_kernel(
+    index_t depth, const T* a, index_t a_pitch, const T* b, T* c, index_t pitch, int rows, int columns, bool add,
+    const T* bias
+) {
+    constexpr int half = (MR + 2) / 2, quarter = (MR + 3) / 4;
+    auto kernel = rows > half ? tile_kernel<T, MR> : rows > quarter ? tile_kernel<T, half> : tile_kernel<T, quarter>;
+    kernel(depth, a, a_pitch, b, c, pitch, rows, columns, add, bias);
 }
 
 // A(i, p) = a[i·a_row + p·a_column], B(p, j) = b[p·b_row + j·b_column], C(i, j) = c[i·pitch + j].

@@ -1,0 +1,62 @@
+"""Fills the README's tables from the committed result files; `--check` only says whether they agree.
+
+usage: python bench/readme_tables.py [--check]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+def load(name: str) -> Any:
+    """A result file as plain data."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def first_run() -> str:
+    """What `make train` printed, as it was recorded."""
+    return "```\n" + (RESULTS / "first_run.txt").read_text(encoding="utf-8").rstrip() + "\n```"
+
+
+def comparison() -> str:
+    """The table of `cllm-gpu compare`, as it wrote it."""
+    return (RESULTS / "comparison.md").read_text(encoding="utf-8").strip()
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"first_run": first_run, "comparison": comparison}
+
+
+def filled(text: str) -> str:
+    """The README with every block between its markers replaced by what the results say."""
+    for name, render in BLOCKS.items():
+        before, after = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        head, begin, rest = text.partition(before)
+        _, end, tail = rest.partition(after)
+        if not (begin and end):
+            raise SystemExit(f"README.md lacks the block {name}")
+        text = f"{head}{begin}{render()}\n{end}{tail}"
+    return text
+
+
+def main() -> int:
+    """Write README.md, or with --check compare; exit status 1 when it differs."""
+    path = ROOT / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = filled(before)
+    if "--check" in sys.argv[1:]:
+        if before != after:
+            print("README.md differs from bench/results: run python bench/readme_tables.py")
+        return int(before != after)
+    path.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

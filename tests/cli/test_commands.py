@@ -1,0 +1,164 @@
+"""Every command does its work, from the shell's point of view."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cllm_gpu.checkpoints import load_checkpoint
+from cllm_gpu.config import load_toml
+from cllm_gpu.metrics import read_metrics
+
+Command = Callable[..., tuple[int, str, str]]
+Flags = tuple[str, ...]
+
+
+def test_train_generate_evaluate_report(command: Command, workplace: Path, small: Flags) -> None:
+    status, out, err = command("train", *small, "--training.steps", "30", "--optimizer.rate", "0.01")
+    assert (status, err) == (0, "")
+    for shown in ("numpy:", 'source = "text.txt"', "memory plan", "total", "step 30/30", "evaluation at step 30",
+                  "memory: planned", "sample:"):  # fmt: skip
+        assert shown in out
+    folder = workplace / "runs" / "001"
+    assert load_toml(folder / "config.toml").optimizer.rate == 0.01
+    assert load_checkpoint(folder).step == 30
+    steps = [record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "step"]
+    assert len(steps) == 30
+    assert steps[-1]["loss"] < steps[0]["loss"] - 1.0
+
+    first = command("generate", "The number", "--tokens", "15", "--seed", "3")
+    assert first[0] == 0
+    assert first[1].startswith("The number")
+    assert command("generate", "The number", "--tokens", "15", "--seed", "3") == first
+    uncached = command("generate", "The number", "--tokens", "15", "--seed", "3", "--no-cache")
+    assert uncached == first
+    greedy = command("generate", "The number", "--temperature", "0", "--tokens", "15")
+    assert greedy == command("generate", "The number", "--temperature", "0", "--tokens", "15", "--seed", "9")
+
+    status, out, _ = command("evaluate", "text.txt", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["tokens"] == len((workplace / "text.txt").read_bytes()) + 1  # and the end of text
+    assert 0.5 < found["loss"] < steps[0]["loss"]
+    assert found["bits_per_byte"] == pytest.approx(
+        found["loss"] / 0.6931471805599453 * found["tokens"] / (found["tokens"] - 1)
+    )
+    status, out, _ = command("report", "--output", "tables")
+    assert status == 0
+    assert "30" in out
+    assert (workplace / "tables" / "report.md").is_file()
+
+
+def test_every_run_gets_a_folder_of_its_own(command: Command, workplace: Path, small: Flags) -> None:
+    for _ in range(2):
+        assert command("train", *small, "--training.steps", "2")[0] == 0
+    assert sorted(path.name for path in (workplace / "runs").iterdir()) == ["001", "002"]
+    status, _, err = command("train", *small, "--training.steps", "2", "--output", "runs/001")
+    assert status == 2
+    assert "already holds a run" in err
+
+
+def test_file_under_flags(command: Command, workplace: Path, small: Flags) -> None:
+    (workplace / "run.toml").write_text("[training]\nsteps = 3\nseed = 5\n[optimizer]\nrate = 0.5\n")
+    status, _, _ = command("train", "--config", "run.toml", *small, "--optimizer.rate", "0.25")
+    assert status == 0
+    saved = load_toml(workplace / "runs" / "001" / "config.toml")
+    assert (saved.training.steps, saved.training.seed, saved.optimizer.rate) == (3, 5, 0.25)
+
+
+def test_resume_continues_with_the_runs_own_configuration(command: Command, workplace: Path, small: Flags) -> None:
+    assert command("train", *small, "--training.steps", "4", "--optimizer.rate", "0.003")[0] == 0
+    status, out, _ = command("train", "--resume", "--training.steps", "6")
+    assert status == 0
+    assert "resumed" in out
+    assert "at step 4" in out
+    saved = load_toml(workplace / "runs" / "001" / "config.toml")
+    assert (saved.optimizer.rate, saved.training.steps) == (0.003, 6)
+    assert load_checkpoint(workplace / "runs" / "001").step == 6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals are sent to a process")
+def test_control_c_saves_and_says_how_to_resume(workplace: Path, small: Flags) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cllm_gpu", "train", *small, "--training.steps", "1000000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    metrics = workplace / "runs" / "001" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.stat().st_size > 2000):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "resume with: cllm-gpu train --resume --output" in out
+    done = load_checkpoint(workplace / "runs" / "001").step
+    assert done == [r["step"] for r in read_metrics(metrics) if r["kind"] == "step"][-1]
+
+
+def test_gradcheck(command: Command) -> None:
+    flags = ("--model.layers", "1", "--model.width", "8", "--vocabulary", "13", "--length", "5")
+    status, out, _ = command("gradcheck", *flags)
+    assert status == 0
+    assert "blocks.0.qkv.weight" in out
+    assert "passed" in out
+    status, out, _ = command("gradcheck", *flags, "--bound", "1e-300")
+    assert status == 1
+    assert "FAIL" in out
+
+
+def test_compare(command: Command, workplace: Path, small: Flags) -> None:
+    status, out, err = command(
+        "compare", *small, "--training.steps", "4", "--optimizers", "sgd", "adamw", "--output", "comparison"
+    )
+    assert status == 0, err
+    assert "sgd" in out
+    assert "adamw" in out
+    assert json.loads((workplace / "comparison" / "comparison.json").read_text())["baseline"] == "sgd"
+
+
+def test_info(command: Command) -> None:
+    status, out, _ = command("info")
+    assert status == 0
+    for shown in ("numpy:", "backend:", "operations in reference:", "GPU"):
+        assert shown in out
+
+
+def test_version_and_usage(command: Command) -> None:
+    assert command("--version")[1].startswith("cllm-gpu ")
+    status, out, _ = command("--help")
+    assert status == 0
+    assert "train" in out
+    assert command()[0] == 2
+
+
+def test_importing_loads_no_device_library() -> None:
+    code = (
+        "import sys, cllm_gpu, cllm_gpu.backend, cllm_gpu.cli.train;"
+        "print([m for m in ('cupy', 'torch', 'matplotlib', 'tokenizers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_planned_memory_is_what_is_measured(workplace: Path) -> None:
+    """Within 10%, as said before training, for a run whose arrays outweigh the libraries' own buffers."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("this system does not tell a process its anonymous memory")
+    flags = ["--data.source", "text.txt", "--model.size", "small", "--model.layers", "4", "--training.batch", "4"]
+    flags += ["--training.steps", "2", "--training.evaluation-batches", "1", "--training.sample-tokens", "0"]
+    train = [sys.executable, "-m", "cllm_gpu", "train", *flags]
+    done = subprocess.run(train, capture_output=True, text=True, check=True)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("memory: planned"))
+    planned, measured = (float(part.split()[-2]) for part in line.split(","))
+    units = {part.split()[-1] for part in line.split(",")}
+    assert units == {"MB"}
+    assert 0.9 <= measured / planned <= 1.1, line

@@ -1,0 +1,130 @@
+"""The configuration: what it refuses, and that it survives the way through TOML and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cllm_gpu.architecture import SIZES, Architecture
+from cllm_gpu.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    as_dict,
+    from_dict,
+    load_toml,
+    to_toml,
+)
+from cllm_gpu.errors import UserError
+from cllm_gpu.parameters import Layout, parameter_specs
+
+PUBLISHED = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
+"""Parameters of the released GPT-2 models (50,257 tokens), as counted by Hugging Face transformers."""
+
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+configs = st.builds(
+    Config,
+    model=st.builds(
+        ModelConfig,
+        size=st.sampled_from(sorted(SIZES)),
+        layers=st.none() | st.integers(1, 99),
+        dropout=st.floats(0, 0.99),
+        bias=st.booleans(),
+    ),
+    data=st.builds(DataConfig, source=texts, cache=st.none() | st.just(Path("a b/ä\"'\\c"))),
+    optimizer=st.builds(OptimizerConfig, rate=st.floats(1e-12, 1e6), epsilon=st.floats(1e-300, 1.0)),
+    training=st.builds(TrainingConfig, seed=st.integers(0, 2**64 - 1), sample_prompt=texts),
+    backend=st.none() | st.just("numpy"),
+)
+
+
+@given(configs)
+def test_toml_and_json_give_back_what_was_written(config: Config) -> None:
+    import tomllib
+
+    assert from_dict(tomllib.loads(to_toml(config))) == config
+    assert from_dict(json.loads(json.dumps(as_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"modle": {}}, "unknown key modle; did you mean model?"),
+        ({"model": {"layrs": 3}}, "unknown key model.layrs; did you mean layers?"),
+        ({"model": 3}, "model is a section; write it as [model]"),
+        ({"model": {"layers": "x"}}, "model.layers is 'x'; it must be of type int"),
+        ({"model": {"layers": 2.5}}, "model.layers is 2.5; it must be of type int"),
+        ({"model": {"bias": 1}}, "model.bias is 1; it must be of type bool"),
+        ({"training": {"steps": True}}, "training.steps is True; it must be of type int"),
+        ({"optimizer": {"name": "adamx"}}, "optimizer.name is 'adamx'; choose one of sgd, adam, adamw"),
+        ({"optimizer": {"rate": 0}}, "optimizer.rate is 0.0; it must be above 0"),
+        ({"optimizer": {"rate": -1}}, "optimizer.rate is -1.0; it must be above 0"),
+        ({"optimizer": {"weight_decay": -0.1}}, "optimizer.weight_decay is -0.1"),
+        ({"optimizer": {"beta2": 1.0}}, "optimizer.beta2 is 1.0; it must be at least 0 and below 1"),
+        ({"schedule": {"minimum_rate": 1.0}}, "must lie between 0 and optimizer.rate"),
+        ({"schedule": {"warmup_steps": -1}}, "schedule.warmup_steps is -1"),
+        ({"schedule": {"decay_fraction": 1.5}}, "schedule.decay_fraction is 1.5"),
+        ({"training": {"batch": 0}}, "training.batch is 0; it must be at least 1"),
+        ({"training": {"micro_batch": 5}}, "training.micro_batch is 5, which does not divide training.batch 16"),
+        ({"training": {"seed": -1}}, "training.seed is -1"),
+        ({"training": {"workers": 0}}, "training.workers is 0"),
+        ({"data": {"validation_fraction": 0.0}}, "data.validation_fraction is 0.0"),
+    ],
+)
+def test_what_is_refused(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        from_dict(values)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"heads": 3}, "model.heads is 3, which does not divide model.width 128"),
+        ({"kv_heads": 3}, "model.kv_heads is 3, which does not divide model.heads 4"),
+        ({"layers": 0}, "model.layers is 0; it must be at least 1"),
+        ({"width": -4}, "model.width is -4; it must be at least 1"),
+        ({"dropout": 1.0}, "model.dropout is 1.0"),
+        ({"width": 12, "positions": "rope"}, "must be even"),
+    ],
+)
+def test_impossible_models(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        dataclasses.replace(ModelConfig(), **changes).architecture(257)
+    assert expected in str(caught.value)
+
+
+def test_a_vocabulary_has_a_limit() -> None:
+    assert ModelConfig().architecture(2**20).vocabulary == 2**20
+    with pytest.raises(UserError, match="at most 1048576"):
+        ModelConfig().architecture(2**20 + 1)
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    with pytest.raises(UserError, match="does not exist"):
+        load_toml(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(UserError, match="cannot read"):
+        load_toml(path)
+    path.write_text("[model\n")
+    with pytest.raises(UserError, match="is not valid TOML"):
+        load_toml(path)
+    path.write_text('[model]\nsize = "gpt2"\nheads = 6\n')
+    assert load_toml(path).model.architecture(10) == Architecture(
+        10, context=1024, layers=12, heads=6, kv_heads=6, width=768, mlp_width=3072
+    )
+
+
+@pytest.mark.parametrize("size", sorted(PUBLISHED))
+def test_named_sizes_are_the_published_ones(size: Any) -> None:
+    layout = Layout(parameter_specs(ModelConfig(size=size).architecture(50257)), "float32")
+    assert layout.count == PUBLISHED[size]

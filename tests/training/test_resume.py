@@ -1,0 +1,153 @@
+"""A run that stops and goes on gives what a run gives that does not stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cllm_gpu.checkpoints import load_checkpoint, newest_checkpoint
+from cllm_gpu.config import Config
+from cllm_gpu.errors import UserError
+from cllm_gpu.metrics import read_metrics
+from cllm_gpu.training import Trainer
+
+MakeTrainer = Callable[..., Trainer]
+CLOCK = ("seconds", "tokens_per_second")
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The metrics without what a clock gave."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+def same_state(first: Trainer, second: Trainer) -> bool:
+    arrays = [(first.parameters.flat, second.parameters.flat)]
+    arrays += [(state.flat, second.optimizer.state[name].flat) for name, state in first.optimizer.state.items()]
+    return all(np.array_equal(a, b) for a, b in arrays)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("stop", [5, 6])
+def test_stopped_and_resumed_equals_uninterrupted(
+    make_trainer: MakeTrainer, config: Config, tmp_path: Path, optimizer: str, stop: int
+) -> None:
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, name=optimizer))
+    whole = make_trainer(config, tmp_path / "whole")
+    whole.train()
+
+    first = make_trainer(config, tmp_path / "parts", reporter=StopAt(stop))
+    outcome = first.train()
+    assert outcome.interrupted
+    assert outcome.step == stop
+    second = make_trainer(config, tmp_path / "parts")
+    second.parameters.flat[...] = 7.0  # what a fresh process has there does not matter
+    second.restore(load_checkpoint(tmp_path / "parts"))
+    assert second.done == stop
+    second.train()
+
+    assert same_state(whole, second)
+    assert records(tmp_path / "whole") == records(tmp_path / "parts")
+    assert whole.best_loss == second.best_loss
+    assert whole.guard.as_dict() == second.guard.as_dict()
+    assert whole.snapshot().state == second.snapshot().state
+
+
+class StopAt:
+    """A reporter that presses Ctrl-C during a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def step(self, record: dict[str, Any]) -> None:
+        if record["step"] == self._step:
+            signal.raise_signal(signal.SIGINT)
+
+    def evaluation(self, record: dict[str, Any]) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+def test_an_interrupt_saves_the_step_it_came_in(make_trainer: MakeTrainer, config: Config, tmp_path: Path) -> None:
+    trainer = make_trainer(config, tmp_path, reporter=StopAt(3))
+    outcome = trainer.train()
+    assert outcome.interrupted
+    assert outcome.checkpoint is not None
+    assert load_checkpoint(outcome.checkpoint).step == 3
+    # Python's own handling of Ctrl-C is back
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_interrupt_leaves_at_once(make_trainer: MakeTrainer, config: Config) -> None:
+    class Impatient(StopAt):
+        def step(self, record: dict[str, Any]) -> None:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(config, reporter=Impatient(0)).train()
+
+
+def test_training_in_a_thread_leaves_signals_alone(make_trainer: MakeTrainer, config: Config) -> None:
+    trainer = make_trainer(config)
+    before = signal.getsignal(signal.SIGINT)
+    outcomes: list[Any] = []
+    thread = threading.Thread(target=lambda: outcomes.append(trainer.train()))
+    thread.start()
+    thread.join()
+    assert outcomes[0].step == config.training.steps
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_resumed_run_may_be_longer(make_trainer: MakeTrainer, config: Config, tmp_path: Path) -> None:
+    make_trainer(config, tmp_path).train()
+    longer = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=15))
+    trainer = make_trainer(longer, tmp_path)
+    trainer.restore(load_checkpoint(tmp_path))
+    assert trainer.train().step == 15
+    assert [r["step"] for r in records(tmp_path) if r["kind"] == "step"] == list(range(1, 16))
+
+
+def test_another_model_or_optimizer_is_refused(make_trainer: MakeTrainer, config: Config, tmp_path: Path) -> None:
+    make_trainer(config, tmp_path).train()
+    checkpoint = load_checkpoint(tmp_path)
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
+    with pytest.raises(UserError, match="of another model: token_embedding"):
+        make_trainer(wider).restore(checkpoint)
+    other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, name="sgd"))
+    with pytest.raises(UserError, match="optimizer"):
+        make_trainer(other).restore(checkpoint)
+
+
+def test_old_checkpoints_go_and_the_best_stays(make_trainer: MakeTrainer, config: Config, tmp_path: Path) -> None:
+    loop = dataclasses.replace(config.training, checkpoint_every=1, keep_last=2)
+    trainer = make_trainer(dataclasses.replace(config, training=loop), tmp_path)
+    trainer.train()
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept[-2:] == ["step_00000011", "step_00000012"]
+    assert 2 <= len(kept) <= 3
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.name == "step_00000012"
+
+
+def test_a_full_disk_ends_the_run_in_one_line(
+    make_trainer: MakeTrainer, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(config, tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="no space left"):
+        trainer.train()

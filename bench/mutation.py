@@ -1,6 +1,6 @@
 """Damages the project's own kernels in one place at a time and reports the share that their tests catch.
 
-    python bench/mutation.py [FILE …] [--limit N] [--seed N] [--seconds N] [--processes N]
+    python bench/mutation.py [FILE …] [--kinds A,B] [--limit N] [--seed N] [--seconds N] [--processes N]
 
 Files are those of cuda/; all of them where none is named. Each mutant is judged by the file's tests in tests/fused, on
 the simulator with every memory access checked. Exits with status 1 when less than 95% of the mutants that change
@@ -76,6 +76,7 @@ def check(tests: tuple[str, ...], folder: Path) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", choices=[[], *TESTS], metavar="FILE")
+    parser.add_argument("--kinds", default="", help="such as 'barrier removed,wait removed'; all where none is named")
     parser.add_argument("--limit", type=int, default=None, help="at most so many mutants of each file")
     parser.add_argument("--seed", type=int, default=0, help="draws the mutants where there is a limit")
     parser.add_argument("--seconds", type=float, default=600.0, help="time for each file")
@@ -94,6 +95,7 @@ def main() -> int:
             ROOT / "cuda",
             [file],
             functools.partial(check, TESTS[file]),
+            kinds=[kind for kind in asked.kinds.split(",") if kind],
             limit=asked.limit,
             seed=asked.seed,
             seconds=asked.seconds,

@@ -132,6 +132,7 @@ def run(
     files: Sequence[str],
     check: Check,
     *,
+    kinds: Sequence[str] = (),
     limit: int | None = None,
     seed: int = 0,
     seconds_each: float = 60.0,
@@ -142,7 +143,8 @@ def run(
 ) -> Report:
     """Try mutants of `files` in `folder`; each runs in a forked process on a copy of the folder.
 
-    limit: at most so many, drawn with `seed` (all kinds alike); seconds: stop starting new ones after this time.
+    kinds: the kinds of mutation to try; all where none is named. limit: at most so many, drawn with `seed` (all kinds
+    alike); seconds: stop starting new ones after this time.
     equivalent: Mutant.key to the reason why that mutation changes nothing.
     Raises UserError where there is no fork, or when the check complains about the sources as they are.
     """
@@ -150,6 +152,7 @@ def run(
         raise UserError("mutation runs need os.fork, which Windows does not have")
     texts = {file: (folder / file).read_text(encoding="utf-8") for file in files}
     everything = [mutant for file, text in texts.items() for mutant in mutants(file, text)]
+    everything = [mutant for mutant in everything if not kinds or mutant.kind in kinds]
     random.Random(seed).shuffle(everything)
     chosen = everything if limit is None else everything[:limit]
     deadline = None if seconds is None else time.monotonic() + seconds

@@ -23,6 +23,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+NEEDED = ("numpy", "ml_dtypes", "pytest")
+
+
+def missing_packages() -> str | None:
+    """What must be carried to a bare image, in one line; None when all is there."""
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if not absent:
+        return None
+    return f"{', '.join(absent)} not installed here; unpack the wheels into a folder and name it in PYTHONPATH"
+
+
+if __name__ == "__main__" and (absent := missing_packages()) is not None:  # before anything that imports them
+    sys.exit(f"error: {absent}")
 
 from bench.gpu import machine, report  # noqa: E402
 from bench.gpu.bars import all_bars  # noqa: E402
@@ -43,7 +56,6 @@ from cllm_gpu import gpu  # noqa: E402
 from cllm_gpu.compiler import find_compiler  # noqa: E402
 
 RESULTS, LOGS = ROOT / "bench" / "results", ROOT / "build" / "gpu-check"
-NEEDED = ("numpy", "ml_dtypes", "pytest")
 REPEATS, TRAINING = "tests/gpu/test_repeats.py", ("tests/gpu/test_training.py", "tests/fused/test_training.py")
 
 
@@ -100,6 +112,15 @@ def benchmark_part(seconds: float) -> Part:
     return Part("benchmarks", seconds, True, run)
 
 
+def compile_part(seconds: float) -> Part:
+    """Every kernel compiled for this card into CuPy's cache, which the other parts read."""
+
+    def run(limit: float) -> Outcome:
+        return outcome_of("compile", run_program(module("bench.gpu.precompile"), limit, LOGS / "compile.log"))
+
+    return Part("compile", seconds, True, run)
+
+
 def host_part(name: str, seconds: float, *command: str) -> Part:
     """What the simulator can stand in for: needs a C++ compiler and no card."""
 
@@ -117,26 +138,32 @@ def all_parts() -> list[Part]:
     return [
         host_part("kernels on the simulator", 280, "-m", "bench.gpu.exercise", "--device", "simulator", "--quick"),
         host_part("benchmarks rehearsed", 180, "bench/kernels.py", "--rehearse"),
-        pytest_part("tests", 170, *others, "tests/fused", "tests/gpu"),
+        compile_part(50),
+        pytest_part("tests", 130, *others, "tests/fused", "tests/gpu"),
         pytest_part("1000 repeats", 80, REPEATS),
-        pytest_part("training against NumPy", 60, *TRAINING),
-        *(sanitizer_part(tool, 30) for tool in TOOLS),
-        benchmark_part(150),
+        pytest_part("training against NumPy", 50, *TRAINING),
+        *(sanitizer_part(tool, 35) for tool in TOOLS),
+        benchmark_part(130),
     ]
 
 
 def run_parts(parts: list[Part], *, card: bool, seconds: float, obstacle: str | None) -> list[Outcome]:
-    """Run what this machine can, within `seconds` altogether, and say so of the rest."""
-    deadline, outcomes = time.monotonic() + seconds, []
+    """Run what this machine can, within `seconds` altogether, and say so of the rest.
+
+    What a part leaves of its time is the next one's.
+    """
+    begun, outcomes, allotted = time.monotonic(), [], 0.0
     for part in parts:
-        left = deadline - time.monotonic()
+        elapsed = time.monotonic() - begun
+        left = seconds - elapsed
         if part.needs_card and not card:
             outcome = Outcome(part.name, NOT_RUN, f"needs a card: {obstacle}")
         elif left < 5:
             outcome = Outcome(part.name, FAILED, "not begun: out of time")
         else:
+            allotted += part.seconds
             print(f"{part.name} …", flush=True)
-            outcome = part.run(min(part.seconds, left))
+            outcome = part.run(min(max(part.seconds, allotted - elapsed), left))
         outcomes.append(outcome)
     return outcomes
 
@@ -149,19 +176,11 @@ def outcome_table(outcomes: list[Outcome]) -> str:
 
 def result_of(about: dict[str, Any], outcomes: list[Outcome]) -> dict[str, Any]:
     """The result file: the machine, how each part ended, the measured rows, and the bars."""
-    rows = next((o.data.get("rows", []) for o in outcomes if o.name == "benchmarks"), [])
+    rows: list[dict[str, Any]] = next((o.data.get("rows", []) for o in outcomes if o.name == "benchmarks"), [])
     limits = report.ceilings(rows)
     parts = [Outcome(o.name, o.status, o.detail, o.seconds).as_dict() for o in outcomes]
     bars = [bar.as_dict() for bar in all_bars(rows, limits, about["card"])]
     return {"machine": about, "parts": parts, "ceilings": limits, "rows": rows, "bars": bars}
-
-
-def missing_packages() -> str | None:
-    """What must be carried to a bare image, in one line; None when all is there."""
-    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if not absent:
-        return None
-    return f"{', '.join(absent)} not installed here; unpack the wheels into a folder and name it in PYTHONPATH"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -188,10 +207,6 @@ def report_card(outcomes: list[Outcome], folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; exit status 0 when nothing that was to run failed."""
     options = parse(arguments)
-    absent = missing_packages()
-    if absent is not None:
-        print(f"error: {absent}", file=sys.stderr)
-        return 1
     obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
     card = obstacle is None
     chosen = [part for part in all_parts() if part.name in options.only] if options.only else all_parts()

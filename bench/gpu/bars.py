@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ def _ours(rows: Iterable[Row], kernel: str, **size: Any) -> list[Row]:
     ]
 
 
-def attention_bars(rows: list[Row], card: str) -> list[Bar]:
+def attention_bars(rows: Sequence[Row], card: str) -> list[Bar]:
     """TFLOP/s of attention; the bars are for one card and are left out on another."""
     if ATTENTION_CARD not in card:
         return []
@@ -97,7 +97,7 @@ def attention_bars(rows: list[Row], card: str) -> list[Bar]:
     return bars
 
 
-def bandwidth_bars(rows: list[Row], copy: float | None) -> list[Bar]:
+def bandwidth_bars(rows: Sequence[Row], copy: float | None) -> list[Bar]:
     """Fractions of the copy bandwidth (TB/s) measured in the same run; one bar for each size measured."""
     bars = []
     for kernel, fraction in COPY_FRACTIONS.items():
@@ -111,7 +111,7 @@ def bandwidth_bars(rows: list[Row], copy: float | None) -> list[Bar]:
     return bars
 
 
-def adam_bars(rows: list[Row]) -> list[Bar]:
+def adam_bars(rows: Sequence[Row]) -> list[Bar]:
     """Our AdamW beside torch's fused one over the same parameters; float32 gradients on both sides."""
     bars = []
     for row in _ours(rows, "AdamW"):
@@ -125,7 +125,7 @@ def adam_bars(rows: list[Row]) -> list[Bar]:
     return bars or [Bar(f"AdamW against {TORCH_ADAM}", None, ADAM_OVER_TORCH, "times as fast", HOUSE)]
 
 
-def all_bars(rows: list[Row], ceilings: Mapping[str, float | None], card: str) -> list[Bar]:
+def all_bars(rows: Sequence[Row], ceilings: Mapping[str, float | None], card: str) -> list[Bar]:
     """Every bar, in the order of the table."""
     return attention_bars(rows, card) + adam_bars(rows) + bandwidth_bars(rows, ceilings.get("copy_terabytes"))
 

@@ -47,7 +47,7 @@ class Case:
     """One call of the operation `name`, by parameter names in the order of the operation's signature."""
 
     name: str
-    operands: dict[str, Array | None]
+    operands: dict[str, Array]
     written: tuple[str, ...] = ()
     """Operands that are overwritten."""
     updated: tuple[str, ...] = ()
@@ -93,10 +93,8 @@ class Bound:
     def __init__(self, case: Case, operation: Callable[..., Any], put: Callable[[Array], Any]) -> None:
         self.case = case
         self._operation = operation
-        self._start = {
-            name: None if x is None else put(x) for name, x in case.operands.items() if name not in case.written
-        }
-        self.arrays = {name: None if x is None else put(x) for name, x in case.operands.items()}
+        self._start = {name: put(x) for name, x in case.operands.items() if name in case.updated}
+        self.arrays = {name: put(x) for name, x in case.operands.items()}
         self.value: Any = None
         """What the last call returned."""
 

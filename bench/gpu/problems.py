@@ -22,7 +22,7 @@ from cllm_gpu.parameters import Layout, parameter_specs
 
 COPY, GEMM = "copy ceiling", "GEMM ceiling"
 GPT2_VOCABULARY = 50257
-ADAM_OPTIONS: dict[str, float] = {"rate": 1e-3, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1}
+ADAM_OPTIONS: dict[str, Any] = {"rate": 1e-3, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1}
 
 
 @dataclass(frozen=True)

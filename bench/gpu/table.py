@@ -184,7 +184,7 @@ def _rotary(d: Draw, direction: str) -> Case:
     return Case(f"rotary_{direction}", operands, updated=(name,), growth=4)
 
 
-def _attention_inputs(d: Draw) -> dict[str, Array | None]:
+def _attention_inputs(d: Draw) -> dict[str, Array]:
     s = d.sizes
     return {
         "q": d(s.batch, s.length, s.heads, s.head_size),
@@ -216,10 +216,10 @@ def _attention_forward(d: Draw) -> Case:
 def _attention_backward(d: Draw) -> Case:
     """The output and log-sum-exp it is given are exact ones, rounded once."""
     s, inputs = d.sizes, _attention_inputs(d)
-    out, lse = np.empty(inputs["q"].shape), np.empty((s.batch, s.heads, s.length))  # type: ignore[union-attr]
-    wide = [x.astype(np.float64) for x in inputs.values() if x is not None]
-    attention_forward(np, *wide, out, lse, **_attention_options(d))
-    gradients = {f"d{name}": np.full_like(x, np.nan) for name, x in inputs.items() if x is not None}
+    out, lse = np.empty(inputs["q"].shape), np.empty((s.batch, s.heads, s.length))
+    wide = [x.astype(np.float64) for x in inputs.values()]
+    attention_forward(np, wide[0], wide[1], wide[2], out, lse, **_attention_options(d))
+    gradients = {f"d{name}": np.full_like(x, np.nan) for name, x in inputs.items()}
     saved = {"out": out.astype(d.dtype), "lse": lse.astype(np.float32)}
     # bf16: the weights and the gradients of the scores are rounded before the products that sum over the sequence
     return Case(
@@ -263,7 +263,7 @@ def _squared_norm(d: Draw) -> Case:
 
 def _adam_step(d: Draw) -> Case:
     n = _flat_size(d.sizes)
-    operands: dict[str, Array | None] = {
+    operands: dict[str, Array] = {
         "parameters": d.float32(n),
         "gradients": d(n),
         "first_moment": d.float32(n),
@@ -279,7 +279,7 @@ def _adam_step(d: Draw) -> Case:
 
 def _sgd_step(d: Draw) -> Case:
     n = _flat_size(d.sizes)
-    operands: dict[str, Array | None] = {"parameters": d.float32(n), "gradients": d(n), "velocity": d.float32(n)}
+    operands: dict[str, Array] = {"parameters": d.float32(n), "gradients": d(n), "velocity": d.float32(n)}
     options = {"rate": 0.1, "momentum": 0.9, "weight_decay": 0.2, "decayed": n // 2, "gradient_scale": 0.5}
     return Case("sgd_step", operands, updated=("parameters", "velocity"), options=options, growth=10, roundings=0)
 

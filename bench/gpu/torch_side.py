@@ -70,5 +70,6 @@ def load_torch(xp: Any, *, compile_functions: bool) -> tuple[TorchSide | None, s
     if xp is not np and not torch.cuda.is_available():
         return None, f"PyTorch {torch.__version__} sees no card: our kernels are measured alone"
     if compile_functions:  # gradients are taken again and again from one forward
-        importlib.import_module("torch._functorch.config").donated_buffer = False
+        functorch: Any = importlib.import_module("torch._functorch.config")
+        functorch.donated_buffer = False
     return TorchSide(torch, xp, compile_functions=compile_functions), f"PyTorch {torch.__version__}"

@@ -24,9 +24,7 @@ HALF_ULP = 2.0**-8
 def _upcast(case: Case) -> Case:
     """The same case with float64 operands."""
     floating = (np.dtype(np.float32), DTYPES["bfloat16"])
-    operands = {
-        name: x if x is None or x.dtype not in floating else x.astype(np.float64) for name, x in case.operands.items()
-    }
+    operands = {name: x.astype(np.float64) if x.dtype in floating else x for name, x in case.operands.items()}
     return Case(case.name, operands, case.written, case.updated, case.options)
 
 

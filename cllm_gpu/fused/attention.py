@@ -70,7 +70,7 @@ def tiles_of(storage: str, head_size: int, *, terms: bool) -> Tiles:
         query_rows=128,
         query_shared=row_bytes * (2 * 128 + 4 * query_keys),
         key_rows=keys,
-        key_shared=row_bytes * (2 * keys + 4 * key_queries),
+        key_shared=row_bytes * (2 * keys + 4 * key_queries) + 16 * key_queries,
     )
 
 
@@ -185,6 +185,8 @@ class _Call:
             raise UserError(f"{operation}: argument k has {kv_heads} heads, which do not divide q's {heads}")
         if causal and positions < length:
             raise UserError(f"{operation}: argument k has {positions} positions, fewer than the {length} queries")
+        if not (scale > 0.0):
+            raise UserError(f"{operation}: argument scale is {scale}; it must be above 0")
         if positions == 0:
             raise UserError(f"{operation}: argument k has no position")
         self.terms = terms

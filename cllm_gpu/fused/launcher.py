@@ -114,7 +114,7 @@ class Launcher:
             return
         if any(size > limit for size, limit in zip(grid, MAXIMUM_GRID, strict=False)):
             raise UserError(f"{name}: a grid of {grid} blocks passes what CUDA takes, {MAXIMUM_GRID}")
-        kernel = self._kernel(variant, name)
+        kernel = self.kernel(variant, name)
         if shared_bytes > MAXIMUM_SHARED_BYTES and kernel.max_dynamic_shared_size_bytes < shared_bytes:
             kernel.max_dynamic_shared_size_bytes = shared_bytes
         kernel(grid, (block,), values, shared_mem=shared_bytes)
@@ -127,7 +127,8 @@ class Launcher:
             flat = self._scratch[name, dtype] = self.xp.empty(size, dtype=dtype)
         return flat[:size].reshape(shape)
 
-    def _kernel(self, variant: Variant, name: str) -> Any:
+    def kernel(self, variant: Variant, name: str) -> Any:
+        """The compiled kernel `name`, as the array module's RawModule gives it."""
         kernel = self._kernels.get((variant, name))
         if kernel is None:
             module = self._module_class(code=load_source(variant.source), options=variant.options)

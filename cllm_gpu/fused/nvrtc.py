@@ -28,6 +28,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
+_COMMENT = re.compile(r"//[^\n]*")
 _SHARED = re.compile(r"(\d+) bytes smem")
 
 
@@ -148,7 +149,8 @@ def declared_name(variant: Variant, kernel: str) -> str:
 def resources_of(variant: Variant, architecture: str) -> list[Resources]:
     """As `compile_kernels` for one variant of our sources, from the cache where nothing changed."""
     text = load_source(variant.source)
-    key = "\0".join([text, *variant.options, architecture, *map(str, nvrtc_version())])
+    code = _COMMENT.sub("", text)  # so that writing a header's table does not compile everything again
+    key = "\0".join([code, *variant.options, architecture, *map(str, nvrtc_version())])
     path = cache_directory() / "nvrtc" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if path.exists():
         return [Resources(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]

@@ -37,7 +37,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "attention_float32.cuh": (*_ATTENTION, "-k", "float32 or weights"),
     "column_sum.cu": (_ROWWISE, "tests/fused/test_training.py"),
     "columns.cuh": (_ROWWISE, "-k", "column_sum or layernorm_backward"),
-    "common.cuh": (_ROWWISE, _FLAT, *_ATTENTION),
+    "common.cuh": (_ROWWISE, *_ATTENTION, "-k", "layernorm_forward or bfloat16"),
     "cross_entropy.cu": (_ROWWISE, "-k", "cross_entropy"),
     "dropout.cu": (_SEQUENCE, "-k", "dropout"),
     "embedding.cu": (_SEQUENCE, "-k", "embedding"),

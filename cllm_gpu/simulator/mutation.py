@@ -22,6 +22,8 @@ from pathlib import Path
 
 from cllm_gpu.errors import UserError
 
+Key = tuple[str, str, str, str, int]
+"""What names a mutant: see Mutant.key."""
 Check = Callable[[Path], None]
 """Takes a folder with all sources, one of them damaged; raises when it notices."""
 
@@ -49,13 +51,15 @@ class Mutant:
     after: str
     context: str
     """The line as it stood."""
+    following: str
+    """The next line that is not empty."""
     place: int
     """1 for the first mutation of this kind and text in its line, 2 for the next, …"""
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What names the mutant wherever its line moves to: file, line's text, "before -> after", place."""
-        return self.file, self.context, f"{self.before} -> {self.after}", self.place
+    def key(self) -> Key:
+        """What names the mutant wherever its line moves to: file, line, line after, "before -> after", place."""
+        return self.file, self.context, self.following, f"{self.before} -> {self.after}", self.place
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.kind}: {self.before!r} -> {self.after!r} in: {self.context}"
@@ -118,7 +122,8 @@ def mutants(file: str, text: str) -> list[Mutant]:
             line = text.count("\n", 0, match.start()) + 1
             context = lines[line - 1].strip()
             place = 1 + sum((m.line, m.kind, m.before) == (line, kind, match[0]) for m in found)
-            found.append(Mutant(file, line, kind, match.start(), match[0], replace(match), context, place))
+            following = next((after.strip() for after in lines[line:] if after.strip()), "")
+            found.append(Mutant(file, line, kind, match.start(), match[0], replace(match), context, following, place))
     return sorted(found, key=lambda m: (m.start, m.kind))
 
 
@@ -138,7 +143,7 @@ def run(
     seconds_each: float = 60.0,
     seconds: float | None = None,
     processes: int = 1,
-    equivalent: Mapping[tuple[str, str, str, int], str] | None = None,
+    equivalent: Mapping[Key, str] | None = None,
     progress: Callable[[Verdict], None] | None = None,
 ) -> Report:
     """Try mutants of `files` in `folder`; each runs in a forked process on a copy of the folder.

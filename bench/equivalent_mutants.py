@@ -34,32 +34,4 @@ EQUIVALENT: dict[Key, str] = {
         1,
     ): _AT_LEAST_4,
     ("adam.cu", _COUNT_IN_PLACE, "#pragma unroll", "< -> <=", 1): _AT_LEAST_4,
-    (
-        "attention_float32.cuh",
-        "if (column + 1 < D) x.y = p[1];",
-        "if (column + 2 < D) x.z = p[2];",
-        "< -> <=",
-        1,
-    ): "column is a multiple of 4 and D is even: column + 1 is never D",
-    (
-        "attention_float32.cuh",
-        "if (column + 1 < D) p[1] = v.y;",
-        "if (column + 2 < D) p[2] = v.z;",
-        "< -> <=",
-        1,
-    ): "column is a multiple of 4 and D is even: column + 1 is never D",
-    (
-        "attention_float32.cuh",
-        "if (column + 1 < D) p[1] = v.y;",
-        "if (column + 2 < D) p[2] = v.z;",
-        "+ -> -",
-        1,
-    ): "column < D holds here, and D is even: column + 1 < D and column - 1 < D are both true",
-    (
-        "attention_float32.cuh",
-        "if (column + 1 < D) x.y = p[1];",
-        "if (column + 2 < D) x.z = p[2];",
-        "+ -> -",
-        1,
-    ): "column < D holds here, and D is even: column + 1 < D and column - 1 < D are both true",
 }

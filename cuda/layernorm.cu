@@ -119,12 +119,12 @@ __device__ __forceinline__ void forward_row(const real* x, const real* weight, c
 
 extern "C" __global__ void __launch_bounds__(512) ENTRY(layernorm_forward)(
     const real* x, const real* weight, const real* bias, real* out, float* mean, float* rstd, long long rows,
-    int columns, float epsilon, int row_threads) {
+    int columns, float epsilon, int row_threads, int wide) {
     __shared__ float exchange[32];
     const index_t row = index_t(blockIdx.x) * (blockDim.x / row_threads) + threadIdx.x / row_threads;
     if (row >= rows) return;  // whole warps leave; a block that shares a row never does
     const index_t at = row * columns;
-    if (wide_rows(x, columns) && wide_rows(out, columns) && aligned16(weight) && aligned16(bias))
+    if (wide)
         forward_row<WIDE<real>>(x + at, weight, bias, out + at, mean + row, rstd + row, columns, epsilon, row_threads,
                                 exchange);
     else
@@ -175,14 +175,13 @@ extern "C" __global__ void __launch_bounds__(512) ENTRY(residual_layernorm_forwa
     const real* residual, const real* branch, const real* weight, const real* bias, real* residual_out, real* out,
     float* mean, float* rstd, long long rows, int columns, float epsilon, int row_threads,
     unsigned long long first_element, unsigned long long seed, unsigned step, unsigned site, unsigned threshold,
-    float scale) {
+    float scale, int wide) {
     __shared__ float exchange[32];
     const index_t row = index_t(blockIdx.x) * (blockDim.x / row_threads) + threadIdx.x / row_threads;
     if (row >= rows) return;
     const Mask mask = {first_element, seed, step, site, threshold, scale};
     const index_t at = row * columns;
-    if (wide_rows(residual, columns) && wide_rows(branch, columns) && wide_rows(residual_out, columns) &&
-        wide_rows(out, columns) && aligned16(weight) && aligned16(bias))
+    if (wide)
         residual_row<WIDE<real>>(residual, branch, weight, bias, residual_out, out, mean + row, rstd + row, columns,
                                  epsilon, mask, at, row_threads, exchange);
     else
@@ -265,8 +264,14 @@ __device__ __forceinline__ void backward_row(const real* dout, const real* x, co
     }
 }
 
-// The rows of one chunk, then the chunk's partial sums. `staging`: 2·columns floats of shared memory when warps share
-// the columns.
+// Where element i of the pack p of a lane stands among the staged sums: lanes side by side, rows of 33 against conflicts.
+template <int W>
+__device__ __forceinline__ int staging_slot(int p, int i, int lane) {
+    return (p * W + i) * 33 + lane;
+}
+
+// The rows of one chunk, then the chunk's partial sums. `staging`: shared memory for two sums per column, of which 32·W
+// take 33·W floats, when warps share the columns.
 template <int W>
 __device__ __forceinline__ void backward_chunk(const real* dout, const real* x, const real* weight, const float* mean,
                                                const float* rstd, const real* dresidual, real* dx, float* partials,
@@ -288,36 +293,46 @@ __device__ __forceinline__ void backward_chunk(const real* dout, const real* x, 
                         dresidual == nullptr ? nullptr : dresidual + at, dx + at, partial, stride, columns, row_threads,
                         exchange, sums);
     }
-    for (int turn = 0; turn < groups; turn++) {  // the warps of the block add up in order
+    if (groups == 1) {
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            const int column = first + p * step;
+            if (column >= columns) continue;
+            store_floats<W>(partial + column, sums.weight[p]);
+            store_floats<W>(partial + stride + column, sums.bias[p]);
+        }
+        return;
+    }
+    const int half = staging_slot<W>((columns - 1) / (32 * W) + 1, 0, 0);  // from the sums of dweight to those of dbias
+    for (int turn = 0; turn < groups; turn++) {                            // the warps of the block add up in order
         if (turn == group) {
 #pragma unroll
             for (int p = 0; p < PACKS; p++) {
+                if (first + p * step >= columns) continue;
+#pragma unroll
                 for (int i = 0; i < W; i++) {
-                    const int column = first + p * step + i;
-                    if (column >= columns) continue;
-                    float* const w = groups == 1 ? partial + column : staging + column;
-                    float* const b = groups == 1 ? partial + stride + column : staging + columns + column;
-                    *w = sums.weight[p].v[i] + (turn == 0 ? 0.0f : *w);
-                    *b = sums.bias[p].v[i] + (turn == 0 ? 0.0f : *b);
+                    float* const slot = staging + staging_slot<W>(p, i, thread);
+                    slot[0] = sums.weight[p].v[i] + (turn == 0 ? 0.0f : slot[0]);
+                    slot[half] = sums.bias[p].v[i] + (turn == 0 ? 0.0f : slot[half]);
                 }
             }
         }
-        if (groups > 1) __syncthreads();
+        __syncthreads();
     }
-    if (groups == 1) return;
-    for (int column = threadIdx.x; column < columns; column += blockDim.x) {
-        partial[column] = staging[column];
-        partial[stride + column] = staging[columns + column];
+    const int kept = columns < PACKS * step ? columns : PACKS * step;
+    for (int column = threadIdx.x; column < kept; column += blockDim.x) {
+        const float* const slot = staging + staging_slot<W>(column / (32 * W), column % W, column / W % 32);
+        partial[column] = slot[0];
+        partial[stride + column] = slot[half];
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(layernorm_backward)(
     const real* dout, const real* x, const real* weight, const float* mean, const float* rstd, const real* dresidual,
-    real* dx, float* partials, long long rows, int columns, int chunk_rows, int row_threads) {
+    real* dx, float* partials, long long rows, int columns, int chunk_rows, int row_threads, int wide) {
     __shared__ float exchange[32];
     extern __shared__ float staging[];
-    if (wide_rows(dout, columns) && wide_rows(x, columns) && wide_rows(dx, columns) && aligned16(weight) &&
-        aligned16(dresidual))
+    if (wide)
         backward_chunk<WIDE<real>>(dout, x, weight, mean, rstd, dresidual, dx, partials, rows, columns, chunk_rows,
                                    row_threads, exchange, staging);
     else

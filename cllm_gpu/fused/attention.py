@@ -54,7 +54,7 @@ class Tiles:
 def tiles_of(storage: str, head_size: int, *, terms: bool) -> Tiles:
     """How the kernels of a dtype and head size cut their work."""
     if storage == "float32":
-        row, weights = (head_size + 3) // 4 * 4 + 4, 33
+        row, weights = (head_size + 3) // 4 * 4 + 4, 40
         backward = 4 * (2 * 32 * row + 2 * 32 * row + 2 * 32 * weights)
         return Tiles(64, 4 * (64 * row + 2 * 32 * row + 64 * weights), 32, backward, 32, backward)
     row_bytes = 128 * (((head_size + 15) // 16 * 16 + 63) // 64)  # pages of 64 columns

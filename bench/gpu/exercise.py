@@ -29,8 +29,9 @@ from cllm_gpu.fused.launcher import Launcher, Variant
 from cllm_gpu.fused.norm import squared_norm_on_device
 from cllm_gpu.fused.operations import FUSED
 from cllm_gpu.fused.sources import kernel_parameters, source_directory
-from cllm_gpu.fused.variants import HEAD_SIZES
+from cllm_gpu.fused.variants import all_variants
 
+QUICK_HEAD_SIZES = (32, 64)
 Put = Callable[[np.ndarray[Any, Any]], Any]
 
 
@@ -61,8 +62,11 @@ def exercise(launcher: Launcher, put: Put, *, quick: bool) -> Iterator[tuple[str
                 bound.call()
                 yield f"{name} {storage}", bound.results()
         yield from _optimizer(launcher, put, storage)
-        for size in HEAD_SIZES[:2] if quick else HEAD_SIZES:
-            yield from _attention(launcher, put, storage, size)
+    for variant in all_variants():
+        if variant.source == "attention.cu":
+            size, terms = (dict(variant.defines)[name] for name in ("HEAD_SIZE", "SCORE_TERMS"))
+            if size in QUICK_HEAD_SIZES or not quick:
+                yield _attention(launcher, put, variant.storage, size, with_terms=bool(terms))
 
 
 def _operation(name: str, launcher: Launcher) -> Callable[..., Any]:
@@ -89,26 +93,25 @@ def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str
     yield f"column_sum {storage}", {"sums": sums}
 
 
-def _attention(launcher: Launcher, put: Put, storage: str, size: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """More than one tile of queries and keys, packed operands, with score terms and without."""
+def _attention(
+    launcher: Launcher, put: Put, storage: str, size: int, *, with_terms: bool
+) -> tuple[str, dict[str, Any]]:
+    """More than one tile of queries and keys, packed operands, with score terms or without."""
     rng = np.random.default_rng(size)
     length, heads = 130, 2
-    for terms in (None, _terms(put, rng, length, heads)):
-        whole = put(rng.standard_normal((1, length, 3 * heads, size), np.float32).astype(DTYPES[storage]))
-        grads = put(np.full((1, length, 3 * heads, size), np.nan, DTYPES[storage]))
-        q, k, v = (whole[:, :, i * heads : (i + 1) * heads] for i in range(3))
-        dq, dk, dv = (grads[:, :, i * heads : (i + 1) * heads] for i in range(3))
-        out, dout = (
-            put(rng.standard_normal((1, length, heads, size), np.float32).astype(DTYPES[storage])) for _ in "oo"
-        )
-        lse = put(np.full((1, heads, length), np.nan, np.float32))
-        options: dict[str, Any] = {"causal": True, "scale": size**-0.5, "terms": terms}
-        attention_forward(launcher, q, k, v, out, lse, **options)
-        dweights = None if terms is None else put(np.zeros((heads, 3), np.float32))
-        attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, dweights=dweights, **options)
-        results = {"out": out, "lse": lse, "gradients": grads}
-        with_terms = "" if terms is None else ", score terms"
-        yield f"attention {storage} D={size}{with_terms}", results | ({} if terms is None else {"dweights": dweights})
+    terms = _terms(put, rng, length, heads) if with_terms else None
+    whole, given = (rng.standard_normal((1, length, n * heads, size), np.float32) for n in (3, 1))
+    packed, dout = put(whole.astype(DTYPES[storage])), put(given.astype(DTYPES[storage]))
+    gradients, out = (put(np.full_like(x, np.nan, DTYPES[storage])) for x in (whole, given))
+    q, k, v = (packed[:, :, i * heads : (i + 1) * heads] for i in range(3))
+    dq, dk, dv = (gradients[:, :, i * heads : (i + 1) * heads] for i in range(3))
+    lse = put(np.full((1, heads, length), np.nan, np.float32))
+    options: dict[str, Any] = {"causal": True, "scale": size**-0.5, "terms": terms}
+    attention_forward(launcher, q, k, v, out, lse, **options)
+    dweights = put(np.zeros((heads, 3), np.float32)) if with_terms else None
+    attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, dweights=dweights, **options)
+    results = {"out": out, "lse": lse, "gradients": gradients} | ({"dweights": dweights} if with_terms else {})
+    return f"attention {storage} D={size}{', score terms' * with_terms}", results
 
 
 def _terms(put: Put, rng: np.random.Generator, length: int, heads: int) -> ScoreTerms:

@@ -83,6 +83,7 @@ def _row_without_job(name: str, note: str) -> dict[str, Any]:
 
 
 def _measure_job(job: Job, device: Device, ours: dict[str, Any]) -> dict[str, Any]:
+    device.release()  # what earlier sides held is torch's to take, and the other way round
     try:
         job.prepare()
         job.call()

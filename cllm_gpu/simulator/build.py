@@ -81,11 +81,12 @@ def build(code: str, options: Sequence[str], name_expressions: Sequence[str], ch
         user = cuda_source.user_part(text, str(path))
         kernels = tuple(cuda_source.find_kernels(text[user:]))
         expressions = tuple(name_expressions) or tuple(k.name for k in kernels if not k.is_template)
-        body = text[:user] + cuda_source.rewrite(text[user:]) + cuda_source.kernel_table(expressions)
+        variables = tuple(cuda_source.find_variables(text[user:]))
+        body = text[:user] + cuda_source.rewrite(text[user:]) + cuda_source.kernel_table(expressions, variables)
         target = folder / f"{_digest(*flags, body, *version)}.so"
         if not target.exists():
             _compile(compiler, scratch, body, flags, checked, target)
-    built = Built(target, kernels, expressions)
+    built = Built(target, kernels, expressions, variables)
     manifest.write(record, built, cuda_source.included_files(text[user:]))
     return built
 
@@ -155,7 +156,7 @@ def _first_error(messages: str) -> str:
 
 def _preprocess(compiler: str, path: Path, flags: Sequence[str]) -> str:
     headers = ["-I", str(INCLUDE), "-include", str(INCLUDE / "simulator.hpp")]
-    return _run([compiler, "-E", "-x", "c++", *flags, *headers, str(path)], "the CUDA source")
+    return _run([compiler, "-E", "-x", "c++", *headers, *flags, str(path)], "the CUDA source")
 
 
 def _compile(compiler: str, scratch: str, body: str, flags: Sequence[str], checked: bool, target: Path) -> None:

@@ -20,6 +20,8 @@ class Built:
     library: Path
     kernels: tuple[KernelDeclaration, ...]
     expressions: tuple[str, ...]
+    variables: tuple[str, ...]
+    """Names of its __device__ and __constant__ variables, in the order of their `sim_variable_<i>`."""
 
 
 def read(record: Path) -> Built | None:
@@ -32,7 +34,7 @@ def read(record: Path) -> Built | None:
         kernels = [
             KernelDeclaration(**entry | {"parameters": tuple(entry["parameters"])}) for entry in found["kernels"]
         ]
-        return Built(library, tuple(kernels), tuple(found["expressions"]))
+        return Built(library, tuple(kernels), tuple(found["expressions"]), tuple(found["variables"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -44,6 +46,7 @@ def write(record: Path, built: Built, headers: Sequence[str]) -> None:
         "headers": {path: _hash(Path(path)) for path in headers},
         "kernels": [dataclasses.asdict(kernel) for kernel in built.kernels],
         "expressions": built.expressions,
+        "variables": built.variables,
     }
     temporary = record.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(content), encoding="utf-8")

@@ -77,7 +77,7 @@ Past remember(const Past& before, std::uint8_t bytes, bool atomic, std::uint32_t
 
 void check_cell(Region& region, std::size_t index, std::uint8_t bytes, bool write, bool atomic, const Code& code,
                 std::uint32_t number, std::uintptr_t address) {
-    Cell& cell = region.cells[index];
+    Cell& cell = region.cell(index);
     if (region.space == Space::shared && cell.write.interval < history.back().first_interval) cell.write = Past{};
     if (region.space == Space::shared && cell.read.interval < history.back().first_interval) cell.read = Past{};
     const bool both_atomic = atomic && cell.write.atomic;

@@ -10,6 +10,7 @@ import pytest
 
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.attention import attention_forward
+from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.cross_entropy import cross_entropy
 from cllm_gpu.fused.dropout import dropout_forward
 from cllm_gpu.fused.embedding import embedding_forward
@@ -18,7 +19,7 @@ from cllm_gpu.fused.launcher import Launcher, Variant
 from cllm_gpu.fused.layernorm import layernorm_forward
 from cllm_gpu.fused.rotary import rotary_forward
 from cllm_gpu.reference.dropout import Dropout
-from tests.fused.devices import Device
+from tests.fused.devices import BFLOAT16, Device
 
 
 def _f(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
@@ -36,11 +37,17 @@ def _attend(put: Any, launcher: Launcher, **changes: Any) -> None:
     attention_forward(launcher, *map(put, given.values()), causal=True, scale=1.0)
 
 
+def _sum(put: Any, launcher: Launcher, dtype: Any, out_dtype: Any) -> None:
+    column_sum(launcher, put(_f(4, 8, dtype=dtype)), put(_f(8, dtype=out_dtype)), accumulate=False)
+
+
 WRONG: dict[str, tuple[Callable[[Any, Launcher], None], str]] = {
     "dtype": (
         lambda p, a: _norm(p, a, weight=_f(8, dtype=np.float64)),
         r"layernorm_forward: argument weight has dtype",
     ),
+    "gradient": (lambda p, a: _sum(p, a, np.float32, np.float64), r"gradients of dtype float64 beside arrays of dtype"),
+    "narrow gradient": (lambda p, a: _sum(p, a, np.float32, BFLOAT16), r"they must be float32$"),
     "dtype of all": (lambda p, a: _norm(p, a, x=_f(4, 8, dtype=np.float64)), r"argument x has dtype float64; it must"),
     "statistics": (lambda p, a: _norm(p, a, mean=_f(4, dtype=np.float16)), r"argument mean has dtype float16"),
     "shape": (lambda p, a: _norm(p, a, out=_f(4, 9)), r"layernorm_forward: argument out has shape \(4, 9\); it must"),

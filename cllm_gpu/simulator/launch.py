@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ STACK_BYTES = 256 * 1024
 """Address space of one simulated thread's stack; pages are taken only when touched."""
 STATIC_SHARED_LIMIT = 48 * 1024
 _TRAFFIC_LINES = 4096
+_ONE_LAUNCH = threading.Lock()
+"""Launches of all libraries share the stacks, and a crash handler belongs to the process."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class Library:
 
     def run(self, request: LaunchRequest) -> bool:
         """True when the launch came to its end."""
-        return self._library.sim_launch(ctypes.byref(request)) == 0
+        with _ONE_LAUNCH:
+            return self._library.sim_launch(ctypes.byref(request)) == 0
 
 
 class Function:

@@ -71,8 +71,9 @@ void traffic_record(const Region& region, std::uintptr_t address, int bytes, con
     const std::uint32_t number = code_index(code);
     const std::uint64_t key = static_cast<std::uint64_t>(number) << 16 | current->number;
     const std::uintptr_t origin = region.space == Space::shared ? region.low : 0;  // a variable starts at bank 0
-    records.push_back({number, occurrences[key]++, current->number, address - origin, static_cast<std::uint8_t>(current->warp()),
-                       static_cast<std::uint8_t>(bytes), region.space});
+    const auto thread = static_cast<std::uint32_t>(current->number);
+    records.push_back({number, occurrences[key]++, thread, address - origin,
+                       static_cast<std::uint8_t>(current->warp()), static_cast<std::uint8_t>(bytes), region.space});
 }
 
 void traffic_flush() {

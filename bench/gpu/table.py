@@ -235,7 +235,8 @@ def _attention_backward(d: Draw) -> Case:
 
 def _attention_weights(d: Draw) -> Case:
     inputs = _attention_inputs(d)
-    return Case("attention_weights", {"q": inputs["q"], "k": inputs["k"]}, options=_attention_options(d), growth=40)
+    given = {name: inputs[name] for name in ("q", "k")}
+    return Case("attention_weights", given, options=_attention_options(d), growth=40, roundings=0)
 
 
 def _cross_entropy(d: Draw) -> Case:
@@ -258,7 +259,7 @@ def _flat_size(s: Sizes) -> int:
 
 
 def _squared_norm(d: Draw) -> Case:
-    return Case("squared_norm", {"x": d(_flat_size(d.sizes))})
+    return Case("squared_norm", {"x": d(_flat_size(d.sizes))}, roundings=0)
 
 
 def _adam_step(d: Draw) -> Case:

@@ -58,8 +58,17 @@ class FakeCupy:
         FakeEvent.clock = clock
         self._log = log
         self.RawModule: Any = None
-        properties = {"l2CacheSize": 1 << 24, "name": b"fake"}
-        runtime = _namespace(getDeviceProperties=lambda device: properties, memGetInfo=lambda: (1000, 2000))
+        self.__version__ = "14.2.0"
+        properties = {
+            "l2CacheSize": 1 << 24, "name": b"NVIDIA Fake", "major": 9, "minor": 0, "multiProcessorCount": 3,
+            "totalGlobalMem": 2000,
+        }  # fmt: skip
+        runtime = _namespace(
+            getDeviceProperties=lambda device: properties,
+            memGetInfo=lambda: (1000, 2000),
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 12090,
+        )
         device = _namespace(id=0, synchronize=lambda: log.append("synchronize"))
         self.cuda = _namespace(
             Event=FakeEvent,

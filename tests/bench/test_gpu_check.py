@@ -15,7 +15,7 @@ from bench.gpu import machine, parts
 from bench.gpu.parts import FAILED, NOT_RUN, PASSED, Finished, Outcome, Part, outcome_of, read_junit, run_program
 from bench.gpu.sanitizer import Sanitizer
 from cllm_gpu import gpu
-from tests.bench.fakes import MACHINE
+from tests.bench.fakes import MACHINE, Clock, FakeCupy
 
 NO_DRIVER = "no NVIDIA driver found"
 ROWS = [
@@ -206,6 +206,22 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_of_result_files(name: str, slug: str) -> None:
     about = {"card": name, "date": "2026-01-02T03:04:05+00:00"}
     assert machine.result_path(Path("x"), about) == Path("x") / f"{slug}-2026-01-02.json"
+
+
+def test_facts_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_first_line", lambda command: f"from {command[0]}")
+    found = machine.card_facts(FakeCupy(Clock(), []))
+    assert found == {
+        "card": "NVIDIA Fake",
+        "compute_capability": "9.0",
+        "multiprocessors": 3,
+        "memory_bytes": 2000,
+        "l2_bytes": 1 << 24,
+        "driver": "from nvidia-smi",
+        "driver_cuda": "13.0",
+        "runtime_cuda": "12.9",
+        "cupy": "14.2.0",
+    }
 
 
 def test_facts_of_the_host() -> None:

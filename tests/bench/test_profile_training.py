@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,16 @@ def test_the_profiled_command_line_is_one_the_trainer_takes(tmp_path: Path) -> N
     options = parse(TrainOptions, flags, command="train", default=TrainOptions())
     loop = options.settings.training
     assert (loop.steps, loop.evaluate_every, loop.checkpoint_every, loop.sample_tokens) == (7, 0, 0, 0)
+
+
+def test_the_page_names_every_range() -> None:
+    """Every name given to `ranges(…)` in the package: its first part, in backquotes, in docs/profiling.md."""
+    root = Path(profile_training.ROOT)
+    page = (root / "docs" / "profiling.md").read_text(encoding="utf-8")
+    sources = [path.read_text(encoding="utf-8") for path in sorted((root / "cllm_gpu").rglob("*.py"))]
+    names = {name.split("/")[0] for text in sources for name in re.findall(r'\branges\(f?"([^"]+)"\)', text)}
+    assert {"data", "forward", "loss", "backward", "optimizer"} <= names
+    assert sorted(name for name in names if f"`{name}" not in page) == []
 
 
 def test_one_step_is_too_few(capsys: Any) -> None:

@@ -15,8 +15,9 @@ from tests.gpu.training_runs import Run, tiny_architecture
 STEPS = 20
 RELATIVE = 1e-5
 """Of the loss over 20 steps in float32: roundings of a loss near ln 97, grown by the steps before."""
-LONG_STEPS, LONG_RELATIVE = 200, 1e-2
-"""Over 200 steps rounding errors grow through the steps; two runs that learn the same still stay this close."""
+LONG_STEPS, LONG_RELATIVE = 60, 1e-3
+"""Between two CPU backends the difference is 1e-8 after 20 steps and grows tenfold every 20 to 30 steps from the 40th
+on; after 100 this run is chaotic. A device whose first differences are 1e-6 stays a factor 10 below the bound."""
 
 
 def _losses(backend: Backend, steps: int, **changes: Any) -> list[float]:
@@ -46,7 +47,7 @@ def test_training_follows_numpy(
 @pytest.mark.gpu
 def test_long_training_follows_numpy(within: Callable[[str, float, float], None]) -> None:
     got, want = (_losses(get_backend(name, workers=1), LONG_STEPS) for name in ("cupy", "numpy"))
-    within("losses over 200 steps", _largest_difference(got, want), LONG_RELATIVE)
+    within(f"losses over {LONG_STEPS} steps", _largest_difference(got, want), LONG_RELATIVE)
 
 
 @pytest.mark.gpu

@@ -60,20 +60,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_forward
                  {out, out_batch, out_row, out_head}, lse, sizes, terms, b, h, tile * FORWARD_ROWS, shared);
 }
 
-// A warp per (batch item, position, head).
-extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_delta)(
+// Lanes of one row, four elements each: a power of two.
+constexpr int DELTA_LANES = D > 64 ? 32 : D > 32 ? 16 : D > 16 ? 8 : 4;
+
+// DELTA_LANES lanes per (batch item, position, head).
+extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(attention_backward_delta)(
     const real* dout, const real* out, float* delta, long long dout_batch, long long dout_row, long long dout_head,
-    long long out_batch, long long out_row, long long out_head, long long rows, int heads, int queries) {
-    const i64 i = i64(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32;
-    if (i >= rows) return;
-    const int h = int(i % heads);
+    long long out_batch, long long out_row, long long out_head, long long rows, int heads, int queries, int wide) {
+    const i64 i = (i64(blockIdx.x) * THREADS + threadIdx.x) / DELTA_LANES;
+    const int h = int(i % heads), column = threadIdx.x % DELTA_LANES * 4;
     const i64 t = i / heads % queries, b = i / heads / queries;
-    const real* const x = dout + b * dout_batch + t * dout_row + h * dout_head;
-    const real* const y = out + b * out_batch + t * out_row + h * out_head;
+    const real* const x = dout + b * dout_batch + t * dout_row + h * dout_head + column;
+    const real* const y = out + b * out_batch + t * out_row + h * out_head + column;
     float sum = 0.0f;
-    for (int d = threadIdx.x % 32; d < D; d += 32) sum += to_float(x[d]) * to_float(y[d]);
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) delta[(b * heads + h) * queries + t] = sum;
+    if (i < rows && wide && column < D) {
+        const float4 u = load_float4(x), v = load_float4(y);
+        sum = u.x * v.x + u.y * v.y + u.z * v.z + u.w * v.w;
+    } else if (i < rows) {
+        for (int d = 0; d < 4; d++)
+            if (column + d < D) sum += to_float(x[d]) * to_float(y[d]);
+    }
+    for (int offset = DELTA_LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
+    if (i < rows && column == 0) delta[(b * heads + h) * queries + t] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_keys)(

@@ -142,7 +142,18 @@ __device__ __forceinline__ void weighted_rows(Accumulator<M, D_TILES>& acc, cons
     }
 }
 
-// rows_of[row + …] = acc·factor for the rows below `limit`; factors[m][half] belongs to rows 16·m + 8·half + g.
+// Of two neighbouring 16×8 tiles a lane holds columns 2t, 2t + 1 of each (packed: `low`, `high`). The four lanes of a row
+// trade words, so that lane t gets four neighbouring columns: those from 4·(t mod 2) on of tile t / 2.
+__device__ __forceinline__ uint2 neighbouring_columns(u32 low, u32 high) {
+    const int t = threadIdx.x % 4;
+    const u32 own = t < 2 ? low : high, other = __shfl_xor_sync(FULL_WARP, t < 2 ? high : low, 2);
+    const bool outer = t == 0 || t == 3;  // keeps its own word, hands on the one it was given
+    const u32 kept = outer ? own : other, got = __shfl_xor_sync(FULL_WARP, outer ? other : own, 1);
+    return t % 2 == 0 ? make_uint2(kept, got) : make_uint2(got, kept);
+}
+
+// rows_of[row + …] = acc·factor for the rows below `limit`; factors[m][half] belongs to rows 16·m + 8·half + g. With
+// 16-byte accesses (wide) the lanes of a row write whole 32-byte sectors.
 template <int M>
 __device__ __forceinline__ void store_rows(bf16* rows_of, i64 stride, int row, int limit,
                                            const Accumulator<M, D_TILES>& acc, const float (&factors)[M][2], int wide) {
@@ -152,18 +163,25 @@ __device__ __forceinline__ void store_rows(bf16* rows_of, i64 stride, int row, i
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int at = row + 16 * m + 8 * half + g;
-            if (at >= limit) continue;
+            bf16* const p = rows_of + (at < limit ? at * stride : 0);
 #pragma unroll
-            for (int n = 0; n < D_TILES; n++) {
-                const int column = 8 * n + 2 * t;
-                const float low = acc.v[m][n][2 * half] * factors[m][half];
-                const float high = acc.v[m][n][2 * half + 1] * factors[m][half];
-                bf16* const p = rows_of + at * stride + column;
-                if (wide && column < D) {
-                    *reinterpret_cast<u32*>(p) = pack_bf16(low, high);
+            for (int n = 0; n < D_TILES; n += 2) {
+                u32 words[2];
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    words[i] = pack_bf16(acc.v[m][n + i][2 * half] * factors[m][half],
+                                         acc.v[m][n + i][2 * half + 1] * factors[m][half]);
+                if (wide) {
+                    const uint2 four = neighbouring_columns(words[0], words[1]);
+                    const int column = 8 * (n + t / 2) + t % 2 * 4;
+                    if (at < limit && column < D) *reinterpret_cast<uint2*>(p + column) = four;
                 } else {
-                    if (column < D) p[0] = to_bf16(low);
-                    if (column + 1 < D) p[1] = to_bf16(high);
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        const int column = 8 * (n + i) + 2 * t;
+                        if (at < limit && column < D) p[column] = bf16{u16(words[i])};
+                        if (at < limit && column + 1 < D) p[column + 1] = bf16{u16(words[i] >> 16)};
+                    }
                 }
             }
         }

@@ -211,6 +211,12 @@ class _Call:
 
     def arguments(self, **operands: Any) -> dict[str, Any]:
         """Operands with their strides, sizes and score terms, as a kernel takes them."""
+        coordinates = None if self.terms is None else self.terms.coordinates
+        weights = None if self.terms is None else self.terms.weights
+        return self.operands(**operands) | {"coordinates": coordinates, "term_weights": weights} | self._sizes
+
+    def operands(self, **operands: Any) -> dict[str, Any]:
+        """Operands with their strides, and whether all of them can be read 16 bytes at a time."""
         wide = True
         strides: dict[str, int] = {}
         for name, array in operands.items():
@@ -219,31 +225,21 @@ class _Call:
             width = 16 // array.dtype.itemsize
             aligned = address_of(array) % 16 == 0 and all(part % width == 0 for part in parts)
             wide = wide and aligned and array.shape[3] % width == 0
-        coordinates = None if self.terms is None else self.terms.coordinates
-        weights = None if self.terms is None else self.terms.weights
-        given = {"coordinates": coordinates, "term_weights": weights, "wide": int(wide)}
-        return operands | strides | given | self._sizes
-
-    def strides(self, **operands: Any) -> dict[str, int]:
-        """Strides of operands alone."""
-        return {
-            f"{name}_{axis}": part
-            for name, array in operands.items()
-            for axis, part in zip(("batch", "row", "head"), element_strides(self._operation, name, array), strict=True)
-        }
+        return operands | strides | {"wide": int(wide)}
 
 
 def _delta(launcher: Launcher, call: _Call, dout: Any, out: Any, delta: Any) -> None:
     """delta (B, H, T) = Σ_d dout·out."""
     batch, length, heads, _ = out.shape
     rows = batch * length * heads
+    lanes = next(lanes for lanes in (4, 8, 16, 32) if 4 * lanes >= out.shape[3])  # DELTA_LANES in attention.cu
     sizes = {"rows": rows, "heads": heads, "queries": length}
     launcher.launch(
         call.variant,
         "attention_backward_delta",
-        (blocks_for(rows, THREADS // 32),),
+        (blocks_for(rows * lanes, THREADS),),
         THREADS,
-        {"dout": dout, "out": out, "delta": delta, **call.strides(dout=dout, out=out), **sizes},
+        {"delta": delta, **call.operands(dout=dout, out=out), **sizes},
         strided=frozenset({"dout", "out"}),
     )
 

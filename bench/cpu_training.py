@@ -34,6 +34,7 @@ CONTESTANTS = {
 }
 STEPS = {"C384": 6, "C128": 60}
 LOSS_TOLERANCE = 1e-3  # float32 over a few Adam steps; a different model or rate is off by more at once
+QUIET_LOAD = 0.5
 BARS = {"speed": 1.2, "memory": 1.0, "startup_seconds": 1.0}
 
 
@@ -183,6 +184,9 @@ def main() -> None:
     options = parser.parse_args()
     if installed("torch") is None:
         sys.exit("PyTorch is not installed: pip install 'cllm-gpu[witness]'")
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > QUIET_LOAD:
+        print(f"load is {os.getloadavg()[0]:.1f}: PyTorch's threads wait for each other, so a busy machine slows it",
+              "most; repeat this when the machine is quiet", file=sys.stderr)  # fmt: skip
     names = [name for name in CONTESTANTS if name != "native + mkl" or installed("mkl")]
     report: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -25,6 +25,8 @@ from cllm_gpu.operations import REFERENCE, Operations, bind, bind_over
 from cllm_gpu.profiling import Ranges
 
 NAMES = ("auto", "numpy", "native", "cupy", "simulator")
+CPU_WORKING_BYTES = 7 << 20
+"""Seen on Linux with two workers, whatever the model: tiles, thread stacks and heaps, libraries on their first use."""
 ENVIRONMENT_VARIABLE = "CLLM_BACKEND"
 
 
@@ -42,6 +44,8 @@ class Backend:
     """Parts a batch is split into, each computed by a thread of its own (1 on a GPU)."""
     synchronize: Callable[[], None] = lambda: None
     """Wait until the device has finished; nothing to do on a CPU."""
+    working_bytes: int = CPU_WORKING_BYTES
+    """What a run takes besides its planned arrays: temporaries of a tile, threads, libraries."""
     memory_held: Callable[[], int | None] = anonymous_bytes
     """Bytes of the device's memory this process holds now; None where the system does not say."""
 
@@ -91,7 +95,10 @@ def _automatic(workers: int | None) -> Backend:
     """The fastest backend this machine has; its description says what was taken and why."""
     obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
     if obstacle is None:
-        return _cupy_backend("an NVIDIA GPU and CuPy are here")
+        try:
+            return _cupy_backend("an NVIDIA GPU and CuPy are here")
+        except UserError as error:
+            obstacle = str(error)
     try:
         return _native_backend(workers, obstacle)
     except UserError as error:

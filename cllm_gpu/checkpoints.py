@@ -24,7 +24,7 @@ import numpy as np
 from cllm_gpu.backend import Backend
 from cllm_gpu.errors import UserError
 from cllm_gpu.files import PARTIAL, clear_errors, remove, remove_partials, sync_folder
-from cllm_gpu.manifests import MANIFEST, Manifest, manifest_text, read_manifest
+from cllm_gpu.manifests import MANIFEST, Manifest, NewerFormatError, manifest_text, read_manifest
 from cllm_gpu.parameters import FlatParameters
 from cllm_gpu.tensor_files import read_tensors, tensors_size, verify_file, write_synced, write_tensors
 
@@ -51,6 +51,8 @@ class Checkpoint:
     """By name."""
     optimizer: dict[str, dict[str, Array]]
     """Moments ("first_moment", …) → parameter name → array."""
+    passed_over: tuple[str, ...] = ()
+    """When a run's folder was read: a line for each newer checkpoint that is incomplete or damaged."""
 
 
 # ---- writing
@@ -203,6 +205,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises UserError when there is none, or it is truncated, changed, incomplete, or of a newer format.
     """
     folder = _chosen(path, "last")
+    passed_over = _passed_over(path, folder)
     manifest = read_manifest(folder)
     for name, record in manifest.files.items():
         verify_file(folder / name, record)
@@ -210,7 +213,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     for joined, array in read_tensors(folder / OPTIMIZER).items():
         moment, name = joined.split("/", 1)
         optimizer[moment][name] = array
-    return _checkpoint(manifest, read_tensors(folder / MODEL), optimizer)
+    return _checkpoint(manifest, read_tensors(folder / MODEL), optimizer, passed_over)
 
 
 def load_model(path: Path, which: Literal["best", "last"] = "best") -> Checkpoint:
@@ -224,8 +227,33 @@ def load_model(path: Path, which: Literal["best", "last"] = "best") -> Checkpoin
     return _checkpoint(manifest, read_tensors(folder / MODEL), {})
 
 
-def _checkpoint(manifest: Manifest, parameters: dict[str, Array], optimizer: dict[str, dict[str, Array]]) -> Checkpoint:
-    return Checkpoint(step=manifest.step, parameters=parameters, optimizer=optimizer, **manifest.content)
+def _checkpoint(
+    manifest: Manifest,
+    parameters: dict[str, Array],
+    optimizer: dict[str, dict[str, Array]],
+    passed_over: tuple[str, ...] = (),
+) -> Checkpoint:
+    return Checkpoint(
+        step=manifest.step, parameters=parameters, optimizer=optimizer, passed_over=passed_over, **manifest.content
+    )
+
+
+def _passed_over(path: Path, chosen: Path) -> tuple[str, ...]:
+    """A line for each broken checkpoint of the run newer than `chosen`; NewerFormatError for one that is sound."""
+    if path == chosen:
+        return ()
+    lines = []
+    for folder in _folders(chosen.parent).values():
+        if folder == chosen:
+            break
+        try:
+            read_manifest(folder)
+            lines.append(f"{folder} is incomplete: passed over")
+        except NewerFormatError:
+            raise
+        except UserError as error:
+            lines.append(f"{error} (passed over)")
+    return tuple(lines)
 
 
 def _chosen(path: Path, which: Literal["best", "last"]) -> Path:

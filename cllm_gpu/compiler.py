@@ -20,7 +20,7 @@ def cache_directory() -> Path:
         return Path(chosen)
     if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
         return Path(local) / "cllm_gpu"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cllm_gpu"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache")) / "cllm_gpu"
 
 
 @functools.cache
@@ -67,6 +67,8 @@ def compile_library(sources: Sequence[Path], headers: Sequence[Path], flags: Seq
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = Path(scratch) / target.name
             _run([compiler, "-shared", "-fPIC", *flags, *map(str, sources), "-o", str(built)], sources[0])
+            with open(built, "rb+") as file:
+                os.fsync(file.fileno())  # a library cut short by a power failure would end every later process
             os.replace(built, target)
     except OSError as error:
         raise UserError(f"cannot write compiled code to {folder}: {error.strerror}; set CLLM_CACHE_DIR") from error

@@ -206,6 +206,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         ),
         (t.workers is None or t.workers >= 1, f"training.workers is {t.workers}; it must be at least 1"),
         (_positive(t.spike_deviations), f"training.spike_deviations is {t.spike_deviations}; it must be above 0"),
+        (d.source.strip() != "", "data.source is empty; name a text, or stdlib"),
         (0 <= t.seed < 2**64, f"training.seed is {t.seed}; it must lie between 0 and 2^64 - 1"),
         (0 <= d.seed < 2**64, f"data.seed is {d.seed}; it must lie between 0 and 2^64 - 1"),
     ]

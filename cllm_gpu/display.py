@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.config import Config, to_toml
 from cllm_gpu.data import Dataset
-from cllm_gpu.memory import MemoryPlan, readable
+from cllm_gpu.files import readable_size
+from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.training import Outcome
 
+WIDE = 120
+"""Columns from which on the live line is written out in full."""
 PLAIN_LINES = 40
 """Lines of progress a whole run prints where there is no terminal."""
 
@@ -30,7 +33,7 @@ class Display:
 
     def __init__(self, steps: int, memory_held: Callable[[], int | None], console: Console | None = None) -> None:
         """`memory_held`: see `Backend.memory_held`."""
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
         self._steps = steps
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -56,7 +59,7 @@ class Display:
         )
         table = Table(title="memory plan", title_justify="left", show_header=False, box=None)
         for name, size in plan.rows():
-            table.add_row(name, readable(size), style="bold" if name == "total" else "")
+            table.add_row(name, readable_size(size), style="bold" if name == "total" else "")
         self.console.print(table)
         self._plan = plan
         self._before = self._memory_held()
@@ -78,7 +81,9 @@ class Display:
         if not self.console.is_terminal:
             yield
             return
-        columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn())
+        columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
+        if self.console.width >= WIDE:
+            columns = (BarColumn(bar_width=20), *columns)
         with Progress(*columns, console=self.console) as self._progress:
             self._task = self._progress.add_task("", total=self._steps, completed=first_step)
             yield
@@ -86,16 +91,25 @@ class Display:
 
     def step(self, record: dict[str, Any]) -> None:
         """Show a step's figures."""
-        self._most = max(self._most, self._memory_held() or 0)
+        self._note_memory()
+        step, loss, smoothed, rate, norm, speed = (
+            record[name] for name in ("step", "loss", "smoothed_loss", "rate", "gradient_norm", "tokens_per_second")
+        )
         text = (
-            f"step {record['step']}/{self._steps}  loss {record['loss']:.4f}  smoothed {record['smoothed_loss']:.4f}  "
-            f"rate {record['rate']:.2e}  gradient {record['gradient_norm']:.2f}  "
-            f"{record['tokens_per_second']:,.0f} tokens/s"
+            f"step {step}/{self._steps}  loss {loss:.4f}  smoothed {smoothed:.4f}  rate {rate:.2e}  "
+            f"gradient {norm:.2f}  {speed:,.0f} tokens/s"
         )
         if self._progress is not None:
+            if self.console.width < WIDE:  # a line of 80 columns, the time left included
+                text = (
+                    f"{step}/{self._steps} loss {loss:.3f} ~{smoothed:.3f} lr {rate:.1e} |g| {norm:.2f} {speed:,.0f}/s"
+                )
             self._progress.update(self._task, completed=record["step"], description=text)
         elif record["step"] % max(1, self._steps // PLAIN_LINES) == 0 or record["step"] in (1, self._steps):
             self.console.print(f"{text}  {self._remaining(record['step'])} left", markup=False)
+
+    def _note_memory(self) -> None:
+        self._most = max(self._most, self._memory_held() or 0)
 
     def _remaining(self, step: int) -> str:
         per_step = (time.perf_counter() - self._started) / max(1, step - self._first)
@@ -104,6 +118,7 @@ class Display:
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Show an evaluation."""
+        self._note_memory()
         bits = record["bits_per_byte"]
         per_byte = f"  {bits:.4f} bits/byte" if bits is not None else ""
         self.console.print(
@@ -125,10 +140,9 @@ class Display:
         self.console.print(f"{outcome.step - self._first} steps in {seconds:.1f} s; run folder {folder}", markup=False)
         if outcome.skipped:
             self.console.print(f"{outcome.skipped} steps were skipped", markup=False)
-        if self._before is not None:
-            self.console.print(
-                f"memory: planned {readable(self._plan.total)}, measured {readable(self._most - self._before)}"
-            )
+        if self._before is not None and self._most > self._before:
+            measured = readable_size(self._most - self._before)
+            self.console.print(f"memory: planned {readable_size(self._plan.total)}, measured {measured}")
 
     def sample(self, prompt: str, pieces: Iterable[str]) -> None:
         """Generated text, as it comes."""

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cllm_gpu.errors import UserError
-from cllm_gpu.model import IGNORE_INDEX, Transformer
+from cllm_gpu.model import Transformer
+from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.workspace import Workspace
 
 Losses = Callable[[Any, Any], tuple[Any, Any]]

@@ -60,10 +60,14 @@ def _with_digest(text: bytes, digest: bytes) -> bytes:
     return _START + digest + text[len(_START) + len(digest) :]
 
 
+class NewerFormatError(UserError):
+    """A checkpoint that a newer version of this package wrote."""
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The verified manifest of a checkpoint's folder.
 
-    Raises UserError when it is missing, damaged, or of a newer version of the format.
+    Raises UserError when it is missing or damaged, NewerFormatError when it is of a newer version of the format.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -92,7 +96,7 @@ def _refuse_newer(path: Path, text: bytes) -> None:
     except (ValueError, TypeError, KeyError):
         return
     if newer:
-        raise UserError(
+        raise NewerFormatError(
             f"{path} is of format version {entries['version']}; this cllm-gpu reads up to {VERSION}: "
             f"install the version that wrote it ({entries.get('written_by', 'unknown')}) or a newer one"
         )

@@ -14,12 +14,14 @@ class MemoryPlan:
     gradients: int
     optimizer: int
     activations: int
+    working: int
+    """What the operations, threads and libraries take besides, as the backend knows it."""
     parameter_count: int
 
     @property
     def total(self) -> int:
         """All of it, in bytes."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.working
 
     def rows(self) -> list[tuple[str, int]]:
         """(what, bytes) in the order to print."""
@@ -28,17 +30,9 @@ class MemoryPlan:
             ("gradients", self.gradients),
             ("optimizer", self.optimizer),
             ("activations", self.activations),
+            ("working memory", self.working),
             ("total", self.total),
         ]
-
-
-def readable(size: float) -> str:
-    """A number of bytes for people: 1.5 MB, 3.2 GB (powers of ten)."""
-    for unit in ("B", "kB", "MB"):
-        if abs(size) < 999.5:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000.0
-    return f"{size:.2f} GB"
 
 
 def anonymous_bytes() -> int | None:

@@ -16,12 +16,12 @@ from typing import Any
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.parameters import FlatParameters
+from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
 from cllm_gpu.workspace import KeyValueCache, Workspace, statistics_dtype
 
 EPSILON = 1e-5
-IGNORE_INDEX = -1
 
 
 class Transformer:

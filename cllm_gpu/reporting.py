@@ -24,7 +24,6 @@ from cllm_gpu.runs import METRICS
 
 if TYPE_CHECKING:  # a table of one thing does not load what makes another
     from cllm_gpu.comparison import Comparison, Row
-    from cllm_gpu.evaluation import Evaluation
     from cllm_gpu.verification import GroupCheck
 
 NONE = "–"
@@ -127,21 +126,6 @@ def gradient_sheet(checks: Sequence[GroupCheck]) -> Sheet:
 def gradient_data(checks: Sequence[GroupCheck]) -> dict[str, Any]:
     """The same as plain data."""
     return {"passed": all(check.passed for check in checks), "groups": [check.as_dict() for check in checks]}
-
-
-def evaluation_sheet(name: str, found: Evaluation) -> Sheet:
-    """One evaluation of `name`."""
-    return Sheet(
-        title=f"Evaluation of {name}",
-        header=("measure", "value"),
-        rows=(
-            ("loss (nats/token)", f"{found.loss:.5f}"),
-            ("perplexity", f"{found.perplexity:.4f}"),
-            ("bits per byte", _number(found.bits_per_byte, ".5f")),
-            ("accuracy", f"{found.accuracy:.2%}"),
-            ("tokens", f"{found.tokens:,}"),
-        ),
-    )
 
 
 def comparison_sheet(comparison: Comparison) -> Sheet:

@@ -1,42 +1,82 @@
-"""The folder of a run: where the next one goes, which was the last, and what lies in it."""
+"""The folder of a run: where the next one goes, which was the last, and who may write in it."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from cllm_gpu.checkpoints import newest_checkpoint
 from cllm_gpu.config import Config, load_toml, to_toml
 from cllm_gpu.errors import UserError
-from cllm_gpu.files import write_atomically
+from cllm_gpu.files import clear_errors, write_atomically
 
 RUNS = Path("runs")
 CONFIGURATION = "config.toml"
 METRICS = "metrics.jsonl"
+LOCK = ".lock"
 
 
-def next_run_folder(runs: Path = RUNS) -> Path:
-    """The first of runs/001, runs/002, … that does not exist after the last that does."""
-    return runs / f"{max(_numbers(runs), default=0) + 1:03d}"
+def begin_run(folder: Path | None) -> Path:
+    """Make the folder of a new run: the given one, or the next free number in runs/.
 
-
-def newest_run(runs: Path = RUNS) -> Path:
-    """The numbered run made last. UserError when there is none."""
-    numbers = _numbers(runs)
-    if not numbers:
-        raise UserError(f"no run in {runs.resolve()}: train one first with `cllm-gpu train`, or name its folder")
-    return runs / f"{max(numbers):03d}"
-
-
-def _numbers(runs: Path) -> list[int]:
-    return [int(path.name) for path in runs.glob("[0-9]*") if path.name.isdecimal()] if runs.is_dir() else []
-
-
-def begin_run(folder: Path, config: Config) -> None:
-    """Make the folder of a new run and save its configuration. UserError when a run is there already."""
+    UserError when it cannot be made, or holds a run already.
+    """
+    if folder is None:
+        return _next_number()
+    if str(folder) == ".":
+        raise UserError("--output is the folder to work in itself; give a run a folder of its own")
+    with clear_errors("make", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if newest_checkpoint(folder) is not None:
         raise UserError(f"{folder} already holds a run: add --resume to continue it, or choose another --output")
-    save_configuration(folder, config)
-    (folder / METRICS).unlink(missing_ok=True)
+    if (folder / METRICS).exists():
+        raise UserError(f"{folder} holds a run that saved no checkpoint: delete it, or choose another --output")
+    return folder
+
+
+def _next_number() -> Path:
+    """Claim runs/001, runs/002, …: whoever makes the folder has it."""
+    with clear_errors("make", RUNS):
+        RUNS.mkdir(exist_ok=True)
+        while True:
+            folder = RUNS / f"{max(_numbers(), default=0) + 1:03d}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Only one process at a time trains in a run's folder. UserError for the others."""
+    with clear_errors("write", folder):
+        lock = FileLock(folder / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"another process is training in {folder}; wait for it, or choose another run") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def newest_run() -> Path:
+    """The numbered run with a checkpoint that was begun last. UserError when there is none."""
+    for number in sorted(_numbers(), reverse=True):
+        folder = RUNS / f"{number:03d}"
+        if newest_checkpoint(folder) is not None:
+            return folder
+    raise UserError(f"no run in {RUNS.resolve()}: train one first with `cllm-gpu train`, or name its folder")
+
+
+def _numbers() -> list[int]:
+    return [int(path.name) for path in RUNS.glob("[0-9]*") if path.name.isdecimal()] if RUNS.is_dir() else []
 
 
 def save_configuration(folder: Path, config: Config) -> None:
@@ -45,8 +85,8 @@ def save_configuration(folder: Path, config: Config) -> None:
 
 
 def saved_configuration(folder: Path) -> Config:
-    """The configuration a run was started with. UserError when the folder holds no run."""
+    """The configuration of the run in `folder`, wherever it lay before. UserError when the folder holds no run."""
     path = folder / CONFIGURATION
     if not path.is_file():
         raise UserError(f"{folder} holds no run to resume ({CONFIGURATION} is missing)")
-    return load_toml(path)
+    return dataclasses.replace(load_toml(path), output=folder)

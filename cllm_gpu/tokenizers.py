@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cllm_gpu.architecture import MAXIMUM_VOCABULARY
 from cllm_gpu.errors import UserError
 from cllm_gpu.files import clear_errors
 
-LARGEST_VOCABULARY = 1 << 20
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<end_of_text>")
 
@@ -174,8 +174,8 @@ class HuggingFaceTokenizer:
         self.vocabulary = max(ids.values()) + 1
         self.end_of_text = ids[end_name]
         self.fingerprint = hashlib.sha256(b"cllm_gpu tokenizer: huggingface\0" + json_text.encode("utf-8")).hexdigest()
-        if self.vocabulary > LARGEST_VOCABULARY:
-            raise UserError(f"{name} has {self.vocabulary} ids; the largest vocabulary is {LARGEST_VOCABULARY}")
+        if self.vocabulary > MAXIMUM_VOCABULARY:
+            raise UserError(f"{name} has {self.vocabulary} ids; the largest vocabulary is {MAXIMUM_VOCABULARY}")
         added = {token["id"]: token["content"] for token in settings.get("added_tokens") or []}
         self._bytes = _byte_level_table(ids, added) if _is_byte_level(settings.get("decoder")) else None
 

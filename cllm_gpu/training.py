@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,8 +88,13 @@ def plan_memory(config: Config, architecture: Architecture, backend: Backend) ->
         gradients=layout.bytes + work.gradients,
         optimizer=optimizer_bytes(config.optimizer, layout),
         activations=work.activations,
+        working=backend.working_bytes,
         parameter_count=layout.count,
     )
+
+
+class _EvaluationCutShortError(Exception):
+    """An interrupt came during an evaluation."""
 
 
 class Trainer:
@@ -133,6 +139,8 @@ class Trainer:
         self._last_checkpoint: Path | None = None
         self._saved_step = -1
         self._clock = time.perf_counter()
+        self._interrupts = Interrupts()
+        self._due = False  # whether evaluation and checkpoint of the last step are still to be done
 
     def initialise(self) -> None:
         """Fresh weights from the configured seed."""
@@ -144,16 +152,18 @@ class Trainer:
     def train(self) -> Outcome:
         """Steps until the configured number, Ctrl-C, or too many skipped ones (UserError, after saving)."""
         # what is not finite is the guard's to find and to report
-        with Interrupts() as interrupts, np.errstate(all="ignore"):
+        with Interrupts() as self._interrupts, np.errstate(all="ignore"):
             self._clock = time.perf_counter()
-            while self.done < self.config.training.steps and not interrupts.requested:
+            if self._due:
+                self._look_after()
+            while self.done < self.config.training.steps and not self._interrupts.requested:
                 self._one_step()
                 self._look_after()
-            if interrupts.requested and self._saved_step != self.done:
+            if self._interrupts.requested and self._saved_step != self.done:
                 self._checkpoint(best=False)
         return Outcome(
             self.done,
-            interrupts.requested and self.done < self.config.training.steps,
+            self._interrupts.requested and (self._due or self.done < self.config.training.steps),
             self.guard.skipped,
             self._last_evaluation,
             self._last_checkpoint,
@@ -235,12 +245,17 @@ class Trainer:
         self.reporter.step(record)
 
     def _look_after(self) -> None:
-        """Evaluation and checkpoint where they are due."""
+        """Evaluation and checkpoint where they are due; cut short by an interrupt, they stay due."""
         loop = self.config.training
         last = self.done == loop.steps
         best = False
+        self._due = True
         if last or (loop.evaluate_every and self.done % loop.evaluate_every == 0):
-            best = self._evaluate()
+            try:
+                best = self._evaluate()
+            except _EvaluationCutShortError:
+                return
+        self._due = False
         if best or last or (loop.checkpoint_every and self.done % loop.checkpoint_every == 0):
             self._checkpoint(best=best)
 
@@ -256,7 +271,8 @@ class Trainer:
                 context=self.architecture.context,
                 limit=loop.evaluation_batches or None,
             )
-            found = evaluate(self._losses, batches, self.dataset.bytes_per_token, self.backend.to_host)
+            bytes_per_token = self.dataset.bytes_per_token
+            found = evaluate(self._losses, self._until_interrupted(batches), bytes_per_token, self.backend.to_host)
         self._last_evaluation = found
         record = {
             "kind": "evaluation",
@@ -273,6 +289,12 @@ class Trainer:
         self.best_loss = min(self.best_loss, found.loss)
         self._clock = time.perf_counter()
         return better
+
+    def _until_interrupted(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            if self._interrupts.requested:
+                raise _EvaluationCutShortError
+            yield batch
 
     def _losses(self, tokens: Any, targets: Any) -> tuple[Any, Any]:
         return self.workers.losses(self.backend.asarray(tokens), self.backend.asarray(targets))
@@ -303,6 +325,8 @@ class Trainer:
                 "tokens_seen": self.tokens_seen,
                 "best_loss": self.best_loss,
                 "smoothed": list(self._smoothed),
+                "due": self._due,
+                "data": self.dataset.identity,
             },
             parameters=self._host(self.parameters),
             optimizer={name: self._host(moments) for name, moments in self.optimizer.state.items()},
@@ -313,9 +337,7 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this very model. UserError when it is another's."""
-        tokenizer = self.dataset.tokenizer
-        if checkpoint.tokenizer != (tokenizer.as_dict() if tokenizer else {}):
-            raise UserError("the checkpoint was trained with another tokenizer: resume with the tokenizer it had")
+        self._require_same(checkpoint)
         match_parameters(checkpoint.parameters, self.parameters, self.backend)
         if set(checkpoint.optimizer) != set(self.optimizer.state):
             raise UserError(
@@ -330,9 +352,25 @@ class Trainer:
         self.tokens_seen = state["tokens_seen"]
         self.best_loss = state["best_loss"]
         self._smoothed = (state["smoothed"][0], state["smoothed"][1])
+        self._due = state["due"]
         self.done = self._saved_step = checkpoint.step
         if self.metrics:
             self.metrics.truncate_after(self.done)
+
+    def _require_same(self, checkpoint: Checkpoint) -> None:
+        """UserError where the checkpoint's model, tokenizer or data are not this run's."""
+        for name, value in self.architecture.as_dict().items():
+            found = checkpoint.architecture.get(name)
+            if found != value:
+                raise UserError(f"the checkpoint is of another model: {name} is {found} in it, {value} here")
+        tokenizer = self.dataset.tokenizer
+        if checkpoint.tokenizer != (tokenizer.as_dict() if tokenizer else {}):
+            raise UserError("the checkpoint was trained with another tokenizer: resume with the tokenizer it had")
+        if checkpoint.state["data"] != self.dataset.identity:
+            raise UserError(
+                f"{self.dataset.train.name} is not what the checkpoint was trained on, or has changed since: "
+                "resume with the same text, or begin a new run"
+            )
 
     def close(self) -> None:
         """End the worker threads."""

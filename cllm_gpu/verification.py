@@ -22,8 +22,9 @@ import numpy.typing as npt
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.errors import UserError
-from cllm_gpu.model import IGNORE_INDEX, Transformer
+from cllm_gpu.model import Transformer
 from cllm_gpu.parameters import FlatParameters, Layout, ParameterSpec, parameter_specs
+from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.workspace import Workspace
 

@@ -39,7 +39,7 @@ configs = st.builds(
         dropout=st.floats(0, 0.99),
         bias=st.booleans(),
     ),
-    data=st.builds(DataConfig, source=texts, cache=st.none() | st.just(Path("a b/ä\"'\\c"))),
+    data=st.builds(DataConfig, source=texts.filter(str.strip), cache=st.none() | st.just(Path("a b/ä\"'\\c"))),
     optimizer=st.builds(OptimizerConfig, rate=st.floats(1e-12, 1e6), epsilon=st.floats(1e-300, 1.0)),
     training=st.builds(TrainingConfig, seed=st.integers(0, 2**64 - 1), sample_prompt=texts),
     backend=st.none() | st.just("numpy"),

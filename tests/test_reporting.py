@@ -15,12 +15,10 @@ from cllm_gpu import exact_json
 from cllm_gpu.comparison import Curve, Point, Run, Setting, summarise, with_rate
 from cllm_gpu.config import Config, OptimizerConfig
 from cllm_gpu.errors import UserError
-from cllm_gpu.evaluation import Evaluation
 from cllm_gpu.metrics import MetricsLog
 from cllm_gpu.reporting import (
     Sheet,
     comparison_sheet,
-    evaluation_sheet,
     gradient_data,
     gradient_sheet,
     plot_comparison,
@@ -110,19 +108,6 @@ def test_gradient_data_is_json_that_reads_back(tmp_path):
     assert [GroupCheck(**group) for group in read["groups"][:2]] == CHECKS[:2]
     assert math.isnan(read["groups"][2]["relative_error"])
     assert [row[0] for row in cells(markdown.read_text(encoding="utf-8"))[2:]] == [c.name for c in CHECKS]
-
-
-def test_evaluation_sheet():
-    rows = dict(evaluation_sheet("a.txt", Evaluation(1.5, math.exp(1.5), 2.164, 0.625, 12345)).rows)
-    assert rows == {
-        "loss (nats/token)": "1.50000",
-        "perplexity": "4.4817",
-        "bits per byte": "2.16400",
-        "accuracy": "62.50%",
-        "tokens": "12,345",
-    }
-    assert dict(evaluation_sheet("b", Evaluation(800.0, math.inf, None, 0, 1)).rows)["bits per byte"] == "–"
-    assert dict(evaluation_sheet("b", Evaluation(800.0, math.inf, None, 0, 1)).rows)["perplexity"] == "inf"
 
 
 def test_comparison_sheet(comparison):

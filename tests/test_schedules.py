@@ -15,7 +15,8 @@ NAMES = ["constant", "linear", "cosine", "step", "wsd"]
 
 
 def rates(steps, **schedule):
-    return [rate_at(ScheduleConfig(**schedule), PEAK, steps, step) for step in range(steps)]
+    chosen = ScheduleConfig(**({"warmup_steps": 0} | schedule))
+    return [rate_at(chosen, PEAK, steps, step) for step in range(steps)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,7 +75,7 @@ def test_wsd_may_decay_never_or_from_the_end_of_the_warmup(fraction, start):
 
 @pytest.mark.parametrize(("name", "end"), [("linear", 0.1), ("cosine", 0.1), ("wsd", 0.1), ("constant", 0.4)])
 def test_steps_past_the_end_keep_the_rate_of_the_end(name, end):
-    schedule = ScheduleConfig(name=name, minimum_rate=0.1)
+    schedule = ScheduleConfig(name=name, warmup_steps=0, minimum_rate=0.1)
     assert [rate_at(schedule, PEAK, 10, step) for step in (10, 11, 500)] == pytest.approx([end] * 3)
 
 

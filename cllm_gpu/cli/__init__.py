@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -25,9 +26,13 @@ INTERRUPTED = 130
 
 def run(arguments: list[str]) -> int:
     """Run one command; its exit status: 0, 1 (a check failed), 2 (bad input, one line on stderr), 130 (interrupted)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character the terminal cannot show is no reason to stop
     try:
         status = _dispatch(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except UserError as error:
         print(f"cllm-gpu: error: {error}", file=sys.stderr)
@@ -43,6 +48,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except OSError as error:  # standard output on a full disk, a folder taken away: not foreseen, but no traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"cllm-gpu: error: {error}", file=sys.stderr)
+        return USER_ERROR
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -11,11 +11,22 @@ from cllm_gpu.data import Dataset, open_dataset
 from cllm_gpu.display import Display
 
 
+def early_flags(arguments: list[str]) -> argparse.Namespace:
+    """The flags that decide what the others stand over: `config`, `output`, `resume`; mistakes are left to `parse`."""
+    early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    early.add_argument("--output", type=Path, nargs="?")
+    early.add_argument("--config", type=Path, nargs="?")
+    early.add_argument("--resume", action="store_true")
+    try:
+        known, _ = early.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return argparse.Namespace(output=None, config=None, resume=False)
+    return known
+
+
 def base_configuration(arguments: list[str]) -> Config:
     """The configuration of the file named by --config, else the defaults."""
-    early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    early.add_argument("--config", type=Path, nargs="?")
-    known, _ = early.parse_known_args(arguments)
+    known = early_flags(arguments)
     return load_toml(known.config) if known.config else Config()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,9 @@ def main(arguments: list[str]) -> int:
     pieces = generate_text(
         trained.model, tokenizer, options.prompt, tokens=options.tokens, sampler=sampler, use_cache=options.cache
     )
-    write = sys.stdout.write
-    write(options.prompt)
-    for piece in pieces:
-        write(piece)
+    first = next(pieces, "")  # what can go wrong goes wrong before anything is written
+    for piece in itertools.chain((options.prompt, first), pieces):
+        sys.stdout.write(piece)
         sys.stdout.flush()
-    write("\n")
+    sys.stdout.write("\n")
     return 0

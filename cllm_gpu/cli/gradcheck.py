@@ -8,7 +8,7 @@ from pathlib import Path
 from cllm_gpu.backend import get_backend
 from cllm_gpu.cli.parsing import parse
 from cllm_gpu.config import ModelConfig
-from cllm_gpu.reporting import print_checks, write_json
+from cllm_gpu.reporting import gradient_data, print_checks, write_json
 from cllm_gpu.verification import BOUND, check_gradients
 
 
@@ -51,5 +51,5 @@ def main(arguments: list[str]) -> int:
     )
     print_checks(checks)
     if options.output:
-        write_json(options.output, [check.as_dict() for check in checks])
+        write_json(options.output, gradient_data(checks))
     return 0 if all(check.passed for check in checks) else 1

@@ -10,7 +10,7 @@ from cllm_gpu import __version__, gpu
 from cllm_gpu.backend import Backend, get_backend, usable_cores
 from cllm_gpu.cli.parsing import parse
 from cllm_gpu.compiler import cache_directory, compiler_version, find_compiler
-from cllm_gpu.memory import readable
+from cllm_gpu.files import readable_size
 from cllm_gpu.operations import NAMES
 
 PACKAGES = (
@@ -73,7 +73,7 @@ def _describe_gpu() -> None:
         found = runtime.getDeviceProperties(index)
         print(
             f"GPU {index}: {found['name'].decode()}, compute capability {found['major']}.{found['minor']}, "
-            f"{readable(found['totalGlobalMem'])}"
+            f"{readable_size(found['totalGlobalMem'])}"
         )
 
 
@@ -81,7 +81,8 @@ def _describe_operations(backend: Backend) -> None:
     """Which operations run as one hand-written kernel, and which as array code."""
     by_home: dict[str, list[str]] = {}
     for name in NAMES:
-        function = getattr(backend.ops, name).func
+        operation = getattr(backend.ops, name)
+        function = getattr(operation, "__wrapped__", operation).func  # fused operations stand in a profiler's range
         by_home.setdefault(function.__module__.split(".")[1], []).append(name)
     for home, names in by_home.items():
         print(f"operations in {home}: {', '.join(names)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,14 @@ import tyro
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.checkpoints import Checkpoint, load_checkpoint
 from cllm_gpu.cli import INTERRUPTED
-from cllm_gpu.cli.configured import base_configuration, open_data
+from cllm_gpu.cli.configured import base_configuration, early_flags, open_data
 from cllm_gpu.cli.parsing import parse
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
 from cllm_gpu.display import Display
 from cllm_gpu.errors import UserError
 from cllm_gpu.generation import generate_text
-from cllm_gpu.runs import begin_run, newest_run, next_run_folder, save_configuration, saved_configuration
+from cllm_gpu.runs import begin_run, newest_run, save_configuration, saved_configuration, writing
 from cllm_gpu.sampling import Sampler
 from cllm_gpu.training import Trainer, plan_memory
 
@@ -39,28 +38,26 @@ class TrainOptions:
 def main(arguments: list[str]) -> int:
     """Train; exit status 0, or 130 when interrupted (saved, and said how to resume)."""
     options = parse(TrainOptions, arguments, command="train", default=_defaults(arguments))
-    config, checkpoint = options.settings, None
-    folder = config.output or (newest_run() if options.resume else next_run_folder())
-    config = dataclasses.replace(config, output=folder)
+    config = options.settings
     backend = get_backend(config.backend, workers=config.training.workers)
     display = Display(config.training.steps, backend.memory_held)
     display.message(backend.description)
     dataset = open_data(config, display)
-    if options.resume:
-        checkpoint = load_checkpoint(folder)
-        save_configuration(folder, config)
-    else:
-        begin_run(folder, config)
-    return _run(config, backend, dataset, display, folder, checkpoint)
+    if dataset.tokenizer is not None:
+        dataset.tokenizer.encode(config.training.sample_prompt)  # a prompt it cannot read is an error before training
+    architecture = config.model.architecture(dataset.vocabulary)
+    folder = (config.output or newest_run()) if options.resume else begin_run(config.output)
+    # what the bits depend on is saved as it was, not as "auto": a resumed run takes the same
+    loop = dataclasses.replace(config.training, workers=backend.workers)
+    config = dataclasses.replace(config, output=folder, backend=backend.name, training=loop)
+    with writing(folder):
+        display.opening(config, architecture, dataset, plan_memory(config, architecture, backend))
+        return _run(config, backend, dataset, display, folder, load_checkpoint(folder) if options.resume else None)
 
 
 def _defaults(arguments: list[str]) -> TrainOptions:
     """What the flags stand over: the TOML file of --config, or with --resume the run's own configuration."""
-    early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    early.add_argument("--output", type=Path, nargs="?")
-    early.add_argument("--config", type=Path, nargs="?")
-    early.add_argument("--resume", action="store_true")
-    known, _ = early.parse_known_args(arguments)
+    known = early_flags(arguments)
     if known.resume:
         if known.config:
             raise UserError("--resume continues a run with its own configuration; leave --config out")
@@ -76,18 +73,15 @@ def _run(
     folder: Path,
     checkpoint: Checkpoint | None,
 ) -> int:
-    if dataset.tokenizer is not None:
-        dataset.tokenizer.encode(config.training.sample_prompt)  # a prompt it cannot read is an error before training
-    architecture = config.model.architecture(dataset.vocabulary)
-    plan = plan_memory(config, architecture, backend)
-    display.opening(config, architecture, dataset, plan)
     trainer = Trainer(config, backend, dataset, folder=folder, reporter=display)
     try:
         if checkpoint is None:
             trainer.initialise()
         else:
             trainer.restore(checkpoint)
-            display.message(f"resumed {folder} at step {trainer.done}")
+            for line in (*checkpoint.passed_over, f"resumed {folder} at step {trainer.done}"):
+                display.message(line)
+        save_configuration(folder, config)
         with display.running(trainer.done):
             outcome = trainer.train()
         display.outcome(outcome, folder)

@@ -36,13 +36,10 @@ class Dataset:
     bytes_per_token: float | None
     skipped_files: int = 0
 
-    def require_vocabulary(self, model_vocabulary: int) -> None:
-        """UserError where the corpus can hold ids that a model of `model_vocabulary` ids has no embedding for."""
-        if self.vocabulary > model_vocabulary:
-            raise UserError(
-                f"{self.train.name} has a vocabulary of {self.vocabulary}, the model only {model_vocabulary}: "
-                "choose the model's tokenizer or a larger vocabulary"
-            )
+    @property
+    def identity(self) -> str:
+        """Tells this data from other data: lengths, and checksums where the sources have them."""
+        return "/".join(f"{len(part)} {part.digest}".strip() for part in (self.train, self.validation))
 
 
 def open_dataset(
@@ -103,6 +100,7 @@ def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes
             vocabulary=header.vocabulary,
             text_bytes=header.text_bytes,
             documents=header.documents,
+            digest=header.checksum.hex(),
         )
         for part, (header, tokens) in opened.items()
     )
@@ -127,7 +125,7 @@ def _open_foreign(source: str, paths: list[Path], tokenizer: str, fraction: floa
 
 def _shard_folder(source: str) -> Path | None:
     """The folder of prepared shards that `source` is, or lies in; None where it is something else."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir() and any((path / name).exists() for name in SHARD_NAMES.values()):
         return path
     if path.is_file() and is_shard(path):
@@ -137,7 +135,7 @@ def _shard_folder(source: str) -> Path | None:
 
 def _llmc_files(source: str) -> list[Path] | None:
     """The .bin files that `source` names, or None where it names something else."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         return [path] if path.suffix == ".bin" or is_llmc(path) else None
     if path.is_dir():

@@ -93,7 +93,7 @@ def find_corpus(source: str) -> Corpus:
     """The corpus of "stdlib", a text or JSON-lines file, a folder, or a glob; UserError where there is no text."""
     if source == "stdlib":
         return _standard_library()
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         return _corpus(source, [_source_file(path, str(path.resolve()))])
     if path.is_dir():

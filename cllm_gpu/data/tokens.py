@@ -8,9 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cllm_gpu.errors import UserError
-
-IGNORE_INDEX = -1
-"""Target that the loss and the accuracy leave out."""
+from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
@@ -28,6 +26,7 @@ class TokenSource:
     vocabulary:       every id is below it; checked on each read where `trusted` is false
     text_bytes:       UTF-8 bytes of the text behind the stream, or None where unknown
     documents:        number of documents, or None where unknown
+    digest:           checksum of the tokens, where the source has one
     pattern_end:      for the set `patterns`, its end-of-text id: targets that nothing visible determines are
                       IGNORE_INDEX (see cllm_gpu/data/patterns.py); None for text
     """
@@ -44,8 +43,9 @@ class TokenSource:
         documents: int | None = None,
         pattern_end: int | None = None,
         trusted: bool = True,
+        digest: str = "",
     ) -> None:
-        self.name, self.vocabulary = name, vocabulary
+        self.name, self.vocabulary, self.digest = name, vocabulary, digest
         self.text_bytes, self.documents, self.pattern_end = text_bytes, documents, pattern_end
         self._arrays = [np.asarray(array) for array in arrays]
         self._ends = np.cumsum([len(array) for array in self._arrays], dtype=np.int64)

@@ -12,6 +12,9 @@ from typing import Any
 
 from cllm_gpu.reference.tiling import row_tiles
 
+IGNORE_INDEX = -1
+"""Target that loss, gradient and accuracy leave out, wherever this package makes targets."""
+
 
 def cross_entropy(
     xp: Any, logits: Any, targets: Any, losses: Any, *, ignore_index: int, gradient_scale: float | None

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.reference.tiling import row_tiles
+
 
 def linear_forward(xp: Any, x: Any, weight: Any, bias: Any | None, out: Any) -> None:
     """out (N, M) = x (N, K) · weight (M, K)ᵀ + bias (M)."""
@@ -28,7 +30,8 @@ def linear_backward(
 ) -> None:
     """From dout (N, M): dx (N, K), unless None; dweight (M, K) and dbias (M), unless None."""
     if accumulate:
-        dweight += xp.matmul(dout.T, x)
+        for rows in row_tiles(xp, *dweight.shape, tiles=16):  # the product is never there as a whole
+            dweight[rows] += xp.matmul(dout[:, rows].T, x)
     else:
         xp.matmul(dout.T, x, out=dweight)
     if dbias is not None:

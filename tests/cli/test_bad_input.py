@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cllm_gpu.runs import writing
+
 Command = Callable[..., tuple[int, str, str]]
 Flags = tuple[str, ...]
 
@@ -38,6 +40,10 @@ Flags = tuple[str, ...]
         (["--resume", "--output", "elsewhere"], "elsewhere holds no run"),
         (["--training.steps", "0"], "training.steps is 0; it must be at least 1"),
         (["surplus"], "surplus"),
+        (["--resume=true"], "unexpected argument 'true'"),
+        (["--data.source", ""], "data.source is empty"),
+        (["--data.source", "~nosuchuser/x"], "~nosuchuser/x"),
+        (["--output", "."], "a folder of its own"),
     ],
 )
 def test_train(command: Command, workplace: Path, small: Flags, flags: list[str], expected: str) -> None:
@@ -88,6 +94,60 @@ def test_a_changed_checkpoint_is_refused(command: Command, workplace: Path, smal
         assert status == 2
         assert "model.safetensors" in err
         assert err.count("\n") == 1, err
+
+
+def test_a_refused_resume_changes_nothing(command: Command, workplace: Path, small: Flags) -> None:
+    assert command("train", *small, "--training.steps", "2")[0] == 0
+    before = (workplace / "runs" / "001" / "config.toml").read_text()
+    status, _, err = command("train", "--resume", "--model.width", "32")
+    assert status == 2
+    assert "of another model" in err
+    assert (workplace / "runs" / "001" / "config.toml").read_text() == before
+    assert command("train", "--resume", "--training.steps", "3")[0] == 0
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_word(
+    command: Command, workplace: Path, small: Flags
+) -> None:
+    assert command("train", *small, "--training.steps", "4", "--training.checkpoint-every", "2")[0] == 0
+    manifest = workplace / "runs" / "001" / "checkpoints" / "step_00000004" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"adamw", b"adamx"))
+    status, out, _ = command("train", "--resume")
+    assert status == 0
+    assert "step_00000004" in out
+    assert "passed over" in out
+    assert "at step 2" in out
+
+
+def test_only_one_process_trains_in_a_folder(command: Command, workplace: Path, small: Flags) -> None:
+    assert command("train", *small, "--training.steps", "2")[0] == 0
+    with writing(workplace / "runs" / "001"):
+        status, _, err = command("train", "--resume", "--training.steps", "3")
+    assert status == 2
+    assert "another process is training in" in err
+    assert command("train", "--resume", "--training.steps", "3")[0] == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_standard_output_on_a_full_disk(workplace: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cllm_gpu", "info"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("cllm-gpu: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_characters_the_terminal_cannot_show(workplace: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cllm_gpu", "generate", "é", "--model", "λ"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "cllm-gpu: error: checkpoint ? does not exist; give the folder of a run or of a checkpoint\n"
 
 
 def test_a_folder_that_cannot_be_written(

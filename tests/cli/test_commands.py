@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,16 +150,42 @@ def test_importing_loads_no_device_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_planned_memory_is_what_is_measured(workplace: Path) -> None:
-    """Within 10%, as said before training, for a run whose arrays outweigh the libraries' own buffers."""
+@pytest.mark.parametrize(("size", "batch"), [("mini", 8), ("mini", 16), ("small", 4)])
+def test_planned_memory_is_what_is_measured(workplace: Path, size: str, batch: int) -> None:
+    """Within 10%, as said before training."""
     if not Path("/proc/self/status").is_file():
         pytest.skip("this system does not tell a process its anonymous memory")
-    flags = ["--data.source", "text.txt", "--model.size", "small", "--model.layers", "4", "--training.batch", "4"]
+    flags = ["--data.source", "text.txt", "--model.size", size, "--training.batch", str(batch)]
     flags += ["--training.steps", "2", "--training.evaluation-batches", "1", "--training.sample-tokens", "0"]
     train = [sys.executable, "-m", "cllm_gpu", "train", *flags]
     done = subprocess.run(train, capture_output=True, text=True, check=True)
     line = next(line for line in done.stdout.splitlines() if line.startswith("memory: planned"))
     planned, measured = (float(part.split()[-2]) for part in line.split(","))
-    units = {part.split()[-1] for part in line.split(",")}
-    assert units == {"MB"}
+    assert {part.split()[-1] for part in line.split(",")} == {"MB"}
     assert 0.9 <= measured / planned <= 1.1, line
+
+
+def test_two_runs_at_once_take_different_folders(workplace: Path, small: Flags) -> None:
+    train = [sys.executable, "-m", "cllm_gpu", "train", *small, "--training.steps", "3"]
+    both = [subprocess.Popen(train, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        assert (process.wait(timeout=120), process.stderr and process.stderr.read()) == (0, "")
+        process.communicate()
+    for number in ("001", "002"):
+        steps = [r for r in read_metrics(workplace / "runs" / number / "metrics.jsonl") if r["kind"] == "step"]
+        assert [record["step"] for record in steps] == [1, 2, 3]
+
+
+def test_a_copied_run_is_resumed_where_it_lies(command: Command, workplace: Path, small: Flags) -> None:
+    assert command("train", *small, "--training.steps", "2")[0] == 0
+    shutil.copytree(workplace / "runs" / "001", workplace / "runs" / "005")
+    assert command("train", "--resume", "--training.steps", "3")[0] == 0
+    assert load_checkpoint(workplace / "runs" / "005").step == 3
+    assert load_checkpoint(workplace / "runs" / "001").step == 2
+
+
+def test_what_the_bits_depend_on_is_saved(command: Command, workplace: Path, small: Flags) -> None:
+    assert command("train", *small, "--training.steps", "2")[0] == 0
+    saved = load_toml(workplace / "runs" / "001" / "config.toml")
+    assert saved.backend == "numpy"
+    assert saved.training.workers is not None

@@ -137,13 +137,6 @@ def test_a_corpus_shorter_than_the_context(open_source, tmp_path: Path) -> None:
         open_source(tmp_path / "a.txt", context=256)
 
 
-def test_a_model_with_a_smaller_vocabulary(open_source, book: Path) -> None:
-    dataset = open_source(book)
-    dataset.require_vocabulary(257)
-    with pytest.raises(UserError, match="has a vocabulary of 257, the model only 256"):
-        dataset.require_vocabulary(256)
-
-
 def test_bad_text_leaves_nothing_behind(open_source, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"fine text\n" * 100 + b"\xff")
     with pytest.raises(UserError, match="at byte 1000"):

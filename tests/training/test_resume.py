@@ -15,6 +15,7 @@ import pytest
 
 from cllm_gpu.checkpoints import load_checkpoint, newest_checkpoint
 from cllm_gpu.config import Config
+from cllm_gpu.data import Dataset
 from cllm_gpu.errors import UserError
 from cllm_gpu.metrics import read_metrics
 from cllm_gpu.training import Trainer
@@ -121,11 +122,48 @@ def test_another_model_or_optimizer_is_refused(make_trainer: MakeTrainer, config
     make_trainer(config, tmp_path).train()
     checkpoint = load_checkpoint(tmp_path)
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
-    with pytest.raises(UserError, match="of another model: token_embedding"):
+    with pytest.raises(UserError, match="of another model: width is 32 in it, 64 here"):
         make_trainer(wider).restore(checkpoint)
     other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, name="sgd"))
     with pytest.raises(UserError, match="optimizer"):
         make_trainer(other).restore(checkpoint)
+
+
+def test_other_heads_of_the_same_shapes_are_refused(make_trainer: MakeTrainer, config: Config, tmp_path: Path) -> None:
+    make_trainer(config, tmp_path).train()
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, heads=4))
+    with pytest.raises(UserError, match="heads is 2 in it, 4 here"):
+        make_trainer(other).restore(load_checkpoint(tmp_path))
+
+
+def test_changed_data_is_refused(make_trainer: MakeTrainer, config: Config, dataset: Dataset, tmp_path: Path) -> None:
+    make_trainer(config, tmp_path).train()
+    changed = dataclasses.replace(dataset, validation=dataset.train)
+    with pytest.raises(UserError, match="not what the checkpoint was trained on"):
+        make_trainer(config, dataset=changed).restore(load_checkpoint(tmp_path))
+
+
+def test_an_interrupt_during_an_evaluation_saves_and_the_evaluation_is_made_up_for(
+    make_trainer: MakeTrainer, config: Config, tmp_path: Path
+) -> None:
+    whole = make_trainer(config, tmp_path / "whole")
+    whole.train()
+    first = make_trainer(config, tmp_path / "parts")
+    losses = first.workers.losses
+
+    def pressed(*arguments: Any) -> Any:
+        if first.done == 8:
+            signal.raise_signal(signal.SIGINT)
+        return losses(*arguments)
+
+    first.workers.losses = pressed  # type: ignore[method-assign]
+    outcome = first.train()
+    assert (outcome.interrupted, outcome.step) == (True, 8)
+    second = make_trainer(config, tmp_path / "parts")
+    second.restore(load_checkpoint(tmp_path / "parts"))
+    second.train()
+    assert same_state(whole, second)
+    assert records(tmp_path / "whole") == records(tmp_path / "parts")
 
 
 def test_old_checkpoints_go_and_the_best_stays(make_trainer: MakeTrainer, config: Config, tmp_path: Path) -> None:

@@ -205,7 +205,9 @@ def test_every_step_logs_rate_norm_and_update(make_trainer: MakeTrainer, config:
     assert notes.steps[2]["rate"] == pytest.approx(3e-3)
 
 
-def test_ranges_name_every_phase_and_layer(backend: Backend, make_trainer: MakeTrainer, config: Config) -> None:
+def test_ranges_name_every_phase_and_layer(
+    backend: Backend, make_trainer: MakeTrainer, config: Config, tmp_path: Path
+) -> None:
     names: list[str] = []
     open_now: list[str] = []
 
@@ -225,9 +227,9 @@ def test_ranges_name_every_phase_and_layer(backend: Backend, make_trainer: MakeT
     from cllm_gpu.profiling import Ranges
 
     recorded = dataclasses.replace(backend, ranges=Ranges(Domain()))
-    make_trainer(with_sections(config, training={"steps": 1}), backend=recorded).train()
+    make_trainer(with_sections(config, training={"steps": 1}), tmp_path, backend=recorded).train()
     assert open_now == []
-    for phase in ("data", "forward", "loss", "backward", "optimizer", "evaluation"):
+    for phase in ("data", "forward", "loss", "backward", "optimizer", "evaluation", "checkpoint"):
         assert phase in names
     for layer in range(2):
         for part in ("attention", "mlp"):

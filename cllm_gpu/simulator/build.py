@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ _COMMON = (
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-U_FORTIFY_SOURCE",  # its longjmp does not know our stacks
+    # A large local array is touched page by page, so that it meets the unreadable page at its stack's end.
+    *(("-fstack-clash-protection",) if sys.platform == "linux" else ()),
 )
 _FAST = ("-O2",)
 _CHECKED = ("-O1", "-g1", "-DSIM_CHECKED")

@@ -141,6 +141,21 @@ def test_a_crash_in_unchecked_code_is_an_error() -> None:
     assert caught.value.line == 1
 
 
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        ("y[0] = 7 / n;", "arithmetic", "division by zero"),
+        ("volatile int big[100000]; big[n] = 1; y[0] = big[n];", "crash", "local memory passes the 262144 bytes"),
+    ],
+)
+def test_other_crashes_of_unchecked_code(body: str, kind: str, words: str) -> None:
+    source = f'extern "C" __global__ void k(int* y, int n) {{ if (threadIdx.x == 1) {{ {body} }} }}'
+    with pytest.raises(KernelError, match=words) as caught:
+        RawKernel(source, "k", check=False)((1,), (2,), (np.zeros(1, np.int32), 0))
+    assert caught.value.kind == kind
+    assert caught.value.thread == (1, 0, 0)
+
+
 def test_the_environment_turns_the_checker_on(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = RawKernel(SOURCE, "scale")
     y = np.zeros(8, np.float32)[:4]

@@ -34,4 +34,11 @@ EQUIVALENT: dict[Key, str] = {
         1,
     ): _AT_LEAST_4,
     ("adam.cu", _COUNT_IN_PLACE, "#pragma unroll", "< -> <=", 1): _AT_LEAST_4,
+    (
+        "embedding.cu",
+        "const int count = rows - begin < SEGMENT ? int(rows - begin) : SEGMENT;",
+        "for (int i = threadIdx.x; i < count + 2; i += blockDim.x) {",
+        "< -> <=",
+        1,
+    ): "rows - begin = SEGMENT gives SEGMENT either way",
 }

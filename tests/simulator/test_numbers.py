@@ -162,10 +162,28 @@ def test_warp_operations(module: RawModule, seed: int) -> None:
         np.testing.assert_array_equal(out[t], np.array(expected, np.int64).astype(np.uint32).astype(np.int32))
 
 
-@pytest.mark.parametrize("check", [False, True])
-def test_atomics(check: bool) -> None:
+LOCK = r"""
+extern "C" __global__ void count(int* lock, volatile int* counter) {
+    while (atomicCAS(lock, 0, 1) != 0) {}
+    __threadfence();
+    counter[0] = counter[0] + 1;
+    __threadfence();
+    atomicExch(lock, 0);
+    __syncthreads();
+}
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_lock_that_threads_wait_for_is_got_by_all(seed: int) -> None:
+    lock, counter = np.zeros(1, np.int32), np.zeros(1, np.int32)
+    RawKernel(LOCK, "count", check=False)((3,), (96,), (lock, counter), schedule=Schedule(seed))
+    assert (lock[0], counter[0]) == (0, 288)
+
+
+def test_atomics() -> None:
     counters, histogram, largest = np.zeros(4, np.int32), np.zeros(5, np.uint32), np.zeros(1, np.float32)
-    kernel = RawKernel(SOURCE.replace("volatile unsigned", "unsigned"), "atomics", (f"-I{CUDA}",), check=False)
+    kernel = RawKernel(SOURCE, "atomics", (f"-I{CUDA}",), check=False)
     kernel((3,), (96,), (counters, histogram, largest), schedule=Schedule(3))
     i = np.arange(288)
     assert counters.tolist() == [i.sum(), (i ^ 37).max(), -(i ^ 37).max(), 2**31 - 1]

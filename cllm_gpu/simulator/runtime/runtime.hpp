@@ -109,6 +109,9 @@ extern Thread* current;
 using Compute = void (*)(unsigned lanes, void* const* payloads);
 void collective(Operation operation, unsigned mask, Compute compute, void* payload, Site site);
 
+/// Gives the next thread that can run a turn; the running one goes on later.
+void let_others_run();
+
 /// Ends the launch with a finding. The text says what is wrong; where it is, the fields say.
 [[noreturn]] void fault(const char* kind, Site site, const char* format, ...) __attribute__((format(printf, 3, 4)));
 /// The same without ending it.

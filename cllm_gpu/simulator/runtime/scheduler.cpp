@@ -229,6 +229,13 @@ void leave_launch() {
     __builtin_unreachable();
 }
 
+void let_others_run() {
+    for (int step = 1; step < block.threads; ++step) {
+        Thread& next = threads[(current->number + step) % block.threads];
+        if (next.state == State::ready) return resume(&next);
+    }
+}
+
 void collective(Operation operation, unsigned mask, Compute compute, void* payload, Site site) {
     Warp& warp = warps[current->warp()];
     const unsigned self = 1u << current->lane();

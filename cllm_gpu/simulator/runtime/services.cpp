@@ -20,5 +20,7 @@ unsigned long long sim_clock() {
 void sim_atomic_access(const void* address, int bytes, sim::Site site) {
     SIM_ENTER;
     checks_atomic(address, bytes, site);
+    static unsigned atomics = 0;
+    if (++atomics % 64 == 0) sim::let_others_run();  // the thread may be waiting for another one at a lock
 }
 }

@@ -18,15 +18,15 @@
 // Sources: Dao et al. 2022, "FlashAttention", appendix B; Dao 2023, "FlashAttention-2".
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
 //   kernel                                     registers  shared  spilled
-//   attention_backward_delta_bfloat16                 27       0        0
-//   attention_backward_delta_bfloat16+terms           27       0        0
-//   attention_backward_delta_float32                  26       0        0
-//   attention_backward_delta_float32+terms            26       0        0
+//   attention_backward_delta_bfloat16                 32       0        0
+//   attention_backward_delta_bfloat16+terms           32       0        0
+//   attention_backward_delta_float32                  30       0        0
+//   attention_backward_delta_float32+terms            30       0        0
 //   attention_backward_keys_bfloat16                 255       0       20
-//   attention_backward_keys_bfloat16+terms           255       0       52
+//   attention_backward_keys_bfloat16+terms           255       0      124
 //   attention_backward_keys_float32                  168       0        0
 //   attention_backward_keys_float32+terms            182       0        0
-//   attention_backward_queries_bfloat16              255       0       40
+//   attention_backward_queries_bfloat16              255       0       56
 //   attention_backward_queries_bfloat16+terms        255       0       96
 //   attention_backward_queries_float32               136       0        0
 //   attention_backward_queries_float32+terms         152       0        0

@@ -82,43 +82,36 @@ def adam_step_on_device(
     gradient. skip: (1,) int32 on the device; when it is not 0 nothing is written. zero_gradients: in the same pass.
     Returns Σ update² as a float64 array (1,) on the device when `measure`, else None.
     """
+    storage, blocks = _check(parameters, gradients, first_moment, second_moment, copy)
+    moved = launcher.scratch("squares", (max(1, blocks),), "float64") if measure else None
+    if moved is not None:
+        moved[...] = 0.0  # a skipped step moves nothing
+    arrays = {"parameters": parameters, "gradients": gradients, "first_moment": first_moment}
+    arrays |= {"second_moment": second_moment, "copy": copy, "clip": clip, "skip": skip, "moved": moved}
+    numbers = {
+        "size": parameters.size,
+        "decayed": decayed,
+        "scale": gradient_scale,
+        "beta1": beta1,
+        "beta2": beta2,
+        "rest1": 1.0 - beta1,
+        "rest2": 1.0 - beta2,
+        "inverse_correction2": 1.0 / (1.0 - beta2**step),
+        "epsilon": epsilon,
+        "step_size": rate / (1.0 - beta1**step),
+        "coupled_decay": 0.0 if decoupled else weight_decay,
+        "decoupled_decay": rate * weight_decay if decoupled else 0.0,
+        "zero_gradients": int(zero_gradients),
+    }
+    launcher.launch(Variant("adam.cu", storage), "adam_step", (blocks,), THREADS, arrays | numbers)
+    return None if moved is None else finish_sum(launcher, storage, moved)
+
+
+def _check(parameters: Any, gradients: Any, first_moment: Any, second_moment: Any, copy: Any) -> tuple[str, int]:
+    """The gradients' dtype name and the blocks of the pass; UserError when the shapes differ."""
     check = Shapes("adam_step")
     (size,) = check("parameters", parameters, "n")
     for name, array in (("gradients", gradients), ("first_moment", first_moment), ("second_moment", second_moment)):
         check(name, array, "n")
     check("copy", copy, "n")
-    storage = storage_of("adam_step", "gradients", gradients)
-    blocks = flat_blocks(size)
-    moved = launcher.scratch("squares", (max(1, blocks),), "float64") if measure else None
-    if moved is not None:
-        moved[...] = 0.0  # a skipped step moves nothing
-    launcher.launch(
-        Variant("adam.cu", storage),
-        "adam_step",
-        (blocks,),
-        THREADS,
-        {
-            "parameters": parameters,
-            "gradients": gradients,
-            "first_moment": first_moment,
-            "second_moment": second_moment,
-            "copy": copy,
-            "clip": clip,
-            "skip": skip,
-            "moved": moved,
-            "size": size,
-            "decayed": decayed,
-            "scale": gradient_scale,
-            "beta1": beta1,
-            "beta2": beta2,
-            "rest1": 1.0 - beta1,
-            "rest2": 1.0 - beta2,
-            "inverse_correction2": 1.0 / (1.0 - beta2**step),
-            "epsilon": epsilon,
-            "step_size": rate / (1.0 - beta1**step),
-            "coupled_decay": 0.0 if decoupled else weight_decay,
-            "decoupled_decay": rate * weight_decay if decoupled else 0.0,
-            "zero_gradients": int(zero_gradients),
-        },
-    )
-    return None if moved is None else finish_sum(launcher, storage, moved)
+    return storage_of("adam_step", "gradients", gradients), flat_blocks(size)

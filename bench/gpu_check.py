@@ -176,7 +176,9 @@ def outcome_table(outcomes: list[Outcome]) -> str:
 
 def result_of(about: dict[str, Any], outcomes: list[Outcome]) -> dict[str, Any]:
     """The result file: the machine, how each part ended, the measured rows, and the bars."""
-    rows: list[dict[str, Any]] = next((o.data.get("rows", []) for o in outcomes if o.name == "benchmarks"), [])
+    measured: dict[str, Any] = next((o.data for o in outcomes if o.name == "benchmarks"), {})
+    rows: list[dict[str, Any]] = measured.get("rows", [])
+    about = about | {"beside": measured.get("machine", {}).get("beside")}
     limits = report.ceilings(rows)
     parts = [Outcome(o.name, o.status, o.detail, o.seconds).as_dict() for o in outcomes]
     bars = [bar.as_dict() for bar in all_bars(rows, limits, about["card"])]

@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         compiled = not options.no_compile and not options.rehearse
         torch, line = load_torch(device.xp, compile_functions=compiled)
     print(line)
-    about = {} if options.rehearse else machine.facts()
+    about = {} if options.rehearse else machine.facts() | {"beside": line}
     return run(options, device, torch, about)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,19 +63,31 @@ class Part:
     """Called with the seconds it has."""
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a program and every program it started: one that lives on would share the card with the next part."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def run_program(command: list[str], seconds: float, log: Path | None = None, **environment: str) -> Finished:
     """Run in the project's folder, importable from there; ended after `seconds`. The output goes to `log` as well."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"} | environment
-    begun = time.monotonic()
+    begun, status = time.monotonic(), TIMED_OUT
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds,
-            check=False,
-        )  # fmt: skip
-        status, output = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as error:
-        status, output = TIMED_OUT, error.stdout or b""
+        output = process.communicate(timeout=seconds)[0]
+        status = process.returncode
+    except subprocess.TimeoutExpired:
+        _end(process)
+        output = process.communicate()[0]
+    except BaseException:  # Ctrl-C reaches only us: the program has a session of its own
+        _end(process)
+        raise
     text = output.decode(errors="replace")
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def fake_parts(*, failing: str = "") -> list[Part]:
     """One part for the host and two for a card."""
 
     def part(name: str, *, card: bool) -> Part:
-        data = {"rows": ROWS} if name == "benchmarks" else {}
+        data = {"rows": ROWS, "machine": {"beside": "PyTorch 9"}} if name == "benchmarks" else {}
         status = FAILED if name == failing else PASSED
         return Part(name, 10, card, lambda seconds: Outcome(name, status, f"{name} ended", 1.0, data))
 
@@ -84,7 +84,7 @@ def test_with_a_card_the_result_is_written_and_set_against_the_bars(check: Any, 
     (path,) = tmp_path.iterdir()
     assert path.name == "nvidia-h200-not-real-2031-02-03.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert content["machine"] == MACHINE
+    assert content["machine"] == MACHINE | {"beside": "PyTorch 9"}
     assert [part["part"] for part in content["parts"]] == ["tests", "benchmarks"]
     assert content["rows"] == ROWS
     assert content["ceilings"] == {"copy_terabytes": 4.0, "gemm_teraflops": None}
@@ -137,9 +137,16 @@ def test_the_cards_parts_take_less_than_ten_minutes() -> None:
     assert len({part.name for part in chosen}) == len(chosen)
 
 
-def test_a_program_that_hangs_is_ended_and_its_output_kept(tmp_path: Path) -> None:
+def test_a_program_that_hangs_is_ended_with_what_it_started_and_its_output_kept(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "x.log"
-    done = run_program([sys.executable, "-c", "import time; print('begun'); time.sleep(60)"], 5.0, log)
+    program = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(90)"])  # holds our output open
+print("begun")
+time.sleep(90)
+"""
+    done = run_program([sys.executable, "-c", program], 5.0, log)
+    assert done.seconds < 60
     assert outcome_of("x", done).detail.startswith("out of time after")
     assert outcome_of("x", done).status == FAILED
     assert "begun" in log.read_text(encoding="utf-8")

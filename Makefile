@@ -1,11 +1,15 @@
 # make train   set up and train the embedded default (on a GPU where there is one)
 # make test    set up and run the tests
+# make gpu-check   check everything that needs an NVIDIA card, in under ten minutes; installs nothing
+# make profile     profile training steps with Nsight Systems; installs nothing
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Where nothing is installed: the Python that was asked for, else .venv's where it is made, else python3.
+CARD_PYTHON = $(if $(filter file,$(origin PYTHON)),$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)),$(PYTHON))
 
-.PHONY: train test lint clean
+.PHONY: train test lint clean gpu-check profile
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
@@ -34,6 +38,12 @@ lint: $(VENV)/ready-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-check:
+	$(CARD_PYTHON) bench/gpu_check.py $(ARGS)
+
+profile:
+	$(CARD_PYTHON) bench/profile_training.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -19,7 +19,7 @@ from cllm_gpu.parameters import FlatParameters
 from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
-from cllm_gpu.workspace import KeyValueCache, Workspace
+from cllm_gpu.workspace import KeyValueCache, Workspace, statistics_dtype
 
 EPSILON = 1e-5
 
@@ -36,7 +36,7 @@ class Transformer:
         self._head_name = "token_embedding" if architecture.tied_head else "head"
         self._rotary = None
         if architecture.positions == "rope":
-            size, dtype = architecture.head_size, parameters.layout.dtype
+            size, dtype = architecture.head_size, statistics_dtype(parameters.layout.dtype)
             self._rotary = rotary_tables(backend.xp, architecture.context, size, dtype)
 
     def loss_and_gradients(

@@ -16,6 +16,14 @@ LOGIT_BYTES = 64 << 20
 """Logits of this many bytes exist at a time; more rows than fit are taken in chunks."""
 
 
+STATISTICS = ("attention_mean", "attention_rstd", "lse", "mlp_mean", "mlp_rstd")
+
+
+def statistics_dtype(dtype: Any) -> Any:
+    """dtype of the few numbers per row (means, log-sum-exps, losses): never below float32."""
+    return dtype if np.dtype(dtype).itemsize >= 4 else np.float32
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerArrays:
     """What one block keeps from its forward for its backward. N = B·T rows."""
@@ -43,9 +51,9 @@ def workspace_plan(a: Architecture, batch: int, length: int, dtype: Any, *, trai
     plan.add("branch", (rows, a.width), dtype)
     plan.add("final_residual", (rows, a.width), dtype)
     plan.add("final_normed", (rows, a.width), dtype)
-    plan.add("final_mean", (rows,), dtype)
-    plan.add("final_rstd", (rows,), dtype)
-    plan.add("losses", (rows,), dtype)
+    plan.add("final_mean", (rows,), statistics_dtype(dtype))
+    plan.add("final_rstd", (rows,), statistics_dtype(dtype))
+    plan.add("losses", (rows,), statistics_dtype(dtype))
     row_bytes = a.vocabulary * np.dtype(dtype).itemsize
     plan.add("logits", (min(rows, max(1, LOGIT_BYTES // row_bytes)), a.vocabulary), dtype)
     if training:
@@ -75,7 +83,8 @@ def _plan_layer(plan: Plan, prefix: str, a: Architecture, batch: int, length: in
     ):
         first_needs_none = name == "attention_residual" and prefix == "layer0." and not shared
         if not first_needs_none:  # the first block's residual stream is the embedding itself
-            plan.add(prefix + name, shape, dtype)
+            kind = statistics_dtype(dtype) if name in STATISTICS else dtype
+            plan.add(prefix + name, shape, kind)
 
 
 class Workspace:

@@ -16,7 +16,28 @@
 //   are computed twice. Traffic: q, k, v, out once per tile of the other side.
 // Deterministic: every sum is made by one thread or a fixed tree, in the order of the positions; no atomics.
 // Sources: Dao et al. 2022, "FlashAttention", appendix B; Dao 2023, "FlashAttention-2".
-// Resources (sm_80, sm_90, sm_100): at most 255 registers and no spill.
+// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
+//   kernel                                     registers  shared  spilled
+//   attention_backward_delta_bfloat16                 27       0        0
+//   attention_backward_delta_bfloat16+terms           27       0        0
+//   attention_backward_delta_float32                  26       0        0
+//   attention_backward_delta_float32+terms            26       0        0
+//   attention_backward_keys_bfloat16                 255       0       20
+//   attention_backward_keys_bfloat16+terms           255       0       52
+//   attention_backward_keys_float32                  168       0        0
+//   attention_backward_keys_float32+terms            182       0        0
+//   attention_backward_queries_bfloat16              255       0       40
+//   attention_backward_queries_bfloat16+terms        255       0       96
+//   attention_backward_queries_float32               136       0        0
+//   attention_backward_queries_float32+terms         152       0        0
+//   attention_forward_bfloat16                       255       0       20
+//   attention_forward_bfloat16+terms                 255       0       76
+//   attention_forward_float32                        178       0        0
+//   attention_forward_float32+terms                  200       0        0
+//   attention_terms_finish_bfloat16                   56       0        0
+//   attention_terms_finish_bfloat16+terms             56       0        0
+//   attention_terms_finish_float32                    56       0        0
+//   attention_terms_finish_float32+terms              56       0        0
 #include "attention.cuh"
 #ifdef CLLM_BF16
 #include "attention_bfloat16.cuh"
@@ -39,20 +60,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_forward
                  {out, out_batch, out_row, out_head}, lse, sizes, terms, b, h, tile * FORWARD_ROWS, shared);
 }
 
-// A warp per (batch item, position, head).
-extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_delta)(
+// Lanes of one row, four elements each: a power of two.
+constexpr int DELTA_LANES = D > 64 ? 32 : D > 32 ? 16 : D > 16 ? 8 : 4;
+
+// DELTA_LANES lanes per (batch item, position, head).
+extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(attention_backward_delta)(
     const real* dout, const real* out, float* delta, long long dout_batch, long long dout_row, long long dout_head,
-    long long out_batch, long long out_row, long long out_head, long long rows, int heads, int queries) {
-    const i64 i = i64(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32;
-    if (i >= rows) return;
-    const int h = int(i % heads);
+    long long out_batch, long long out_row, long long out_head, long long rows, int heads, int queries, int wide) {
+    const i64 i = (i64(blockIdx.x) * THREADS + threadIdx.x) / DELTA_LANES;
+    const int h = int(i % heads), column = threadIdx.x % DELTA_LANES * 4;
     const i64 t = i / heads % queries, b = i / heads / queries;
-    const real* const x = dout + b * dout_batch + t * dout_row + h * dout_head;
-    const real* const y = out + b * out_batch + t * out_row + h * out_head;
+    const real* const x = dout + b * dout_batch + t * dout_row + h * dout_head + column;
+    const real* const y = out + b * out_batch + t * out_row + h * out_head + column;
     float sum = 0.0f;
-    for (int d = threadIdx.x % 32; d < D; d += 32) sum += to_float(x[d]) * to_float(y[d]);
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) delta[(b * heads + h) * queries + t] = sum;
+    if (i < rows && wide && column < D) {
+        const float4 u = load_float4(x), v = load_float4(y);
+        sum = u.x * v.x + u.y * v.y + u.z * v.z + u.w * v.w;
+    } else if (i < rows) {
+        for (int d = 0; d < 4; d++)
+            if (column + d < D) sum += to_float(x[d]) * to_float(y[d]);
+    }
+    for (int offset = DELTA_LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
+    if (i < rows && column == 0) delta[(b * heads + h) * queries + t] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_keys)(

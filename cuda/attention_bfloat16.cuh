@@ -22,8 +22,9 @@ constexpr int D_TILES = PADDED / 8;   // n-tiles of a product that gives head co
 
 // Rows of a warp in 16s, and columns of a tile in 8s: the most that the registers hold (cllm_gpu.fused.attention knows
 // the same numbers).
-constexpr int FORWARD_M = 2, FORWARD_N = D <= 64 ? 8 : 6;
-constexpr int QUERIES_M = 2, QUERIES_N = D <= 64 ? 6 : 4;
+constexpr int TERMS_N = SCORE_TERMS ? 2 : 0;  // the registers that the terms take
+constexpr int FORWARD_M = 2, FORWARD_N = (D <= 64 ? 8 : 6) - TERMS_N;
+constexpr int QUERIES_M = 2, QUERIES_N = (D <= 64 ? 6 : 4) - TERMS_N;
 constexpr int KEYS_M = D <= 64 ? 2 : 1, KEYS_N = D <= 64 ? 4 : D <= 96 ? 8 : 6;
 constexpr int FORWARD_ROWS = WARPS * 16 * FORWARD_M, FORWARD_KEYS = 8 * FORWARD_N;
 constexpr int BACKWARD_ROWS = WARPS * 16 * QUERIES_M, BACKWARD_KEYS = 8 * QUERIES_N;
@@ -32,8 +33,8 @@ constexpr int TILE_KEYS = WARPS * 16 * KEYS_M, KEYS_QUERIES = 8 * KEYS_N;
 __device__ constexpr int tile_bytes(int rows) { return PAGES * rows * 128; }
 constexpr int FORWARD_SHARED = tile_bytes(FORWARD_ROWS) + 4 * tile_bytes(FORWARD_KEYS);
 constexpr int QUERIES_SHARED = 2 * tile_bytes(BACKWARD_ROWS) + 4 * tile_bytes(BACKWARD_KEYS);
-constexpr int KEYS_SHARED = 2 * tile_bytes(TILE_KEYS) + 4 * tile_bytes(KEYS_QUERIES);
-constexpr int BACKWARD_SHARED = QUERIES_SHARED > KEYS_SHARED ? QUERIES_SHARED : KEYS_SHARED;
+constexpr int KEYS_STAGE = 2 * tile_bytes(KEYS_QUERIES) + 2 * 4 * KEYS_QUERIES;  // Q, dO, and lse and δ of its queries
+constexpr int KEYS_SHARED = 2 * tile_bytes(TILE_KEYS) + 2 * KEYS_STAGE;
 
 // `ROWS` rows of an operand in shared memory.
 template <int ROWS>
@@ -141,7 +142,18 @@ __device__ __forceinline__ void weighted_rows(Accumulator<M, D_TILES>& acc, cons
     }
 }
 
-// rows_of[row + …] = acc·factor for the rows below `limit`; factors[m][half] belongs to rows 16·m + 8·half + g.
+// Of two neighbouring 16×8 tiles a lane holds columns 2t, 2t + 1 of each (packed: `low`, `high`). The four lanes of a row
+// trade words, so that lane t gets four neighbouring columns: those from 4·(t mod 2) on of tile t / 2.
+__device__ __forceinline__ uint2 neighbouring_columns(u32 low, u32 high) {
+    const int t = threadIdx.x % 4;
+    const u32 own = t < 2 ? low : high, other = __shfl_xor_sync(FULL_WARP, t < 2 ? high : low, 2);
+    const bool outer = t == 0 || t == 3;  // keeps its own word, hands on the one it was given
+    const u32 kept = outer ? own : other, got = __shfl_xor_sync(FULL_WARP, outer ? other : own, 1);
+    return t % 2 == 0 ? make_uint2(kept, got) : make_uint2(got, kept);
+}
+
+// rows_of[row + …] = acc·factor for the rows below `limit`; factors[m][half] belongs to rows 16·m + 8·half + g. With
+// 16-byte accesses (wide) the lanes of a row write whole 32-byte sectors.
 template <int M>
 __device__ __forceinline__ void store_rows(bf16* rows_of, i64 stride, int row, int limit,
                                            const Accumulator<M, D_TILES>& acc, const float (&factors)[M][2], int wide) {
@@ -151,18 +163,25 @@ __device__ __forceinline__ void store_rows(bf16* rows_of, i64 stride, int row, i
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int at = row + 16 * m + 8 * half + g;
-            if (at >= limit) continue;
+            bf16* const p = rows_of + (at < limit ? at * stride : 0);
 #pragma unroll
-            for (int n = 0; n < D_TILES; n++) {
-                const int column = 8 * n + 2 * t;
-                const float low = acc.v[m][n][2 * half] * factors[m][half];
-                const float high = acc.v[m][n][2 * half + 1] * factors[m][half];
-                bf16* const p = rows_of + at * stride + column;
-                if (wide && column < D) {
-                    *reinterpret_cast<u32*>(p) = pack_bf16(low, high);
+            for (int n = 0; n < D_TILES; n += 2) {
+                u32 words[2];
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    words[i] = pack_bf16(acc.v[m][n + i][2 * half] * factors[m][half],
+                                         acc.v[m][n + i][2 * half + 1] * factors[m][half]);
+                if (wide) {
+                    const uint2 four = neighbouring_columns(words[0], words[1]);
+                    const int column = 8 * (n + t / 2) + t % 2 * 4;
+                    if (at < limit && column < D) *reinterpret_cast<uint2*>(p + column) = four;
                 } else {
-                    if (column < D) p[0] = to_bf16(low);
-                    if (column + 1 < D) p[1] = to_bf16(high);
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        const int column = 8 * (n + i) + 2 * t;
+                        if (at < limit && column < D) p[column] = bf16{u16(words[i])};
+                        if (at < limit && column + 1 < D) p[column + 1] = bf16{u16(words[i] >> 16)};
+                    }
                 }
             }
         }
@@ -178,28 +197,41 @@ __device__ __forceinline__ float over_row_max(float x) {
     return fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 2));
 }
 
-// Scores in units of log 2: raw products become (scale·s + term)·log2 e, and −∞ where a query does not see the key.
-// Rows begin at query t, columns at key j.
-template <int M, int N>
+// What a score is multiplied by to be an exponent of 2. With terms the scores are exponents already.
+__device__ __forceinline__ float exponent_factor(const Sizes& n) { return SCORE_TERMS ? 1.0f : n.scale * LOG2E; }
+
+// The query and the key of element i of half `half` of the 16×8 tile (m, tile) of scores whose rows begin at query t and
+// columns at key j; TRANSPOSED: rows at key j, columns at query t.
+template <bool TRANSPOSED>
+struct Place {
+    int query, key;
+
+    __device__ __forceinline__ Place(int t, int j, int m, int half, int tile, int i) {
+        const int row = 16 * m + 8 * half + threadIdx.x % 32 / 4, column = 8 * tile + 2 * (threadIdx.x % 4) + i;
+        query = t + (TRANSPOSED ? column : row);
+        key = j + (TRANSPOSED ? row : column);
+    }
+};
+
+// Raw products become exponents where there are score terms, and −∞ where a query does not see the key.
+template <bool TRANSPOSED, int M, int N>
 __device__ __forceinline__ void finish_scores(Accumulator<M, N>& scores, const Sizes& n, const ScoreTerms& terms, int t,
                                               int j) {
-    const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
-    const float scale = n.scale * LOG2E;
-    const bool whole = t + 16 * M <= n.queries && j + 8 * N <= n.keys && j + 8 * N <= n.visible(t);
+    constexpr int QUERIES = TRANSPOSED ? 8 * N : 16 * M, KEYS = TRANSPOSED ? 16 * M : 8 * N;
+    const bool whole = t + QUERIES <= n.queries && j + KEYS <= n.keys && j + KEYS <= n.visible(t);
+    if (!SCORE_TERMS && whole) return;
 #pragma unroll
     for (int m = 0; m < M; m++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int query = t + 16 * m + 8 * half + g;
-            const ScoreTerms::Token token = terms.query(query);
 #pragma unroll
             for (int tile = 0; tile < N; tile++) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    const int key = j + 8 * tile + 2 * c + i;
+                    const Place<TRANSPOSED> at(t, j, m, half, tile, i);
                     float& x = scores.v[m][tile][2 * half + i];
-                    x = x * scale + terms.value(token, terms.key(key)) * LOG2E;
-                    if (!whole && !n.exists(query, key)) x = -INFINITY_F;
+                    if (SCORE_TERMS) x = (x * n.scale + terms.value(terms.query(at.query), terms.key(at.key))) * LOG2E;
+                    if (!n.exists(at.query, at.key)) x = -INFINITY_F;
                 }
             }
         }
@@ -218,10 +250,10 @@ struct Softmax {
             for (int half = 0; half < 2; half++) maxima[m][half] = -INFINITY_F, totals[m][half] = 0.0f;
     }
 
-    // scores become weights relative to the new maxima; what was summed before is scaled down to them. A thread adds up
-    // its own columns only; over_row_sum at the end joins them.
+    // scores become weights 2^(factor·(score − maximum)); what was summed before is scaled down to the new maxima.
+    // A thread adds up its own columns only; over_row_sum at the end joins them. factor > 0.
     template <int N>
-    __device__ __forceinline__ void update(Accumulator<M, N>& scores, Accumulator<M, D_TILES>& sums) {
+    __device__ __forceinline__ void update(Accumulator<M, N>& scores, Accumulator<M, D_TILES>& sums, float factor) {
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
@@ -231,15 +263,15 @@ struct Softmax {
                 for (int n = 0; n < N; n++)
                     largest = fmaxf(largest, fmaxf(scores.v[m][n][2 * half], scores.v[m][n][2 * half + 1]));
                 largest = over_row_max(largest);
-                const float base = largest == -INFINITY_F ? 0.0f : largest;  // rows beyond the last query see no key
-                const float shrink = exp2_approx(maxima[m][half] - base);
+                const float base = largest == -INFINITY_F ? 0.0f : largest * factor;  // rows past the last query: no key
+                const float shrink = exp2_approx(maxima[m][half] * factor - base);
                 float total = totals[m][half] * shrink;
 #pragma unroll
                 for (int n = 0; n < N; n++) {
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
                         float& x = scores.v[m][n][2 * half + i];
-                        x = exp2_approx(x - base);
+                        x = exp2_approx(x * factor - base);
                         total += x;
                     }
                 }
@@ -286,8 +318,8 @@ __device__ __forceinline__ void forward_tile(const View<const bf16>& q, const Vi
         unsigned char* const stage = stages + begin / FORWARD_KEYS % 2 * 2 * tile_bytes(FORWARD_KEYS);
         Accumulator<FORWARD_M, FORWARD_N> scores;
         row_products(scores, queries, row, Tile<FORWARD_KEYS>{stage});
-        finish_scores(scores, n, terms, first + row, begin);
-        softmax.update(scores, sums);
+        finish_scores<false>(scores, n, terms, first + row, begin);
+        softmax.update(scores, sums, exponent_factor(n));
         weighted_rows(sums, scores, Tile<FORWARD_KEYS>{stage + tile_bytes(FORWARD_KEYS)});
         __syncthreads();  // the stage may be overwritten
     }
@@ -301,7 +333,7 @@ __device__ __forceinline__ void forward_tile(const View<const bf16>& q, const Vi
             const float total = over_row_sum(softmax.totals[m][half]);
             factors[m][half] = 1.0f / total;
             if (threadIdx.x % 4 == 0 && t < n.queries)
-                lse[(i64(b) * n.heads + h) * n.queries + t] = softmax.maxima[m][half] * LN2 + logf(total);
+                lse[(i64(b) * n.heads + h) * n.queries + t] = softmax.maxima[m][half] * (exponent_factor(n) * LN2) + logf(total);
         }
     }
     store_rows(out.at(b, h), out.row, first + row, n.queries, sums, factors, n.wide);
@@ -316,8 +348,8 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
     constexpr int M = QUERIES_M, N = QUERIES_N;
     const Tile<BACKWARD_ROWS> queries = {shared}, douts = {shared + tile_bytes(BACKWARD_ROWS)};
     unsigned char* const stages = shared + 2 * tile_bytes(BACKWARD_ROWS);
-    const int kv = h / n.group(), row = threadIdx.x / 32 * 16 * M;
-    const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+    const int kv = h / n.group(), row = threadIdx.x / 32 * 16 * M, g = threadIdx.x % 32 / 4;
+    const float factor = exponent_factor(n);
     const int last = first + BACKWARD_ROWS < n.queries ? first + BACKWARD_ROWS : n.queries;
     const int end = n.visible(last - 1);
     const auto start = [&](int begin) {
@@ -350,21 +382,23 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
         unsigned char* const stage = stages + begin / BACKWARD_KEYS % 2 * 2 * tile_bytes(BACKWARD_KEYS);
         Accumulator<M, N> scores, dweights;
         row_products(scores, queries, row, Tile<BACKWARD_KEYS>{stage});
-        finish_scores(scores, n, terms, first + row, begin);
+        finish_scores<false>(scores, n, terms, first + row, begin);
         row_products(dweights, douts, row, Tile<BACKWARD_KEYS>{stage + tile_bytes(BACKWARD_KEYS)});
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const ScoreTerms::Token token = terms.query(first + row + 16 * m + 8 * half + g);
 #pragma unroll
                 for (int tile = 0; tile < N; tile++) {
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
                         float& ds = dweights.v[m][tile][2 * half + i];
-                        const float p = exp2_approx(scores.v[m][tile][2 * half + i] - row_lse[m][half]);
+                        const float p = exp2_approx(scores.v[m][tile][2 * half + i] * factor - row_lse[m][half]);
                         ds = p * (ds - row_delta[m][half]);
-                        terms.add_gradient(token, terms.key(begin + 8 * tile + 2 * c + i), ds);
+                        if (SCORE_TERMS) {
+                            const Place<false> at(first + row, begin, m, half, tile, i);
+                            terms.add_gradient(terms.query(at.query), terms.key(at.key), ds);
+                        }
                     }
                 }
             }
@@ -379,35 +413,36 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
     terms.finish(term_partials, reinterpret_cast<float*>(stages));
 }
 
-// Transposed scores of one tile: rows begin at key j, columns at query t. S becomes P, dP becomes dS.
+// Transposed scores of one tile: S becomes P, dP becomes dS. lse and delta of the tile's queries, in shared memory.
 template <int M, int N>
 __device__ __forceinline__ void backward_scores(Accumulator<M, N>& scores, Accumulator<M, N>& dweights,
-                                                const float* lse, const float* delta, const Sizes& n,
-                                                const ScoreTerms& terms, int j, int t) {
-    const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
-    const float scale = n.scale * LOG2E;
+                                                const float* lse, const float* delta, float factor) {
 #pragma unroll
     for (int tile = 0; tile < N; tile++) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const int query = t + 8 * tile + 2 * c + i;
-            const bool inside = query < n.queries;
-            const float column_lse = inside ? lse[query] * LOG2E : 0.0f, column_delta = inside ? delta[query] : 0.0f;
-            const ScoreTerms::Token token = terms.query(query);
+            const int column = 8 * tile + 2 * (threadIdx.x % 4) + i;
+            const float column_lse = lse[column] * LOG2E, column_delta = delta[column];
 #pragma unroll
             for (int m = 0; m < M; m++) {
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    const int key = j + 16 * m + 8 * half + g;
-                    float& x = scores.v[m][tile][2 * half + i];
+                    float& p = scores.v[m][tile][2 * half + i];
                     float& ds = dweights.v[m][tile][2 * half + i];
-                    const float score = x * scale + terms.value(token, terms.key(key)) * LOG2E;
-                    x = n.exists(query, key) ? exp2_approx(score - column_lse) : 0.0f;
-                    ds = x * (ds - column_delta);
+                    p = exp2_approx(p * factor - column_lse);
+                    ds = p * (ds - column_delta);
                 }
             }
         }
     }
+}
+
+// Starts the copy of `COUNT` numbers of queries first … to shared memory, zeros from `limit` on: there Q and dO are zero
+// too, so that whatever weight comes out adds nothing.
+template <int COUNT>
+__device__ __forceinline__ void load_numbers(float* shared, const float* numbers, int first, int limit) {
+    for (int i = threadIdx.x; i < COUNT; i += THREADS)
+        copy_async_4(shared + i, numbers + (first + i < limit ? first + i : 0), first + i < limit);
 }
 
 // dK and dV of the keys begin … of one key/value head: over the query heads that share it and their queries, in order.
@@ -423,12 +458,18 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
     const int row = threadIdx.x / 32 * 16 * M;
     const int skipped = n.first_query(begin) / KEYS_QUERIES;  // tiles of queries that see none of the keys
     const int tiles = (n.queries + KEYS_QUERIES - 1) / KEYS_QUERIES - skipped, steps = tiles * n.group();
-    const auto stage_of = [&](int step) { return stages + step % 2 * 2 * tile_bytes(KEYS_QUERIES); };
+    const auto stage_of = [&](int step) { return stages + step % 2 * KEYS_STAGE; };
+    const auto numbers_of = [&](int step) {
+        return reinterpret_cast<float*>(stage_of(step) + 2 * tile_bytes(KEYS_QUERIES));
+    };
     const auto start = [&](int step) {
         const int h = kv * n.group() + step / tiles, first = (skipped + step % tiles) * KEYS_QUERIES;
         Tile<KEYS_QUERIES>{stage_of(step)}.load(q.at(b, h), q.row, first, n.queries, n.wide);
         Tile<KEYS_QUERIES>{stage_of(step) + tile_bytes(KEYS_QUERIES)}.load(dout.at(b, h), dout.row, first, n.queries,
                                                                           n.wide);
+        const i64 rows = (i64(b) * n.heads + h) * n.queries;
+        load_numbers<KEYS_QUERIES>(numbers_of(step), lse + rows, first, n.queries);
+        load_numbers<KEYS_QUERIES>(numbers_of(step) + KEYS_QUERIES, delta + rows, first, n.queries);
     };
     Accumulator<M, D_TILES> key_sums, value_sums;
     key_sums.clear();
@@ -443,13 +484,13 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
         copy_async_wait<1>();
         __syncthreads();
         const int h = kv * n.group() + step / tiles, first = (skipped + step % tiles) * KEYS_QUERIES;
-        const i64 rows = (i64(b) * n.heads + h) * n.queries;
         const Tile<KEYS_QUERIES> queries = {stage_of(step)}, douts = {stage_of(step) + tile_bytes(KEYS_QUERIES)};
         const ScoreTerms terms(coordinates, term_weights, n, b, h);
         Accumulator<M, N> scores, dweights;
         row_products(scores, keys, row, queries);
+        finish_scores<true>(scores, n, terms, first, begin + row);
         row_products(dweights, values, row, douts);
-        backward_scores(scores, dweights, lse + rows, delta + rows, n, terms, begin + row, first);
+        backward_scores(scores, dweights, numbers_of(step), numbers_of(step) + KEYS_QUERIES, exponent_factor(n));
         weighted_rows(value_sums, scores, douts);
         weighted_rows(key_sums, dweights, queries);
         __syncthreads();  // the stage may be overwritten

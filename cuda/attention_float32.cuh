@@ -10,7 +10,7 @@ constexpr int TILE_KEYS = 32;
 constexpr int FORWARD_ROWS = 64, BACKWARD_ROWS = 32;  // queries of a tile
 constexpr int PADDED = (D + 3) / 4 * 4;
 constexpr int ROW = PADDED + 4;                // floats from row to row in shared memory: spreads rows over the banks
-constexpr int WEIGHTS_ROW = TILE_KEYS + 1;     // the same for a tile of scores
+constexpr int WEIGHTS_ROW = TILE_KEYS + 8;     // the same for a tile of scores
 constexpr int CHUNKS = (PADDED / 4 + 7) / 8;  // chunks of four columns per thread
 constexpr int COLUMNS = TILE_KEYS / 8;        // score columns per thread
 

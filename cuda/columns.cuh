@@ -29,9 +29,9 @@ __device__ __forceinline__ void column_partials(Values row_values, float* partia
     for (int i = 0; i < W; i++) staging[(warp * W + i) * 32 + lane] = sum.v[i];
     __syncthreads();
     if (warp != 0 || column >= columns) return;
-    for (int i = 0; i < W; i++) {
-        float total = 0.0f;
-        for (int w = 0; w < COLUMN_WARPS; w++) total += staging[(w * W + i) * 32 + lane];
-        partials[index_t(blockIdx.y) * columns + column + i] = total;
-    }
+    Pack<W> total = {};
+#pragma unroll
+    for (int i = 0; i < W; i++)
+        for (int w = 0; w < COLUMN_WARPS; w++) total.v[i] += staging[(w * W + i) * 32 + lane];
+    store_floats<W>(partials + index_t(blockIdx.y) * columns + column, total);
 }

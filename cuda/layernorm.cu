@@ -13,11 +13,21 @@
 // Traffic per element: forward 1 read, 1 write; residual 2 reads, 2 writes; backward 2 reads (3 with dresidual), 1 write.
 // Deterministic: every sum has one order, fixed by N and C.
 // Source: Ba, Kiros, Hinton 2016, "Layer normalization"; two-pass variance.
-// Resources (sm_80, sm_90, sm_100): no spill; at most 128 registers forward, 168 backward.
+// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
+//   kernel                                     registers  shared  spilled
+//   layernorm_backward_bfloat16                      196     128        0
+//   layernorm_backward_float32                       190     128        0
+//   layernorm_forward_bfloat16                        64     128        0
+//   layernorm_forward_float32                         64     128        0
+//   residual_layernorm_forward_bfloat16              112     128        0
+//   residual_layernorm_forward_float32               110     128        0
 #include "storage.cuh"
 #include "philox.cuh"
 
 constexpr int KEPT = 32;
+// Packs of W elements a thread keeps; fewer where rows cannot be read 16 bytes at a time.
+template <int W>
+constexpr int KEPT_PACKS = W == 1 ? 8 : KEPT / W;
 
 // Sum over the threads of a row; every one gets it. `exchange`: 32 floats of shared memory, free to be overwritten.
 __device__ __forceinline__ float row_sum(float x, int row_threads, float* exchange) {
@@ -33,7 +43,7 @@ __device__ __forceinline__ float row_sum(float x, int row_threads, float* exchan
 // The packs of one row that belong to one thread: pack i begins at column (i·row_threads + thread)·W.
 template <int W>
 struct RowPart {
-    static constexpr int PACKS = KEPT / W;
+    static constexpr int PACKS = KEPT_PACKS<W>;
     Pack<W> kept[PACKS];
     int first, step, columns;
 
@@ -109,12 +119,12 @@ __device__ __forceinline__ void forward_row(const real* x, const real* weight, c
 
 extern "C" __global__ void __launch_bounds__(512) ENTRY(layernorm_forward)(
     const real* x, const real* weight, const real* bias, real* out, float* mean, float* rstd, long long rows,
-    int columns, float epsilon, int row_threads) {
+    int columns, float epsilon, int row_threads, int wide) {
     __shared__ float exchange[32];
     const index_t row = index_t(blockIdx.x) * (blockDim.x / row_threads) + threadIdx.x / row_threads;
     if (row >= rows) return;  // whole warps leave; a block that shares a row never does
     const index_t at = row * columns;
-    if (wide_rows(x, columns) && wide_rows(out, columns) && aligned16(weight) && aligned16(bias))
+    if (wide)
         forward_row<WIDE<real>>(x + at, weight, bias, out + at, mean + row, rstd + row, columns, epsilon, row_threads,
                                 exchange);
     else
@@ -165,14 +175,13 @@ extern "C" __global__ void __launch_bounds__(512) ENTRY(residual_layernorm_forwa
     const real* residual, const real* branch, const real* weight, const real* bias, real* residual_out, real* out,
     float* mean, float* rstd, long long rows, int columns, float epsilon, int row_threads,
     unsigned long long first_element, unsigned long long seed, unsigned step, unsigned site, unsigned threshold,
-    float scale) {
+    float scale, int wide) {
     __shared__ float exchange[32];
     const index_t row = index_t(blockIdx.x) * (blockDim.x / row_threads) + threadIdx.x / row_threads;
     if (row >= rows) return;
     const Mask mask = {first_element, seed, step, site, threshold, scale};
     const index_t at = row * columns;
-    if (wide_rows(residual, columns) && wide_rows(branch, columns) && wide_rows(residual_out, columns) &&
-        wide_rows(out, columns) && aligned16(weight) && aligned16(bias))
+    if (wide)
         residual_row<WIDE<real>>(residual, branch, weight, bias, residual_out, out, mean + row, rstd + row, columns,
                                  epsilon, mask, at, row_threads, exchange);
     else
@@ -183,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(512) ENTRY(residual_layernorm_forwa
 // What one thread adds up over the rows of its chunk: dweight and dbias of its columns.
 template <int W>
 struct ColumnSums {
-    static constexpr int PACKS = KEPT / W;
+    static constexpr int PACKS = KEPT_PACKS<W>;
     Pack<W> weight[PACKS], bias[PACKS];
 };
 
@@ -193,7 +202,7 @@ __device__ __forceinline__ void backward_row(const real* dout, const real* x, co
                                              float rstd, const real* dresidual, real* dx, float* partial,
                                              index_t partial_stride, int columns, int row_threads, float* exchange,
                                              ColumnSums<W>& sums) {
-    constexpr int PACKS = KEPT / W;
+    constexpr int PACKS = KEPT_PACKS<W>;
     const int thread = threadIdx.x % row_threads, first = thread * W, step = row_threads * W;
     Pack<W> gradients[PACKS], normalised[PACKS];  // g and x̂
     float g_sum = 0.0f, gx_sum = 0.0f;
@@ -255,14 +264,20 @@ __device__ __forceinline__ void backward_row(const real* dout, const real* x, co
     }
 }
 
-// The rows of one chunk, then the chunk's partial sums. `staging`: 2·columns floats of shared memory when warps share
-// the columns.
+// Where element i of the pack p of a lane stands among the staged sums: lanes side by side, rows of 33 against conflicts.
+template <int W>
+__device__ __forceinline__ int staging_slot(int p, int i, int lane) {
+    return (p * W + i) * 33 + lane;
+}
+
+// The rows of one chunk, then the chunk's partial sums. `staging`: shared memory for two sums per column, of which 32·W
+// take 33·W floats, when warps share the columns.
 template <int W>
 __device__ __forceinline__ void backward_chunk(const real* dout, const real* x, const real* weight, const float* mean,
                                                const float* rstd, const real* dresidual, real* dx, float* partials,
                                                index_t rows, int columns, int chunk_rows, int row_threads,
                                                float* exchange, float* staging) {
-    constexpr int PACKS = KEPT / W;
+    constexpr int PACKS = KEPT_PACKS<W>;
     const int groups = blockDim.x / row_threads, group = threadIdx.x / row_threads;
     const int thread = threadIdx.x % row_threads, first = thread * W, step = row_threads * W;
     float* const partial = partials + index_t(blockIdx.x) * columns;
@@ -278,36 +293,46 @@ __device__ __forceinline__ void backward_chunk(const real* dout, const real* x, 
                         dresidual == nullptr ? nullptr : dresidual + at, dx + at, partial, stride, columns, row_threads,
                         exchange, sums);
     }
-    for (int turn = 0; turn < groups; turn++) {  // the warps of the block add up in order
+    if (groups == 1) {
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            const int column = first + p * step;
+            if (column >= columns) continue;
+            store_floats<W>(partial + column, sums.weight[p]);
+            store_floats<W>(partial + stride + column, sums.bias[p]);
+        }
+        return;
+    }
+    const int half = staging_slot<W>((columns - 1) / (32 * W) + 1, 0, 0);  // from the sums of dweight to those of dbias
+    for (int turn = 0; turn < groups; turn++) {                            // the warps of the block add up in order
         if (turn == group) {
 #pragma unroll
             for (int p = 0; p < PACKS; p++) {
+                if (first + p * step >= columns) continue;
+#pragma unroll
                 for (int i = 0; i < W; i++) {
-                    const int column = first + p * step + i;
-                    if (column >= columns) continue;
-                    float* const w = groups == 1 ? partial + column : staging + column;
-                    float* const b = groups == 1 ? partial + stride + column : staging + columns + column;
-                    *w = sums.weight[p].v[i] + (turn == 0 ? 0.0f : *w);
-                    *b = sums.bias[p].v[i] + (turn == 0 ? 0.0f : *b);
+                    float* const slot = staging + staging_slot<W>(p, i, thread);
+                    slot[0] = sums.weight[p].v[i] + (turn == 0 ? 0.0f : slot[0]);
+                    slot[half] = sums.bias[p].v[i] + (turn == 0 ? 0.0f : slot[half]);
                 }
             }
         }
-        if (groups > 1) __syncthreads();
+        __syncthreads();
     }
-    if (groups == 1) return;
-    for (int column = threadIdx.x; column < columns; column += blockDim.x) {
-        partial[column] = staging[column];
-        partial[stride + column] = staging[columns + column];
+    const int kept = columns < PACKS * step ? columns : PACKS * step;
+    for (int column = threadIdx.x; column < kept; column += blockDim.x) {
+        const float* const slot = staging + staging_slot<W>(column / (32 * W), column % W, column / W % 32);
+        partial[column] = slot[0];
+        partial[stride + column] = slot[half];
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(layernorm_backward)(
     const real* dout, const real* x, const real* weight, const float* mean, const float* rstd, const real* dresidual,
-    real* dx, float* partials, long long rows, int columns, int chunk_rows, int row_threads) {
+    real* dx, float* partials, long long rows, int columns, int chunk_rows, int row_threads, int wide) {
     __shared__ float exchange[32];
     extern __shared__ float staging[];
-    if (wide_rows(dout, columns) && wide_rows(x, columns) && wide_rows(dx, columns) && aligned16(weight) &&
-        aligned16(dresidual))
+    if (wide)
         backward_chunk<WIDE<real>>(dout, x, weight, mean, rstd, dresidual, dx, partials, rows, columns, chunk_rows,
                                    row_threads, exchange, staging);
     else

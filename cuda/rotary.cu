@@ -6,7 +6,10 @@
 // is float, or real with -DCLLM_REAL_TABLE. Work: a thread takes one pair; 256 threads a block.
 // Traffic per element: 1 read, 1 write; the tables are shared by all heads and stay in the caches.
 // Deterministic. Source: Su et al. 2021, "RoFormer".
-// Resources (sm_80, sm_90, sm_100): no spill; at most 48 registers.
+// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
+//   kernel                                     registers  shared  spilled
+//   rotary_bfloat16                                   28       0        0
+//   rotary_float32                                    28       0        0
 #include "storage.cuh"
 
 #ifdef CLLM_REAL_TABLE

@@ -74,6 +74,19 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<W>& pack) {
     }
 }
 
+// W neighbouring floats of a pack to fp32 memory, four at a time where W allows (p is then aligned to 16 bytes).
+template <int W>
+__device__ __forceinline__ void store_floats(float* p, const Pack<W>& pack) {
+    if constexpr (W % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < W; i += 4)
+            store4(p + i, make_float4(pack.v[i], pack.v[i + 1], pack.v[i + 2], pack.v[i + 3]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < W; i++) p[i] = pack.v[i];
+    }
+}
+
 // True when p may be accessed 16 bytes at a time (null counts as aligned).
 __device__ __forceinline__ bool aligned16(const void* p) { return (reinterpret_cast<unsigned long long>(p) & 15) == 0; }
 

@@ -1,17 +1,23 @@
-"""Fixtures every folder of tests shares."""
+"""Fixtures every folder of tests shares, and what becomes of tests that need a GPU where there is none."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
+from cllm_gpu import gpu
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend, get_backend
+from cllm_gpu.compiler import find_compiler
 from cllm_gpu.model import Transformer
 from cllm_gpu.parameters import FlatParameters, Layout, initial_values, parameter_specs
 
@@ -19,10 +25,39 @@ Array = np.ndarray[Any, Any]
 FIVE_POINT_STEP = 2.5e-4
 
 
+@functools.cache
+def gpu_obstacle() -> str | None:
+    """What stands between the tests and a GPU, in one line; None when nothing does."""
+    obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
+    if obstacle is not None:
+        return obstacle
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what CuPy's import warns of is not ours to mend
+            cupy = importlib.import_module("cupy")
+        return None if cupy.is_available() else "CuPy sees no device"
+    except Exception as error:  # a broken install fails in its own ways; all of them mean: no GPU for the tests
+        return f"CuPy does not start: {type(error).__name__}: {error}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` are reported as not run where there is no GPU; with CLLM_REQUIRE_GPU=1 they fail there."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    obstacle = gpu_obstacle()
+    if obstacle is None:
+        return
+    if os.environ.get("CLLM_REQUIRE_GPU") == "1":
+        pytest.fail(f"CLLM_REQUIRE_GPU=1, but {obstacle}", pytrace=False)
+    pytest.skip(f"not run, needs a GPU: {obstacle}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_blas_thread() -> Iterator[None]:
     """Matrix products of one thread: the matrices here are small, and tests may run side by side."""
-    with threadpool_limits(1, user_api="blas"):
+    with contextlib.ExitStack() as limits:
+        with contextlib.suppress(ImportError):  # a bare image with a GPU may not have it
+            limits.enter_context(importlib.import_module("threadpoolctl").threadpool_limits(1, user_api="blas"))
         yield
 
 
@@ -30,6 +65,14 @@ def _one_blas_thread() -> Iterator[None]:
 def backend() -> Backend:
     """The reference operations on NumPy, one worker."""
     return get_backend("numpy", workers=1)
+
+
+@pytest.fixture(scope="session", params=["numpy", "simulator", pytest.param("cupy", marks=pytest.mark.gpu)])
+def every_backend(request: pytest.FixtureRequest) -> Backend:
+    """The reference, the CUDA kernels on the simulator (not run without a C++ compiler) and on a GPU."""
+    if request.param == "simulator" and find_compiler() is None:
+        pytest.skip("not run: the simulator needs a C++ compiler")
+    return get_backend(request.param, workers=1)
 
 
 @pytest.fixture

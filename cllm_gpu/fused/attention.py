@@ -51,15 +51,17 @@ class Tiles:
     key_shared: int
 
 
-def tiles_of(storage: str, head_size: int) -> Tiles:
+def tiles_of(storage: str, head_size: int, *, terms: bool) -> Tiles:
     """How the kernels of a dtype and head size cut their work."""
     if storage == "float32":
-        row, weights = (head_size + 3) // 4 * 4 + 4, 33
+        row, weights = (head_size + 3) // 4 * 4 + 4, 40
         backward = 4 * (2 * 32 * row + 2 * 32 * row + 2 * 32 * weights)
         return Tiles(64, 4 * (64 * row + 2 * 32 * row + 64 * weights), 32, backward, 32, backward)
     row_bytes = 128 * (((head_size + 15) // 16 * 16 + 63) // 64)  # pages of 64 columns
     narrow = head_size <= 64
     forward_keys, query_keys = (64, 48) if narrow else (48, 32)
+    if terms:
+        forward_keys, query_keys = forward_keys - 16, query_keys - 16
     keys = 128 if narrow else 64
     key_queries = 32 if narrow else 64 if head_size <= 96 else 48
     return Tiles(
@@ -68,7 +70,7 @@ def tiles_of(storage: str, head_size: int) -> Tiles:
         query_rows=128,
         query_shared=row_bytes * (2 * 128 + 4 * query_keys),
         key_rows=keys,
-        key_shared=row_bytes * (2 * keys + 4 * key_queries),
+        key_shared=row_bytes * (2 * keys + 4 * key_queries) + 16 * key_queries,
     )
 
 
@@ -88,7 +90,7 @@ def attention_forward(
     call = _Call("attention_forward", q, k, v, causal=causal, scale=scale, terms=terms)
     call.check("out", out, "B T H D")
     call.check("lse", lse, "B H T")
-    tiles = tiles_of(call.variant.storage, q.shape[3])
+    tiles = tiles_of(call.variant.storage, q.shape[3], terms=terms is not None)
     batch, length, heads, _ = q.shape
     launcher.launch(
         call.variant,
@@ -132,7 +134,7 @@ def attention_backward(
     delta = launcher.scratch("attention_delta", lse.shape, "float32")
     _delta(launcher, call, dout, out, delta)
     saved = {"lse": lse, "delta": delta}
-    tiles = tiles_of(call.variant.storage, q.shape[3])
+    tiles = tiles_of(call.variant.storage, q.shape[3], terms=terms is not None)
     batch, positions, kv_heads, _ = k.shape
     launcher.launch(
         call.variant,
@@ -183,6 +185,8 @@ class _Call:
             raise UserError(f"{operation}: argument k has {kv_heads} heads, which do not divide q's {heads}")
         if causal and positions < length:
             raise UserError(f"{operation}: argument k has {positions} positions, fewer than the {length} queries")
+        if not (scale > 0.0):
+            raise UserError(f"{operation}: argument scale is {scale}; it must be above 0")
         if positions == 0:
             raise UserError(f"{operation}: argument k has no position")
         self.terms = terms
@@ -207,6 +211,12 @@ class _Call:
 
     def arguments(self, **operands: Any) -> dict[str, Any]:
         """Operands with their strides, sizes and score terms, as a kernel takes them."""
+        coordinates = None if self.terms is None else self.terms.coordinates
+        weights = None if self.terms is None else self.terms.weights
+        return self.operands(**operands) | {"coordinates": coordinates, "term_weights": weights} | self._sizes
+
+    def operands(self, **operands: Any) -> dict[str, Any]:
+        """Operands with their strides, and whether all of them can be read 16 bytes at a time."""
         wide = True
         strides: dict[str, int] = {}
         for name, array in operands.items():
@@ -215,31 +225,21 @@ class _Call:
             width = 16 // array.dtype.itemsize
             aligned = address_of(array) % 16 == 0 and all(part % width == 0 for part in parts)
             wide = wide and aligned and array.shape[3] % width == 0
-        coordinates = None if self.terms is None else self.terms.coordinates
-        weights = None if self.terms is None else self.terms.weights
-        given = {"coordinates": coordinates, "term_weights": weights, "wide": int(wide)}
-        return operands | strides | given | self._sizes
-
-    def strides(self, **operands: Any) -> dict[str, int]:
-        """Strides of operands alone."""
-        return {
-            f"{name}_{axis}": part
-            for name, array in operands.items()
-            for axis, part in zip(("batch", "row", "head"), element_strides(self._operation, name, array), strict=True)
-        }
+        return operands | strides | {"wide": int(wide)}
 
 
 def _delta(launcher: Launcher, call: _Call, dout: Any, out: Any, delta: Any) -> None:
     """delta (B, H, T) = Σ_d dout·out."""
     batch, length, heads, _ = out.shape
     rows = batch * length * heads
+    lanes = next(lanes for lanes in (4, 8, 16, 32) if 4 * lanes >= out.shape[3])  # DELTA_LANES in attention.cu
     sizes = {"rows": rows, "heads": heads, "queries": length}
     launcher.launch(
         call.variant,
         "attention_backward_delta",
-        (blocks_for(rows, THREADS // 32),),
+        (blocks_for(rows * lanes, THREADS),),
         THREADS,
-        {"dout": dout, "out": out, "delta": delta, **call.strides(dout=dout, out=out), **sizes},
+        {"delta": delta, **call.operands(dout=dout, out=out), **sizes},
         strided=frozenset({"dout", "out"}),
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from cllm_gpu.errors import UserError
@@ -31,8 +32,12 @@ _POINTED: dict[str, str] = {
     "long long": "int64",
     "unsigned": "uint32",
 }
-STORAGE = {"float32": "float32", "bfloat16": "bfloat16"}
-"""dtype names of activations and weights → how the kernels' names end."""
+_DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name) for name in ("float32", "float64", "int32", "int64", "uint32")
+} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_STORAGE = {_DTYPES[name]: name for name in ("float32", "bfloat16")}
+MAXIMUM_GRID = (2**31 - 1, 65535, 65535)
+"""Blocks along each axis (CUDA C++ programming guide, 16.2)."""
 MAXIMUM_SHARED_BYTES = 48 * 1024
 """Dynamic shared memory a kernel may have without asking for more (CUDA C++ programming guide, 16.4)."""
 
@@ -44,8 +49,17 @@ class Variant:
     source: str
     storage: str
     gradient: str = ""
-    """dtype of parameter gradients; like `storage` unless said."""
+    """dtype of parameter gradients: like `storage` (also when empty), or float32."""
     defines: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.gradient not in ("", self.storage, "float32"):
+            raise UserError(
+                f"{self.source}: gradients of dtype {self.gradient} beside arrays of dtype {self.storage}; "
+                f"they must be {' or '.join(dict.fromkeys((self.storage, 'float32')))}"
+            )
+        if self.gradient == self.storage:
+            object.__setattr__(self, "gradient", "")  # one variant, one name
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -53,7 +67,7 @@ class Variant:
         flags = [f"-D{name}={value}" for name, value in self.defines]
         if self.storage == "bfloat16":
             flags.append("-DCLLM_BF16=1")
-        if self.gradient == "float32" and self.storage != "float32":
+        if self.gradient == "float32":
             flags.append("-DCLLM_GRADIENT_FLOAT=1")
         return ("-std=c++17", *flags)
 
@@ -81,6 +95,7 @@ class Launcher:
         self._on_gpu = xp is not np
         self._null = np.uint64(0) if self._on_gpu else None  # CuPy cannot pass None for a pointer
         self._kernels: dict[tuple[Variant, str], Any] = {}
+        self._plans: dict[tuple[Variant, str], dict[str, tuple[Parameter, Any]]] = {}
         self._scratch: dict[tuple[str, str], Any] = {}
 
     def launch(
@@ -99,21 +114,28 @@ class Launcher:
         `arguments` by the kernel's own parameter names; None is a null pointer. Arrays must have the declared dtype
         and lie C-contiguous unless named in `strided`. UserError naming kernel and argument otherwise.
         """
-        parameters = kernel_parameters(variant.source)[name]
-        if set(arguments) != {parameter.name for parameter in parameters}:
-            raise TypeError(f"{name} takes {[p.name for p in parameters]}, not {list(arguments)}")
-        values = tuple(
-            self._pointer(variant, name, parameter, arguments[parameter.name], strided)
-            if parameter.pointer
-            else _scalar(name, parameter, arguments[parameter.name])
-            for parameter in parameters
-        )
+        plan = self._plans.get((variant, name)) or self._plan(variant, name)
+        if arguments.keys() != plan.keys():
+            raise TypeError(f"{name} takes {list(plan)}, not {list(arguments)}")
+        current = self.xp.cuda.runtime.getDevice() if self._on_gpu else 0
+        values = []
+        for parameter, (entry, kind) in plan.items():
+            value = arguments[parameter]
+            if not entry.pointer:
+                value = _scalar(name, entry, kind, value)
+            elif value is None:
+                value = self._null
+            else:
+                self._check_array(name, entry, kind, value, parameter in strided, current)
+            values.append(value)
         if math.prod(grid) == 0:
             return
-        kernel = self._kernel(variant, name)
+        if any(size > limit for size, limit in zip(grid, MAXIMUM_GRID, strict=False)):
+            raise UserError(f"{name}: a grid of {grid} blocks passes what CUDA takes, {MAXIMUM_GRID}")
+        kernel = self.kernel(variant, name)
         if shared_bytes > MAXIMUM_SHARED_BYTES and kernel.max_dynamic_shared_size_bytes < shared_bytes:
             kernel.max_dynamic_shared_size_bytes = shared_bytes
-        kernel(grid, (block,), values, shared_mem=shared_bytes)
+        kernel(grid, (block,), tuple(values), shared_mem=shared_bytes)
 
     def scratch(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
         """Uninitialised array of this shape that is reused by the next caller of this name: no steady allocation."""
@@ -123,7 +145,8 @@ class Launcher:
             flat = self._scratch[name, dtype] = self.xp.empty(size, dtype=dtype)
         return flat[:size].reshape(shape)
 
-    def _kernel(self, variant: Variant, name: str) -> Any:
+    def kernel(self, variant: Variant, name: str) -> Any:
+        """The compiled kernel `name`, as the array module's RawModule gives it."""
         kernel = self._kernels.get((variant, name))
         if kernel is None:
             module = self._module_class(code=load_source(variant.source), options=variant.options)
@@ -132,28 +155,39 @@ class Launcher:
             kernel = self._kernels[variant, name]
         return kernel
 
-    def _pointer(self, variant: Variant, kernel: str, parameter: Parameter, array: Any, strided: frozenset[str]) -> Any:
-        if array is None:
-            return self._null
+    def _plan(self, variant: Variant, name: str) -> dict[str, tuple[Parameter, Any]]:
+        """Each parameter with the dtype behind the pointer, or the NumPy scalar type; made once."""
+        plan = {
+            parameter.name: (
+                parameter,
+                _DTYPES[variant.dtype_of(parameter.type)] if parameter.pointer else _SCALARS[parameter.type],
+            )
+            for parameter in kernel_parameters(variant.source)[name]
+        }
+        self._plans[variant, name] = plan
+        return plan
+
+    def _check_array(
+        self, kernel: str, parameter: Parameter, dtype: np.dtype[Any], array: Any, strided: bool, current: int
+    ) -> None:
+        """UserError when the kernel would misread `array`. `current`: the GPU that will run it."""
         where = f"{kernel}: argument {parameter.name}"
         if not isinstance(array, self.xp.ndarray):
             raise UserError(f"{where} is a {type(array).__name__}; it must be a {self.xp.__name__} array")
-        wanted = variant.dtype_of(parameter.type)
-        if array.dtype.name != wanted:
-            raise UserError(f"{where} has dtype {array.dtype.name}; it must be {wanted}")
-        if parameter.name not in strided and not array.flags.c_contiguous:
+        if array.dtype != dtype:
+            raise UserError(f"{where} has dtype {array.dtype.name}; it must be {dtype.name}")
+        if not strided and not array.flags.c_contiguous:
             raise UserError(f"{where} is not contiguous: shape {array.shape}, strides {array.strides}")
-        if address_of(array) % array.dtype.itemsize:
-            raise UserError(f"{where} is not aligned to its {array.dtype.itemsize}-byte elements")
+        aligned = array.data.ptr % dtype.itemsize == 0 if self._on_gpu else array.flags.aligned
+        if not aligned:
+            raise UserError(f"{where} is not aligned to its {dtype.itemsize}-byte elements")
         if not self._on_gpu and not parameter.constant and not array.flags.writeable:
             raise UserError(f"{where} is read-only; the kernel writes to it")
-        if self._on_gpu and array.device.id != self.xp.cuda.runtime.getDevice():
-            raise UserError(f"{where} is on GPU {array.device.id}; the current one is another")
-        return array
+        if self._on_gpu and array.device.id != current:
+            raise UserError(f"{where} is on GPU {array.device.id}; the current one is {current}")
 
 
-def _scalar(kernel: str, parameter: Parameter, value: Any) -> Any:
-    convert = _SCALARS[parameter.type]
+def _scalar(kernel: str, parameter: Parameter, convert: Any, value: Any) -> Any:
     try:
         return convert(value)
     except (OverflowError, TypeError, ValueError) as error:
@@ -162,9 +196,9 @@ def _scalar(kernel: str, parameter: Parameter, value: Any) -> Any:
 
 def storage_of(operation: str, name: str, array: Any) -> str:
     """dtype name of an array of activations or weights: "float32" or "bfloat16"; UserError for another."""
-    kind = array.dtype.name
-    if kind not in STORAGE:
-        raise UserError(f"{operation}: argument {name} has dtype {kind}; it must be float32 or bfloat16")
+    kind = _STORAGE.get(array.dtype)
+    if kind is None:
+        raise UserError(f"{operation}: argument {name} has dtype {array.dtype.name}; it must be float32 or bfloat16")
     return kind
 
 

@@ -9,21 +9,27 @@ from typing import Any
 
 from cllm_gpu.fused.columns import finish_column_sum
 from cllm_gpu.fused.dropout import mask_arguments
-from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, blocks_for, storage_of
+from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, blocks_for, is_wide, storage_of
 from cllm_gpu.reference.dropout import Dropout
 
-KEPT_ELEMENTS = 32  # of a row in one thread's registers: KEPT in layernorm.cu
+KEPT_ELEMENTS, KEPT_SCALARS = 32, 8  # of a row in one thread's registers: KEPT_PACKS in layernorm.cu
 WARPS_PER_BLOCK = 4
 FORWARD_LIMIT, BACKWARD_LIMIT = 512, 256  # threads a block may have: the kernels' launch bounds
 MAXIMUM_CHUNKS = 1024
 
 
-def _split(columns: int, limit: int) -> tuple[int, int]:
-    """(threads that share a row, threads of a block)."""
-    if columns <= 32 * KEPT_ELEMENTS:
+def _split(columns: int, limit: int, *, wide: bool) -> tuple[int, int]:
+    """(threads that share a row, threads of a block). A warp has a row of its own only if it can keep all of it."""
+    kept = KEPT_ELEMENTS if wide else KEPT_SCALARS
+    if columns <= 32 * kept:
         return 32, 32 * WARPS_PER_BLOCK
-    threads = min(limit, 32 * blocks_for(columns, 32 * KEPT_ELEMENTS))
+    threads = min(limit, 32 * blocks_for(columns, 32 * kept))
     return threads, threads
+
+
+def _staging_bytes(columns: int, width: int) -> int:
+    """Shared memory for two sums per column: of every 32 packs, 33 places for each element."""
+    return 2 * 4 * 33 * width * blocks_for(columns, 32 * width)
 
 
 def layernorm_forward(
@@ -33,7 +39,8 @@ def layernorm_forward(
     check = Shapes("layernorm_forward")
     rows, columns = check("x", x, "N C")
     _check_common(check, weight, bias, out, mean, rstd)
-    row_threads, block = _split(columns, FORWARD_LIMIT)
+    wide = is_wide(columns, x, weight, bias, out)
+    row_threads, block = _split(columns, FORWARD_LIMIT, wide=wide)
     launcher.launch(
         Variant("layernorm.cu", storage_of("layernorm_forward", "x", x)),
         "layernorm_forward",
@@ -50,6 +57,7 @@ def layernorm_forward(
             "columns": columns,
             "epsilon": epsilon,
             "row_threads": row_threads,
+            "wide": int(wide),
         },
     )
 
@@ -77,7 +85,8 @@ def residual_layernorm_forward(
     check("branch", branch, "N C")
     check("residual_out", residual_out, "N C")
     _check_common(check, weight, bias, out, mean, rstd)
-    row_threads, block = _split(columns, FORWARD_LIMIT)
+    wide = is_wide(columns, residual, branch, weight, bias, residual_out, out)
+    row_threads, block = _split(columns, FORWARD_LIMIT, wide=wide)
     launcher.launch(
         Variant("layernorm.cu", storage_of("residual_layernorm_forward", "residual", residual)),
         "residual_layernorm_forward",
@@ -96,6 +105,7 @@ def residual_layernorm_forward(
             "columns": columns,
             "epsilon": epsilon,
             "row_threads": row_threads,
+            "wide": int(wide),
             **mask_arguments(dropout),
         },
     )
@@ -128,7 +138,8 @@ def layernorm_backward(
     check("mean", mean, "N")
     check("rstd", rstd, "N")
     storage = storage_of("layernorm_backward", "x", x)
-    row_threads, block = _split(columns, BACKWARD_LIMIT)
+    wide = is_wide(columns, dout, x, weight, dresidual, dx)
+    row_threads, block = _split(columns, BACKWARD_LIMIT, wide=wide)
     groups = block // row_threads
     chunk_rows = max(2 * groups, blocks_for(rows, MAXIMUM_CHUNKS))
     chunks = blocks_for(rows, chunk_rows)
@@ -151,8 +162,9 @@ def layernorm_backward(
             "columns": columns,
             "chunk_rows": chunk_rows,
             "row_threads": row_threads,
+            "wide": int(wide),
         },
-        shared_bytes=8 * columns if groups > 1 else 0,
+        shared_bytes=_staging_bytes(columns, 16 // x.dtype.itemsize if wide else 1) if groups > 1 else 0,
     )
     finish_column_sum(launcher, storage, partials[0], dweight, accumulate=accumulate)
     if dbias is not None:

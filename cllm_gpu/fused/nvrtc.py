@@ -1,27 +1,34 @@
 """Compiles kernels with NVIDIA's run-time compiler (NVRTC) where there is no GPU, and reads what they would need.
 
 NVRTC is a library of the wheel `nvidia-cuda-nvrtc-cu12` (or -cu13), or of a CUDA toolkit; it needs no driver. Used by
-the tests and by `python -m cllm_gpu.fused.nvrtc`, which prints the table of resources.
+the tests and by bench/kernel_resources.py.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
+import hashlib
 import importlib.util
+import json
+import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cllm_gpu.compiler import cache_directory
 from cllm_gpu.errors import UserError
+from cllm_gpu.fused.launcher import Variant
+from cllm_gpu.fused.sources import load_source
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
+_COMMENT = re.compile(r"//[^\n]*")
 _SHARED = re.compile(r"(\d+) bytes smem")
 
 
@@ -60,14 +67,19 @@ def load_nvrtc() -> Any | None:
     return None
 
 
+def _require() -> Any:
+    library = load_nvrtc()
+    if library is None:
+        raise UserError("NVRTC is not here: pip install nvidia-cuda-nvrtc-cu12")
+    return library
+
+
 def compile_kernels(source: str, name: str, options: Sequence[str], architecture: str) -> list[Resources]:
     """Compile `source` to machine code for `architecture`; the resources of each kernel in it.
 
     Raises UserError with the compiler's first error, or when there is no NVRTC.
     """
-    library = load_nvrtc()
-    if library is None:
-        raise UserError("NVRTC is not here: pip install nvidia-cuda-nvrtc-cu12")
+    library = _require()
     program = ctypes.c_void_p()
     text, file = source.encode(), name.encode()
     _check(library, library.nvrtcCreateProgram(ctypes.byref(program), text, file, 0, None, None), "create")
@@ -121,5 +133,30 @@ def parse_report(log: str) -> list[Resources]:
     return found
 
 
-if __name__ == "__main__":
-    sys.exit("see tests/test_nvrtc.py")
+def nvrtc_version() -> tuple[int, int]:
+    """(major, minor) of the library; UserError when there is none."""
+    library = _require()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(library, library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "version")
+    return major.value, minor.value
+
+
+def declared_name(variant: Variant, kernel: str) -> str:
+    """What a source's header calls a kernel: its name, and "+terms" when compiled with score terms."""
+    return f"{kernel}+terms" if ("SCORE_TERMS", 1) in variant.defines else kernel
+
+
+def resources_of(variant: Variant, architecture: str) -> list[Resources]:
+    """As `compile_kernels` for one variant of our sources, from the cache where nothing changed."""
+    text = load_source(variant.source)
+    code = _COMMENT.sub("", text)  # so that writing a header's table does not compile everything again
+    key = "\0".join([code, *variant.options, architecture, *map(str, nvrtc_version())])
+    path = cache_directory() / "nvrtc" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    if path.exists():
+        return [Resources(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    found = compile_kernels(text, variant.source, variant.options, architecture)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_text(json.dumps([dataclasses.asdict(entry) for entry in found]), encoding="utf-8")
+    os.replace(scratch, path)
+    return found

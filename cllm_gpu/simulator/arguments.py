@@ -114,8 +114,6 @@ def _pointee_fits(parameter: Parameter, dtype: np.dtype[Any]) -> bool:
     size = parameter.pointee_size
     if size <= 1:  # void* and bytes take any array
         return True
-    if parameter.pointee_kind == "V" or dtype.kind in "Vc":  # a struct, a vector type or bf16
+    if parameter.pointee_kind == "V" or dtype.kind == "c" or dtype.fields:  # a struct, a vector type or bf16
         return size % dtype.itemsize == 0 or dtype.itemsize % size == 0
-    if parameter.pointee_kind in "iu" and dtype.kind in "iu":
-        return dtype.itemsize == size
     return dtype.itemsize == size and (dtype.kind == parameter.pointee_kind or parameter.pointee_kind in "iu")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cllm_gpu.compiler import cache_directory, compiler_version, require_compiler
 from cllm_gpu.errors import UserError
+from cllm_gpu.simulator import manifest
 from cllm_gpu.simulator import source as cuda_source
+from cllm_gpu.simulator.manifest import Built
 
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
@@ -28,19 +31,13 @@ _COMMON = (
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-U_FORTIFY_SOURCE",  # its longjmp does not know our stacks
+    # A large local array is touched page by page, so that it meets the unreadable page at its stack's end.
+    *(("-fstack-clash-protection",) if sys.platform == "linux" else ()),
 )
 _FAST = ("-O2",)
 _CHECKED = ("-O1", "-g1", "-DSIM_CHECKED")
 _SANITIZERS = ("thread", "alignment", "null", "shift", "signed-integer-overflow", "integer-divide-by-zero")
-
-
-@dataclass(frozen=True)
-class Built:
-    """A compiled CUDA source: its library and the kernels in it, in the order of their `sim_kernel_<i>`."""
-
-    library: Path
-    kernels: tuple[cuda_source.KernelDeclaration, ...]
-    expressions: tuple[str, ...]
 
 
 @functools.cache
@@ -73,22 +70,29 @@ def translate_options(options: Sequence[str]) -> tuple[str, ...]:
 
 
 def build(code: str, options: Sequence[str], name_expressions: Sequence[str], checked: bool) -> Built:
-    """Compile `code`. Raises UserError with the compiler's first error line."""
+    """Compile `code`, or find it compiled. Raises UserError with the compiler's first error line."""
     compiler = require_compiler()
     native, processor = native_flags()
     flags = (*_COMMON, *native, *(_CHECKED if checked else _FAST), *translate_options(options))
+    version = (compiler_version(compiler), processor, _runtime_text(), *sanitizer_flags(compiler))
+    folder = _cache()
+    record = folder / f"{_digest(code, *flags, '', *name_expressions, *version)}.json"
+    if (known := manifest.read(record)) is not None:
+        return known
     with _scratch() as scratch:
         path = _source_file(code)
         text = _preprocess(compiler, path, flags)
         user = cuda_source.user_part(text, str(path))
         kernels = tuple(cuda_source.find_kernels(text[user:]))
         expressions = tuple(name_expressions) or tuple(k.name for k in kernels if not k.is_template)
-        body = text[:user] + cuda_source.rewrite(text[user:]) + cuda_source.kernel_table(expressions)
-        key = _digest(compiler_version(compiler), *flags, processor, body, _runtime_text())
-        target = cache_directory() / "simulator" / f"{key}.so"
+        variables = tuple(cuda_source.find_variables(text[user:]))
+        body = text[:user] + cuda_source.rewrite(text[user:]) + cuda_source.kernel_table(expressions, variables)
+        target = folder / f"{_digest(*flags, body, *version)}.so"
         if not target.exists():
             _compile(compiler, scratch, body, flags, checked, target)
-    return Built(target, kernels, expressions)
+    built = Built(target, kernels, expressions, variables)
+    manifest.write(record, built, cuda_source.included_files(text[user:]))
+    return built
 
 
 @functools.cache
@@ -98,16 +102,24 @@ def sanitizer_flags(compiler: str) -> tuple[str, ...]:
     bounds = "array-bounds" if is_clang else "bounds-strict"
     entry_exit = "tsan-instrument-func-entry-exit=0"
     silent = ("-mllvm", f"-{entry_exit}") if is_clang else ("--param", entry_exit)
-    return (f"-fsanitize={','.join((*_SANITIZERS, bounds))}", *silent)
+    whole = () if is_clang else ("-fno-tree-sra",)  # a float4 is read as 16 bytes, not as four floats
+    return (f"-fsanitize={','.join((*_SANITIZERS, bounds))}", *whole, *silent)
 
 
-def _scratch() -> tempfile.TemporaryDirectory[str]:
+def _cache() -> Path:
     folder = cache_directory() / "simulator"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=folder)
     except OSError as error:
         raise UserError(f"cannot write compiled code to {folder}: {error.strerror}; set CLLM_CACHE_DIR") from error
+    return folder
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(dir=_cache())
+    except OSError as error:
+        raise UserError(f"cannot write compiled code to {_cache()}: {error.strerror}; set CLLM_CACHE_DIR") from error
 
 
 def _digest(*parts: str) -> str:
@@ -131,41 +143,49 @@ def _source_file(code: str) -> Path:
     return path
 
 
-def _run(command: Sequence[str], what: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(command: Sequence[str], what: str, folder: Path | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
-        raise UserError(f"the simulator cannot compile {what}: {lines[0] if lines else 'no message'}")
+        raise UserError(f"the simulator cannot compile {what}: {_first_error(done.stderr)}")
     return done.stdout
+
+
+def _first_error(messages: str) -> str:
+    lines = [line for line in messages.splitlines() if "error" in line.lower()] or messages.splitlines()
+    first = re.sub(r"\S*[0-9a-f]{32}\.cu:(\d+):(\d+):", r"line \1, column \2:", lines[0]) if lines else "no message"
+    if "no such instruction" in messages or "asm" in first:
+        first += " (inline PTX cannot be simulated: give it a second body under #ifdef CLLM_SIMULATOR)"
+    return first
 
 
 def _preprocess(compiler: str, path: Path, flags: Sequence[str]) -> str:
     headers = ["-I", str(INCLUDE), "-include", str(INCLUDE / "simulator.hpp")]
-    return _run([compiler, "-E", "-x", "c++", *flags, *headers, str(path)], "the CUDA source")
+    return _run([compiler, "-E", "-x", "c++", *headers, *flags, str(path)], "the CUDA source")
 
 
 def _compile(compiler: str, scratch: str, body: str, flags: Sequence[str], checked: bool, target: Path) -> None:
     text = Path(scratch) / "kernel.ii"
     text.write_text(body)
-    objects = [str(Path(scratch) / "kernel.o"), str(runtime_object(checked))]
+    objects = [str(Path(scratch) / "kernel.o"), *map(str, runtime_objects(checked))]
     flags = (*flags, *(sanitizer_flags(compiler) if checked else ()))
-    _run([compiler, *flags, "-w", "-c", "-x", "c++-cpp-output", str(text), "-o", objects[0]], "the CUDA source")
+    _run([compiler, *flags, "-w", "-c", str(text), "-o", objects[0]], "the CUDA source")
     library = Path(scratch) / target.name
     _run([compiler, "-shared", *objects, "-o", str(library)], "the CUDA source")
     os.replace(library, target)
 
 
-def runtime_object(checked: bool) -> Path:
-    """The runtime as one relocatable object, compiled once per compiler, processor and mode."""
+def runtime_objects(checked: bool) -> list[Path]:
+    """The runtime's object files, compiled once per compiler, processor and mode."""
     compiler = require_compiler()
     native, processor = native_flags()
     flags = (*_COMMON, *native, "-O2", "-std=c++17", *(("-DSIM_CHECKED",) if checked else ()))
-    key = _digest("runtime", compiler_version(compiler), *flags, processor, _runtime_text())
-    target = cache_directory() / "simulator" / f"runtime-{key}.o"
+    target = _cache() / f"runtime-{_digest(compiler_version(compiler), *flags, processor, _runtime_text())}"
     if not target.exists():
         sources = sorted(str(path) for path in RUNTIME.glob("*.cpp") if checked or "check" not in path.name)
         with _scratch() as scratch:
-            built = Path(scratch) / target.name
-            _run([compiler, *flags, "-r", "-nostdlib", *sources, "-o", str(built)], "its own runtime")
-            os.replace(built, target)
-    return target
+            objects = Path(scratch) / "objects"
+            objects.mkdir()
+            _run([compiler, *flags, "-c", *sources], "its own runtime", objects)
+            with contextlib.suppress(OSError):  # another process may have been faster
+                os.rename(objects, target)
+    return sorted(target.glob("*.o"))

@@ -16,6 +16,8 @@ from numpy.lib.array_utils import byte_bounds
 
 MARGIN = 8192
 """Bytes kept free on both sides of each copy."""
+COPY_LIMIT = 256 << 20
+"""Spans of more bytes (views with strides of gigabytes) are not copied: accesses right beside them may go unseen."""
 ALIGNMENT = 512
 """What a GPU allocator aligns an array to; a view keeps its offset from it."""
 
@@ -36,6 +38,10 @@ class Span:
 
     def __post_init__(self) -> None:
         size = self.high - self.low
+        self.address = self.low
+        self._copied = size <= COPY_LIMIT
+        if not self._copied:
+            return
         self._buffer = np.zeros(size + 2 * MARGIN + 2 * ALIGNMENT, np.uint8)
         start = self._buffer.ctypes.data + MARGIN
         start += (self.offset - start) % ALIGNMENT
@@ -47,7 +53,7 @@ class Span:
 
     def write_back(self) -> None:
         """Copy what the kernel left into the arrays."""
-        if self.writeable:
+        if self.writeable and self._copied:
             self._original[...] = self._copy
 
 

@@ -24,7 +24,7 @@ _BLOCK_LIMITS = (1024, 1024, 64)
 @functools.lru_cache(maxsize=512)
 def _load(code: str, options: tuple[str, ...], expressions: tuple[str, ...], checked: bool) -> tuple[Built, Library]:
     built = build(code, options, expressions, checked)
-    return built, Library(built.library, checked)
+    return built, Library(built.library, checked, built.variables)
 
 
 class RawModule:
@@ -71,6 +71,18 @@ class RawModule:
         kernel._setup(self, name)
         kernel.compile()
         return kernel
+
+    def get_global(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The bytes of a `__device__` or `__constant__` variable of the source, to read and to write.
+
+        np.ndarray(shape, dtype, buffer=module.get_global(name)) is the array, as in CuPy with memptr=. Checked and
+        unchecked launches have variables of their own; this is the one that a launch would use now.
+        """
+        variables = self._load(self._checked())[1].variables
+        if name not in variables:
+            known = ", ".join(variables) or "none"
+            raise UserError(f"the CUDA source has no __device__ or __constant__ variable {name!r}; it has: {known}")
+        return variables[name]
 
     def _checked(self) -> bool:
         return settings.current().check if self.check is None else self.check

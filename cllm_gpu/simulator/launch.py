@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,15 @@ from cllm_gpu.simulator import arguments as kernel_arguments
 from cllm_gpu.simulator import guarded, symbols, traffic
 from cllm_gpu.simulator.arguments import Parameter
 from cllm_gpu.simulator.errors import KernelError
-from cllm_gpu.simulator.structures import KernelTable, LaunchRequest, RangeEntry, TrafficEntry
+from cllm_gpu.simulator.structures import KernelTable, LaunchRequest, RangeEntry, TrafficEntry, VariableEntry
 
 MAXIMUM_THREADS = 1024
 STACK_BYTES = 256 * 1024
 """Address space of one simulated thread's stack; pages are taken only when touched."""
 STATIC_SHARED_LIMIT = 48 * 1024
 _TRAFFIC_LINES = 4096
+_ONE_LAUNCH = threading.Lock()
+"""Launches of all libraries share the stacks, and a crash handler belongs to the process."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,11 @@ class Library:
 
     _stacks: int | None = None
 
-    def __init__(self, path: Path, checked: bool) -> None:
+    def __init__(self, path: Path, checked: bool, variables: Sequence[str] = ()) -> None:
         self.path, self.checked = path, checked
         self._library = ctypes.CDLL(str(path))
+        self.variables = {name: self._variable(i) for i, name in enumerate(variables)}
+        """Each __device__ or __constant__ variable as the bytes it occupies."""
         self._library.sim_launch.argtypes = [ctypes.POINTER(LaunchRequest)]
 
     def kernel(self, index: int) -> Any:
@@ -61,6 +66,12 @@ class Library:
         function = getattr(self._library, f"sim_kernel_{index}")
         function.restype = ctypes.POINTER(KernelTable)
         return function()
+
+    def _variable(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        function = getattr(self._library, f"sim_variable_{index}")
+        function.restype = VariableEntry
+        entry = function()
+        return np.ctypeslib.as_array((ctypes.c_uint8 * entry.bytes).from_address(entry.address))
 
     def stacks(self) -> int:
         """Address of the stacks of MAXIMUM_THREADS threads, shared by all libraries of the process."""
@@ -74,7 +85,8 @@ class Library:
 
     def run(self, request: LaunchRequest) -> bool:
         """True when the launch came to its end."""
-        return self._library.sim_launch(ctypes.byref(request)) == 0
+        with _ONE_LAUNCH:
+            return self._library.sim_launch(ctypes.byref(request)) == 0
 
 
 class Function:
@@ -107,9 +119,10 @@ class Function:
     def _run(self, launch: Launch, packed: Sequence[bytes], spans: Sequence[guarded.Span]) -> traffic.Traffic | None:
         buffers = [ctypes.create_string_buffer(value, max(len(value), 1)) for value in packed]
         pointers = (ctypes.c_void_p * max(len(buffers), 1))(*(ctypes.addressof(b) for b in buffers))
-        ranges = (RangeEntry * max(len(spans), 1))(
-            *(RangeEntry(s.address, s.address + s.high - s.low, s.name.encode(), s.item_bytes) for s in spans)
-        )
+        entries = [RangeEntry(s.address, s.address + s.high - s.low, s.name.encode(), s.item_bytes) for s in spans]
+        if self.library.checked:
+            entries += [_range_of(name, memory) for name, memory in self.library.variables.items()]
+        ranges = (RangeEntry * max(len(entries), 1))(*entries)
         counted = (TrafficEntry * (_TRAFFIC_LINES if launch.count_traffic else 1))()
         request = LaunchRequest(
             kernel=self._table,
@@ -122,7 +135,7 @@ class Function:
             stacks=self.library.stacks(),
             stack_bytes=STACK_BYTES,
             ranges=ranges,
-            range_count=len(spans),
+            range_count=len(entries),
             traffic=counted,
             traffic_capacity=len(counted),
         )
@@ -137,8 +150,8 @@ class Function:
         other = self._places(request.other_address_in_code, b"", request.other_line)
         block, thread = _three(request.fault_block), _three(request.fault_thread)
         earlier = f"; the earlier access is in {other[0]}" if other else ""
-        place = ", called from ".join(map(str, where)) or "an unknown line"
-        text = f"kernel {self.name}, {place}, block {block}, thread {thread}: {kind}: "
+        place = ", called from ".join(map(str, where)) + ", " * bool(where)
+        text = f"kernel {self.name}, {place}block {block}, thread {thread}: {kind}: "
         own = [p.line for p in where if p.is_kernel_source] or [p.line for p in where] or [0]
         return KernelError(text + request.fault_message.decode() + earlier, kind, own[0], block, thread)
 
@@ -155,6 +168,11 @@ class Function:
             where = places[0] if places else symbols.Place(0)
             found.append(traffic.LineTraffic(where, bool(entry.shared), entry.instructions, entry.passes, entry.ideal))
         return traffic.merge(found)
+
+
+def _range_of(name: str, memory: np.ndarray[Any, Any]) -> RangeEntry:
+    low = memory.ctypes.data
+    return RangeEntry(low, low + memory.nbytes, name.encode(), 1 if memory.nbytes % 4 or low % 4 else 4)
 
 
 def _three(values: Any) -> tuple[int, int, int]:

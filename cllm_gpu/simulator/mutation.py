@@ -22,6 +22,8 @@ from pathlib import Path
 
 from cllm_gpu.errors import UserError
 
+Key = tuple[str, str, str, str, int]
+"""What names a mutant: see Mutant.key."""
 Check = Callable[[Path], None]
 """Takes a folder with all sources, one of them damaged; raises when it notices."""
 
@@ -49,13 +51,15 @@ class Mutant:
     after: str
     context: str
     """The line as it stood."""
+    following: str
+    """The next line that is not empty."""
     place: int
     """1 for the first mutation of this kind and text in its line, 2 for the next, …"""
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What names the mutant wherever its line moves to: file, line's text, "before -> after", place."""
-        return self.file, self.context, f"{self.before} -> {self.after}", self.place
+    def key(self) -> Key:
+        """What names the mutant wherever its line moves to: file, line, line after, "before -> after", place."""
+        return self.file, self.context, self.following, f"{self.before} -> {self.after}", self.place
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.kind}: {self.before!r} -> {self.after!r} in: {self.context}"
@@ -110,7 +114,7 @@ def mutants(file: str, text: str) -> list[Mutant]:
     """Every mutation of a source, in order of place."""
     visible = _HIDDEN.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
     lines = text.split("\n")
-    found = []
+    found: list[Mutant] = []
     for kind, pattern, replace in _PATTERNS:
         for match in pattern.finditer(visible):
             if kind == "bound moved" and _is_template(visible, match.start()):
@@ -118,7 +122,8 @@ def mutants(file: str, text: str) -> list[Mutant]:
             line = text.count("\n", 0, match.start()) + 1
             context = lines[line - 1].strip()
             place = 1 + sum((m.line, m.kind, m.before) == (line, kind, match[0]) for m in found)
-            found.append(Mutant(file, line, kind, match.start(), match[0], replace(match), context, place))
+            following = next((after.strip() for after in lines[line:] if after.strip()), "")
+            found.append(Mutant(file, line, kind, match.start(), match[0], replace(match), context, following, place))
     return sorted(found, key=lambda m: (m.start, m.kind))
 
 
@@ -132,17 +137,19 @@ def run(
     files: Sequence[str],
     check: Check,
     *,
+    kinds: Sequence[str] = (),
     limit: int | None = None,
     seed: int = 0,
     seconds_each: float = 60.0,
     seconds: float | None = None,
     processes: int = 1,
-    equivalent: Mapping[tuple[str, str, str, int], str] | None = None,
+    equivalent: Mapping[Key, str] | None = None,
     progress: Callable[[Verdict], None] | None = None,
 ) -> Report:
     """Try mutants of `files` in `folder`; each runs in a forked process on a copy of the folder.
 
-    limit: at most so many, drawn with `seed` (all kinds alike); seconds: stop starting new ones after this time.
+    kinds: the kinds of mutation to try; all where none is named. limit: at most so many, drawn with `seed` (all kinds
+    alike); seconds: stop starting new ones after this time.
     equivalent: Mutant.key to the reason why that mutation changes nothing.
     Raises UserError where there is no fork, or when the check complains about the sources as they are.
     """
@@ -150,6 +157,7 @@ def run(
         raise UserError("mutation runs need os.fork, which Windows does not have")
     texts = {file: (folder / file).read_text(encoding="utf-8") for file in files}
     everything = [mutant for file, text in texts.items() for mutant in mutants(file, text)]
+    everything = [mutant for mutant in everything if not kinds or mutant.kind in kinds]
     random.Random(seed).shuffle(everything)
     chosen = everything if limit is None else everything[:limit]
     deadline = None if seconds is None else time.monotonic() + seconds

@@ -36,6 +36,12 @@ def user_part(preprocessed: str, path: str) -> int:
     return last.start() if last else 0
 
 
+def included_files(text: str) -> list[str]:
+    """The files that stand in preprocessed text, by its line markers, the source itself left out."""
+    names = dict.fromkeys(re.findall(r'^# \d+ "([^"<]+)" 1', text, re.M))
+    return [name for name in names if not re.search(r"[0-9a-f]{32}\.cu$", name)]
+
+
 def find_kernels(text: str) -> list[KernelDeclaration]:
     """Every kernel defined in preprocessed text."""
     blocks = _extern_c_blocks(text)
@@ -66,12 +72,41 @@ def rewrite(text: str) -> str:
         pieces += [text[done:start], _rewrite_shared(statement), "\n" * statement.count("\n")]
         done = end + 1
     pieces.append(text[done:])
-    return re.sub(r"\b__global__\b", "", "".join(pieces))
+    return re.sub(r"\b__(?:global|device|constant|managed)__(?!\w)", "", "".join(pieces))
 
 
-def kernel_table(expressions: Sequence[str]) -> str:
-    """C++ that makes the kernels callable from outside: `sim_kernel_<i>` returns the table entry of expression i."""
+def find_variables(text: str) -> list[str]:
+    """Names of the `__device__` and `__constant__` variables at file scope of preprocessed text, in order."""
+    blocks = _extern_c_blocks(text)
+    found: dict[str, None] = {}
+    for word in re.finditer(r"\b__(?:device|constant|managed)__(?!\w)", text):
+        declaration = re.sub(r"\balignas\s*\([^()]*\)", " ", text[word.end() : word.end() + 2000])
+        head = re.split(r"[({\[=;]", declaration, maxsplit=1)
+        names = _NAME.findall(head[0])
+        is_function = declaration[len(head[0]) : len(head[0]) + 1] == "("
+        before = _statement_before(text, word.start())
+        if is_function or len(names) < 2 or "extern" in before or "template" in before:
+            continue
+        if _is_at_file_scope(text, word.start(), blocks):
+            found[names[-1]] = None
+    return list(found)
+
+
+def _is_at_file_scope(text: str, position: int, extern_c: Sequence[tuple[int, int]]) -> bool:
+    depth = 0
+    for token in _BRACES.finditer(text, 0, position):
+        depth += (token[0] == "{") - (token[0] == "}")
+    return depth == sum(low < position < high for low, high in extern_c)
+
+
+def kernel_table(expressions: Sequence[str], variables: Sequence[str]) -> str:
+    """C++ that shows kernels and variables to the outside: `sim_kernel_<i>` and `sim_variable_<i>` return entry i."""
     lines = ['extern "C" {']
+    for i, name in enumerate(variables):
+        lines.append(
+            f'__attribute__((visibility("default"))) sim::Variable sim_variable_{i}() '
+            f"{{ return {{&::{name}, sizeof(::{name})}}; }}"
+        )
     for i, expression in enumerate(expressions):
         lines.append(
             f'__attribute__((visibility("default"))) const sim::Kernel* sim_kernel_{i}() '

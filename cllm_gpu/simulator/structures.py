@@ -27,6 +27,15 @@ class KernelTable(ctypes.Structure):
     )
 
 
+class VariableEntry(ctypes.Structure):
+    """struct Variable."""
+
+    _fields_ = (
+        ("address", ctypes.c_void_p),
+        ("bytes", ctypes.c_size_t),
+    )
+
+
 class RangeEntry(ctypes.Structure):
     """struct Range."""
 

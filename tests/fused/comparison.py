@@ -1,7 +1,8 @@
 """Bounds of the comparisons of fused operations with the reference in float64.
 
 float32: `factor`·eps·(largest value): the operation's growth times one rounding.
-bfloat16: one rounding of the exact result (half an ulp, at most 2^-8 relative) plus the float32 bound. Inputs are the same bf16 numbers on both sides.
+bfloat16: one rounding of the exact result (half an ulp, at most 2^-8 relative) plus the float32 bound.
+Inputs are the same bf16 numbers on both sides.
 """
 
 from __future__ import annotations

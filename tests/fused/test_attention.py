@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from cllm_gpu.fused.attention import attention_backward, attention_forward, attention_weights
+from cllm_gpu.fused.launcher import Variant
+from cllm_gpu.fused.sources import source_directory
 from cllm_gpu.reference import attention as reference
+from cllm_gpu.simulator import settings
 from tests.fused.comparison import close
-from tests.fused.devices import BFLOAT16, DTYPES, Device
+from tests.fused.devices import BFLOAT16, DTYPES, Device, simulator_device
 
 
 @dataclass(frozen=True)
@@ -158,3 +161,59 @@ def test_attention_weights(device: Device, rng: Any) -> None:
     got = device.get(attention_weights(device.launcher, device.put(q), device.put(k), causal=True, scale=0.25))
     want = reference.attention_weights(np, q.astype(np.float64), k.astype(np.float64), causal=True, scale=0.25)
     close("weights", got, want, storage="float32", factor=20)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_a_query_over_65536_positions(device: Device, rng: Any, storage: str) -> None:
+    """The longest context: one tile of queries decodes over all of it."""
+    positions, size = 65536, 32
+    q = rng.standard_normal((1, 2, 1, size)).astype(np.float32).astype(DTYPES[storage])
+    k, v = (rng.standard_normal((1, positions, 1, size)).astype(np.float32).astype(DTYPES[storage]) for _ in "kv")
+    out, lse = device.put(np.zeros_like(q)), device.put(np.zeros((1, 1, 2), np.float32))
+    attention_forward(device.launcher, *map(device.put, (q, k, v)), out, lse, causal=True, scale=0.5)
+    want, want_lse = np.zeros(q.shape), np.zeros((1, 1, 2))
+    inputs = [x.astype(np.float64) for x in (q, k, v)]
+    reference.attention_forward(np, *inputs, want, want_lse, causal=True, scale=0.5)
+    # 65,536 weights are added up tile by tile: errors of √(number of tiles)·eps, and bf16 rounds each weight to 2^-9
+    close("out", device.get(out), want, storage=storage, factor=300 if storage == "float32" else 2.0**13, least=1.0)
+    close("lse", device.get(lse), want_lse, storage="float32", factor=100)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_strides_beyond_32_bits(storage: str) -> None:
+    """Batch items that lie more than 2^31 elements apart: every product of sizes is made in 64 bits."""
+    device = simulator_device()
+    dtype = DTYPES[storage]
+    rng, stride, shape = np.random.default_rng(2), 2**31 + 64, (2, 5, 1, 32)
+    memory = np.zeros(stride + 5 * 32, dtype)  # pages are taken only where something is written
+    views = []
+    for _ in "qkv":
+        view = np.lib.stride_tricks.as_strided(
+            memory, shape, tuple(n * dtype.itemsize for n in (stride, 32, 32, 1)), writeable=True
+        )
+        view[...] = rng.standard_normal(shape).astype(np.float32).astype(dtype)
+        views.append(np.ascontiguousarray(view))
+    out, lse = np.zeros(shape, dtype), np.zeros((2, 1, 5), np.float32)
+    attention_forward(device.launcher, view, *views[:2], out, lse, causal=True, scale=0.3)
+    want, want_lse = np.zeros_like(out), np.zeros_like(lse)
+    attention_forward(device.launcher, views[2], *views[:2], want, want_lse, causal=True, scale=0.3)
+    assert np.array_equal(out.view(np.uint8), want.view(np.uint8))
+    assert np.array_equal(lse, want_lse)
+
+
+def test_matrix_loads_have_no_bank_conflicts() -> None:
+    """The swizzle: every ldmatrix of the forward and both backward kernels takes as few passes as its bytes need."""
+    device = simulator_device()
+    case = Case(1, 130, 130, 1, 1, 128, True)
+    problem = Problem(device, np.random.default_rng(1), case, "bfloat16")
+    with settings(check=True, count_traffic=True):
+        problem.run(device)
+    wrappers = (source_directory() / "common.cuh").read_text(encoding="utf-8").splitlines()
+    loads = {i for i, text in enumerate(wrappers, 1) if "sim::load_matrix" in text}
+    variant = Variant("attention.cu", "bfloat16", defines=(("HEAD_SIZE", 128), ("SCORE_TERMS", 0)))
+    for name in ("attention_forward", "attention_backward_keys", "attention_backward_queries"):
+        traffic = device.launcher.kernel(variant, name).last_traffic
+        lines = [x for x in traffic.lines if x.place.file == "common.cuh" and x.place.line in loads and x.shared]
+        assert len(lines) == 2  # plain and transposed
+        assert sum(line.instructions for line in lines) > 1000
+        assert [line.conflicts for line in lines] == [0, 0], name

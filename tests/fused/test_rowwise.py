@@ -19,7 +19,7 @@ from tests.fused.comparison import close
 from tests.fused.devices import DTYPES, Device
 
 # one row; a tile and one more; odd columns (no vector access); more than one warp's registers; beyond a block's
-SHAPES = [(1, 1), (5, 8), (9, 33), (70, 64), (3, 1024), (6, 1029), (2, 2056), (1, 20000)]
+SHAPES = [(1, 1), (5, 8), (9, 33), (70, 64), (5, 301), (3, 1024), (6, 1029), (2, 2056), (1, 20000)]
 
 
 def _draw(rng: np.random.Generator, storage: str, *shape: int) -> np.ndarray[Any, Any]:

@@ -13,10 +13,10 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.fused.operations import FUSED
 from cllm_gpu.model import Transformer
 from cllm_gpu.operations import REFERENCE
-from cllm_gpu.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.parameters import FlatParameters, Layout, initial_values, parameter_specs
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.workspace import KeyValueCache, Workspace
-from tests.fused.devices import cupy_or_skip, simulator_or_skip
+from tests.fused.devices import BFLOAT16, cupy_or_skip, simulator_or_skip
 
 STEPS = 20
 RELATIVE = 1e-5
@@ -108,3 +108,43 @@ def test_signatures_agree(name: str) -> None:
     same = [(p.name, p.kind, p.default) for p in theirs]
     assert [(p.name, p.kind, p.default) for p in ours[: len(theirs)]] == same
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize("changes", [{}, {"positions": "rope", "kv_heads": 1, "dropout": 0.1}], ids=["learned", "rope"])
+def test_loss_and_gradients_in_bfloat16(changes: dict[str, Any]) -> None:
+    """A whole forward and backward in bf16 storage, beside float32 from the same (bf16) parameters.
+
+    Every array is rounded to 8 bits, 2^-9 of its values on average, and some thirty roundings follow each other: the
+    gradient may be off by about √30·2^-9 = 1% of its length; twice that is let through.
+    """
+    architecture = _tiny(**changes)
+    rng = np.random.default_rng(3)
+    tokens, targets = (rng.integers(0, 300, (3, 33)).astype(np.int32) for _ in range(2))
+    mask = Dropout(architecture.dropout, seed=5, step=1, site=0) if architecture.dropout else None
+    results = {}
+    for name, dtype in (("numpy", np.dtype(np.float32)), ("simulator", BFLOAT16)):
+        backend = _backend(name)
+        layout = Layout(parameter_specs(architecture), dtype)
+        start = initial_values(Layout(parameter_specs(architecture), np.float32), 1)
+        flat = _copy_parameters(architecture, start.astype(BFLOAT16), layout)
+        gradients = layout.views(backend.zeros(layout.size, dtype))
+        workspace = Workspace(architecture, backend, 3, 33, dtype, training=True)
+        total = Transformer(architecture, backend, flat).loss_and_gradients(
+            workspace, tokens, targets, gradients, gradient_scale=1.0 / 99, accumulate=False, dropout=mask
+        )
+        vector = np.concatenate([gradients[key].astype(np.float64).reshape(-1) for key in sorted(gradients)])
+        results[name] = total / 99, vector
+    (loss, gradient), (want_loss, want) = results["simulator"], results["numpy"]
+    error = float(np.linalg.norm(gradient - want) / np.linalg.norm(want))
+    print(f"loss {loss:.5f}, float32 {want_loss:.5f}; gradient off by {error:.2%}")
+    assert abs(loss - want_loss) <= 2.0**-9 * want_loss
+    assert error <= 0.02
+
+
+def _copy_parameters(architecture: Architecture, start: Any, layout: Layout) -> FlatParameters:
+    """The bf16 values `start`, which lie as in the float32 layout, in `layout`."""
+    source = Layout(parameter_specs(architecture), np.float32).views(start)
+    parameters = layout.views(np.zeros(layout.size, layout.dtype))
+    for key, view in parameters.items():
+        view[...] = source[key].astype(layout.dtype)
+    return parameters

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -52,3 +54,17 @@ def test_shared_memory_reduction_under_any_order_of_threads(seed: int) -> None:
     kernel = RawModule(code=SOURCE).get_function("sum")
     kernel((1,), (256,), (a, out, a.size), shared_mem=256 * 4, schedule=Schedule(seed))
     assert out[0] == a.sum()
+
+
+def test_launches_from_several_python_threads() -> None:
+    kernel = RawModule(code=SOURCE).get_function("sum")
+
+    def total(start: int) -> bool:
+        a = np.arange(start, start + 5000, dtype=np.int32)
+        out = np.zeros(1, np.int32)
+        for _ in range(20):
+            kernel((1,), (256,), (a, out, a.size), shared_mem=256 * 4)
+        return bool(out[0] == a.sum())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(total, range(8)))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench import equivalent_mutants
 from cllm_gpu.errors import UserError
 from cllm_gpu.simulator import RawKernel, Schedule
 from cllm_gpu.simulator.mutation import mutants, run
@@ -44,7 +45,7 @@ extern "C" __global__ void row_sums(const float* x, float* y, int rows, int colu
 }
 """
 NEXT_TILE = next(line.strip() for line in SOURCE.split("\n") if "&tile[k + 1 & 1]" in line)
-EQUIVALENT = {("row_sums.cu", NEXT_TILE, "+ -> -", 1): "k + 1 and k - 1 have the same parity"}
+EQUIVALENT = {("row_sums.cu", NEXT_TILE, "copy_async_commit();", "+ -> -", 1): "k + 1 and k - 1 have the same parity"}
 
 
 @pytest.fixture
@@ -108,3 +109,10 @@ def test_a_failing_check_is_an_error(folder: Path) -> None:
 
     with pytest.raises(UserError, match="never content"):
         run(folder, ["row_sums.cu"], check)
+
+
+def test_the_list_of_equivalent_mutants_is_not_stale() -> None:
+    cuda = Path(__file__).parents[2] / "cuda"
+    known = {key[0] for key in equivalent_mutants.EQUIVALENT}
+    there = {m.key for file in known for m in mutants(file, (cuda / file).read_text(encoding="utf-8"))}
+    assert not set(equivalent_mutants.EQUIVALENT) - there

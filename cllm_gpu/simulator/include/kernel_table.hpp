@@ -21,6 +21,12 @@ struct Kernel {
     int count;
 };
 
+/// A __device__ or __constant__ variable.
+struct Variable {
+    const void* address;
+    std::size_t bytes;
+};
+
 template <class T>
 constexpr char kind_of() {
     if (std::is_same_v<T, bool>) return 'b';

@@ -20,14 +20,12 @@
 
 #define CLLM_SIMULATOR 1
 
-// __global__ and __shared__ stay in the preprocessed text: cllm_gpu.simulator.source rewrites them.
-#define __device__
+// __global__, __shared__ and the words below stay in the preprocessed text: cllm_gpu.simulator.source rewrites them.
+// __device__ __constant__ __managed__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __inline__ inline
 #define __launch_bounds__(...)
-#define __constant__
-#define __managed__
 #define __grid_constant__
 #define __align__(n) alignas(n)
 #define __builtin_align__(n) alignas(n)

@@ -13,6 +13,18 @@ inline void access(const void* address, int bytes, bool write, const void* calle
     sim::check_access(reinterpret_cast<std::uintptr_t>(address), bytes, write, false, sim::Code{caller, {nullptr, 0}});
 }
 
+/// An access that the compiler takes to be aligned (to 8 bytes at most: it does not tell more).
+inline void aligned_access(const void* address, int bytes, bool write, const void* caller) {
+    const int alignment = bytes < 8 ? bytes : 8;
+    if (reinterpret_cast<std::uintptr_t>(address) % alignment) {
+        char text[200];
+        std::snprintf(text, sizeof text, "%s %d bytes at an address that is not a multiple of %d",
+                      write ? "writes" : "reads", bytes, alignment);
+        sim::fault_in("misaligned", sim::Code{caller, {nullptr, 0}}, text);
+    }
+    access(address, bytes, write, caller);
+}
+
 struct SourceLocation {
     const char* file;
     unsigned line, column;
@@ -44,12 +56,12 @@ struct OutOfBounds {
 
 #define SIM_CALLER __builtin_return_address(0)
 #define SIM_ACCESSES(bytes)                                                                           \
-    void __tsan_read##bytes(void* p) { access(p, bytes, false, SIM_CALLER); }                         \
-    void __tsan_write##bytes(void* p) { access(p, bytes, true, SIM_CALLER); }                         \
+    void __tsan_read##bytes(void* p) { aligned_access(p, bytes, false, SIM_CALLER); }                 \
+    void __tsan_write##bytes(void* p) { aligned_access(p, bytes, true, SIM_CALLER); }                 \
     void __tsan_unaligned_read##bytes(void* p) { access(p, bytes, false, SIM_CALLER); }               \
     void __tsan_unaligned_write##bytes(void* p) { access(p, bytes, true, SIM_CALLER); }               \
-    void __tsan_volatile_read##bytes(void* p) { access(p, bytes, false, SIM_CALLER); }                \
-    void __tsan_volatile_write##bytes(void* p) { access(p, bytes, true, SIM_CALLER); }                \
+    void __tsan_volatile_read##bytes(void* p) { aligned_access(p, bytes, false, SIM_CALLER); }                \
+    void __tsan_volatile_write##bytes(void* p) { aligned_access(p, bytes, true, SIM_CALLER); }                \
     void __tsan_unaligned_volatile_read##bytes(void* p) { access(p, bytes, false, SIM_CALLER); }      \
     void __tsan_unaligned_volatile_write##bytes(void* p) { access(p, bytes, true, SIM_CALLER); }      \
     void __tsan_read_write##bytes(void* p) {                                                          \

@@ -45,7 +45,8 @@ bool ordered(const Past& past) {
     char text[500];
     const bool other_block = past.interval < history.back().first_interval;
     const unsigned* size = launch->block;
-    const unsigned t = past.thread;
+    const bool same_thread = !other_block && past.thread == current->number;
+    const unsigned t = same_thread ? past.other_thread : past.thread;
     std::snprintf(text, sizeof text, "%s byte %llu of %s, which thread (%u, %u, %u) of %s block %s%s, with nothing between",
                   write ? "writes" : "reads", static_cast<unsigned long long>(address - region.low), region.name,
                   t % size[0], t / size[0] % size[1], t / (size[0] * size[1]), other_block ? "an earlier" : "the same",
@@ -63,9 +64,11 @@ Past remember(const Past& before, std::uint8_t bytes, bool atomic, std::uint32_t
     now.warp_syncs = warp_syncs[current->warp()];
     now.bytes = bytes, now.atomic = atomic, now.code = code;
     if (before.interval == now.interval && before.thread != now.thread) {
+        now.other_thread = before.thread;
         now.many_warps = before.many_warps || before.thread / 32 != now.thread / 32;
         now.many_lanes = before.warp_syncs == now.warp_syncs;
     } else if (before.interval == now.interval) {
+        now.other_thread = before.other_thread;
         now.many_warps = before.many_warps;
         now.many_lanes = before.many_lanes && before.warp_syncs == now.warp_syncs;
     }
@@ -74,7 +77,7 @@ Past remember(const Past& before, std::uint8_t bytes, bool atomic, std::uint32_t
 
 void check_cell(Region& region, std::size_t index, std::uint8_t bytes, bool write, bool atomic, const Code& code,
                 std::uint32_t number, std::uintptr_t address) {
-    Cell& cell = region.cells[index];
+    Cell& cell = region.cell(index);
     if (region.space == Space::shared && cell.write.interval < history.back().first_interval) cell.write = Past{};
     if (region.space == Space::shared && cell.read.interval < history.back().first_interval) cell.read = Past{};
     const bool both_atomic = atomic && cell.write.atomic;

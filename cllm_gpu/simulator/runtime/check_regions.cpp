@@ -16,6 +16,8 @@
 namespace sim {
 namespace {
 
+constexpr std::uintptr_t sparse_above = 64u << 20;
+
 std::deque<Region> regions;  // addresses of elements stay valid
 Region* last_found;
 std::uintptr_t module_low, module_high;
@@ -31,7 +33,7 @@ void add_region(std::uintptr_t low, std::uintptr_t high, const char* name, Space
     regions.emplace_back();
     Region& region = regions.back();
     region.low = low, region.high = high, region.name = name, region.space = space, region.shift = shift;
-    region.cells.resize(((high - low) >> shift) + 1);
+    if (high - low <= sparse_above) region.cells.resize(((high - low) >> shift) + 1);
     if (space == Space::shared) region.written.resize(high - low + 1);
 }
 

@@ -13,7 +13,7 @@ namespace sim {
 namespace {
 
 struct Record {
-    std::uint32_t code, occurrence;
+    std::uint32_t code, occurrence, thread;
     std::uintptr_t address;
     std::uint8_t warp, bytes;
     Space space;
@@ -71,13 +71,17 @@ void traffic_record(const Region& region, std::uintptr_t address, int bytes, con
     const std::uint32_t number = code_index(code);
     const std::uint64_t key = static_cast<std::uint64_t>(number) << 16 | current->number;
     const std::uintptr_t origin = region.space == Space::shared ? region.low : 0;  // a variable starts at bank 0
-    records.push_back({number, occurrences[key]++, address - origin, static_cast<std::uint8_t>(current->warp()),
-                       static_cast<std::uint8_t>(bytes), region.space});
+    const auto thread = static_cast<std::uint32_t>(current->number);
+    records.push_back({number, occurrences[key]++, thread, address - origin,
+                       static_cast<std::uint8_t>(current->warp()), static_cast<std::uint8_t>(bytes), region.space});
 }
 
 void traffic_flush() {
     const auto key = [](const Record& r) { return std::make_tuple(r.code, r.warp, r.occurrence); };
-    std::stable_sort(records.begin(), records.end(), [&](const Record& a, const Record& b) { return key(a) < key(b); });
+    // lanes in order, whatever turn they took: the hardware's quarter and half warps are made of neighbouring lanes
+    std::sort(records.begin(), records.end(), [&](const Record& a, const Record& b) {
+        return std::make_pair(key(a), a.thread) < std::make_pair(key(b), b.thread);
+    });
     for (std::size_t i = 0, end; i < records.size(); i = end) {
         for (end = i; end < records.size() && key(records[end]) == key(records[i]);) ++end;
         Traffic& total = totals[records[i].code];

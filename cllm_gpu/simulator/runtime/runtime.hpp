@@ -111,6 +111,8 @@ void collective(Operation operation, unsigned mask, Compute compute, void* paylo
 
 /// Ends the launch with a finding. The text says what is wrong; where it is, the fields say.
 [[noreturn]] void fault(const char* kind, Site site, const char* format, ...) __attribute__((format(printf, 3, 4)));
+/// The same without ending it.
+void record_fault(const char* kind, Site site, const char* format, ...) __attribute__((format(printf, 3, 4)));
 [[noreturn]] void leave_launch();
 
 std::uint32_t random_bits();

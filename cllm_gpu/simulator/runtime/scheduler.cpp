@@ -7,6 +7,7 @@
 
 #include "checks.hpp"
 #include "copies.hpp"
+#include "crash.hpp"
 #include "runtime.hpp"
 
 uint3 threadIdx, blockIdx;
@@ -244,19 +245,32 @@ void collective(Operation operation, unsigned mask, Compute compute, void* paylo
     if (!complete || launch->seed != 0) resume(next_thread());
 }
 
-void fault(const char* kind, Site site, const char* format, ...) {
-    va_list values;
-    va_start(values, format);
+namespace {
+void record(const char* kind, Site site, const char* format, va_list values) {
     std::snprintf(launch->fault_kind, sizeof launch->fault_kind, "%s", kind);
     std::snprintf(launch->fault_file, sizeof launch->fault_file, "%s", site.file ? site.file : "");
     launch->fault_line = site.line;
     std::vsnprintf(launch->fault_message, sizeof launch->fault_message, format, values);
-    va_end(values);
     const unsigned here[3] = {blockIdx.x, blockIdx.y, blockIdx.z};
     const unsigned who[3] = {threadIdx.x, threadIdx.y, threadIdx.z};
     std::copy(here, here + 3, launch->fault_block);
     std::copy(who, who + 3, launch->fault_thread);
     launch->fault_address_in_code = reinterpret_cast<std::uint64_t>(current->code);
+}
+}  // namespace
+
+void record_fault(const char* kind, Site site, const char* format, ...) {
+    va_list values;
+    va_start(values, format);
+    record(kind, site, format, values);
+    va_end(values);
+}
+
+void fault(const char* kind, Site site, const char* format, ...) {
+    va_list values;
+    va_start(values, format);
+    record(kind, site, format, values);
+    va_end(values);
     leave_launch();
 }
 
@@ -313,6 +327,8 @@ __attribute__((visibility("default"))) int sim_launch(sim::Launch* request) {
     blockDim = dim3(request->block[0], request->block[1], request->block[2]);
     gridDim = dim3(request->grid[0], request->grid[1], request->grid[2]);
     request->fault_kind[0] = 0;
+    CrashGuard guard;
+    if (sigsetjmp(guard.place, 1)) return 1;
     checks_begin_launch();
     for (unsigned z = 0; z < gridDim.z; ++z)
         for (unsigned y = 0; y < gridDim.y; ++y)

@@ -1,6 +1,7 @@
 // What the checker knows about memory: regions that a kernel may touch, and who touched each part of them last.
 #pragma once
 #include <cstdint>
+#include <unordered_map>
 #include <vector>
 
 #include "runtime.hpp"
@@ -18,6 +19,7 @@ struct Past {
     std::uint32_t interval = 0;  // 0: none
     std::uint16_t thread = 0;
     std::uint16_t warp_syncs = 0;
+    std::uint16_t other_thread = 0;  // where many took part: one that is not `thread`
     std::uint8_t bytes = 0;      // which bytes of the granule
     std::uint8_t atomic = 0;
     std::uint8_t many_lanes = 0;  // further lanes of the same warp took part
@@ -37,7 +39,9 @@ struct Region {
     Space space = Space::global;
     int shift = 1;                      // log2 of the granule's bytes
     std::uint32_t serial = 0;           // shared: the block for which it was last reset
-    std::vector<Cell> cells;
+    std::vector<Cell> cells;                           // one per granule,
+    std::unordered_map<std::size_t, Cell> sparse_cells;  // or, in a large region, one per granule touched
+    Cell& cell(std::size_t index) { return cells.empty() ? sparse_cells[index] : cells[index]; }
     std::vector<std::uint8_t> written;  // shared: 0 never written, 1 written, 2 an asynchronous copy is under way
 };
 

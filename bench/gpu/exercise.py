@@ -1,0 +1,172 @@
+"""Launches every kernel of every source at small and odd sizes, once: what the sanitizers watch.
+
+    python -m bench.gpu.exercise [--device cupy | simulator] [--quick]
+
+On a card each array is an allocation of its own, so that a sanitizer sees an access one element beyond it. On the
+simulator every memory access is checked by the simulator itself. Exit status 1 when a kernel was not launched or a
+result is not a number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from bench.gpu.cases import DTYPES, ODD, SMALL, Bound
+from bench.gpu.table import MAKERS, make_case
+from cllm_gpu.errors import UserError
+from cllm_gpu.fused.adam import adam_step_on_device
+from cllm_gpu.fused.attention import ScoreTerms, attention_backward, attention_forward
+from cllm_gpu.fused.columns import column_sum
+from cllm_gpu.fused.launcher import Launcher, Variant
+from cllm_gpu.fused.norm import squared_norm_on_device
+from cllm_gpu.fused.operations import FUSED
+from cllm_gpu.fused.sources import kernel_parameters, source_directory
+from cllm_gpu.fused.variants import all_variants
+
+QUICK_HEAD_SIZES = (32, 64)
+Put = Callable[[np.ndarray[Any, Any]], Any]
+
+
+class CountingLauncher(Launcher):
+    """A launcher that counts the launches of each kernel, by source and name."""
+
+    def __init__(self, xp: Any, module_class: Any) -> None:
+        super().__init__(xp, module_class)
+        self.launches: Counter[tuple[str, str]] = Counter()
+
+    def launch(self, variant: Variant, name: str, *arguments: Any, **options: Any) -> None:
+        self.launches[variant.source, name] += 1
+        super().launch(variant, name, *arguments, **options)
+
+
+def all_kernels() -> set[tuple[str, str]]:
+    """(source, kernel) of every entry point there is."""
+    sources = sorted(path.name for path in source_directory().glob("*.cu"))
+    return {(source, kernel) for source in sources for kernel in kernel_parameters(source)}
+
+
+def exercise(launcher: Launcher, put: Put, *, quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what was called, its results) for every operation and every variant of a kernel; `quick`: fewer head sizes."""
+    for storage in DTYPES:
+        for sizes in (SMALL, ODD):
+            for name in MAKERS:
+                bound = Bound(make_case(name, storage, sizes), _operation(name, launcher), put)
+                bound.call()
+                yield f"{name} {storage}", bound.results()
+        yield from _optimizer(launcher, put, storage)
+    for variant in all_variants():
+        if variant.source == "attention.cu":
+            size, terms = (dict(variant.defines)[name] for name in ("HEAD_SIZE", "SCORE_TERMS"))
+            if size in QUICK_HEAD_SIZES or not quick:
+                yield _attention(launcher, put, variant.storage, size, with_terms=bool(terms))
+
+
+def _operation(name: str, launcher: Launcher) -> Callable[..., Any]:
+    return lambda *arguments, **options: FUSED[name](launcher, *arguments, **options)
+
+
+def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Norm, clipping scalar and skip flag on the device, then the step with a copy; a column sum into float32."""
+    rng = np.random.default_rng(3)
+    size = 4099
+    gradients = put(rng.standard_normal(size, np.float32).astype(DTYPES[storage]))
+    state = [put(rng.random(size, np.float32)) for _ in range(3)]
+    clip, skip = put(np.zeros(1, np.float32)), put(np.zeros(1, np.int32))
+    copy = put(np.zeros(size, DTYPES[storage]))
+    squared_norm_on_device(launcher, gradients, clip=clip, skip=skip, maximum=1.0)
+    adam_step_on_device(
+        launcher, state[0], gradients, *state[1:], rate=1e-3, beta1=0.9, beta2=0.95, epsilon=1e-8, step=2,
+        weight_decay=0.1, decayed=1000, decoupled=True, gradient_scale=1.0, copy=copy, clip=clip, skip=skip,
+        zero_gradients=True,
+    )  # fmt: skip
+    yield f"mixed adam_step {storage}", {"parameters": state[0], "copy": copy, "clip": clip}
+    sums = put(np.zeros(33, np.float32))
+    column_sum(launcher, put(rng.standard_normal((70, 33), np.float32).astype(DTYPES[storage])), sums, accumulate=False)
+    yield f"column_sum {storage}", {"sums": sums}
+
+
+def _attention(
+    launcher: Launcher, put: Put, storage: str, size: int, *, with_terms: bool
+) -> tuple[str, dict[str, Any]]:
+    """More than one tile of queries and keys, packed operands, with score terms or without."""
+    rng = np.random.default_rng(size)
+    length, heads = 130, 2
+    terms = _terms(put, rng, length, heads) if with_terms else None
+    whole, given = (rng.standard_normal((1, length, n * heads, size), np.float32) for n in (3, 1))
+    packed, dout = put(whole.astype(DTYPES[storage])), put(given.astype(DTYPES[storage]))
+    gradients, out = (put(np.full_like(x, np.nan, DTYPES[storage])) for x in (whole, given))
+    q, k, v = (packed[:, :, i * heads : (i + 1) * heads] for i in range(3))
+    dq, dk, dv = (gradients[:, :, i * heads : (i + 1) * heads] for i in range(3))
+    lse = put(np.full((1, heads, length), np.nan, np.float32))
+    options: dict[str, Any] = {"causal": True, "scale": size**-0.5, "terms": terms}
+    attention_forward(launcher, q, k, v, out, lse, **options)
+    dweights = put(np.zeros((heads, 3), np.float32)) if with_terms else None
+    attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, dweights=dweights, **options)
+    results = {"out": out, "lse": lse, "gradients": gradients} | ({"dweights": dweights} if with_terms else {})
+    return f"attention {storage} D={size}{', score terms' * with_terms}", results
+
+
+def _terms(put: Put, rng: np.random.Generator, length: int, heads: int) -> ScoreTerms:
+    coordinates = rng.random((1, length, 4), np.float32)
+    coordinates[..., 3] = rng.integers(0, 9, (1, length)).astype(np.int32).view(np.float32)
+    return ScoreTerms(put(coordinates), put(rng.random((heads, 3), np.float32)))
+
+
+def _launcher(device: str) -> tuple[CountingLauncher, Put, Callable[[Any], Any]]:
+    if device == "simulator":
+        from cllm_gpu.compiler import require_compiler
+        from cllm_gpu.simulator import RawModule
+
+        require_compiler()
+        os.environ["CLLM_SIMULATOR_CHECK"] = "1"
+        return CountingLauncher(np, RawModule), lambda x: np.array(x, copy=True), np.asarray
+    cupy = importlib.import_module("cupy")
+    cupy.cuda.set_allocator(None)  # no pool: an allocation of its own for each array
+    return CountingLauncher(cupy, cupy.RawModule), cupy.asarray, cupy.asnumpy
+
+
+def _is_number(x: Any) -> bool:
+    return bool(np.isfinite(np.asarray(x).astype(np.float64)).all())
+
+
+def run(device: str, *, quick: bool) -> int:
+    """Exercise everything on `device`; exit status."""
+    launcher, put, get = _launcher(device)
+    bad = [
+        f"{what}: {name}"
+        for what, results in exercise(launcher, put, quick=quick)
+        for name, x in results.items()
+        if not _is_number(x if isinstance(x, float) else get(x))
+    ]
+    left_out = sorted(all_kernels() - set(launcher.launches))
+    for line in bad:
+        print(f"not a number: {line}")
+    for source, kernel in left_out:
+        print(f"never launched: {kernel} in {source}")
+    print(f"{len(launcher.launches)} kernels, {launcher.launches.total()} launches on {device}")
+    return 1 if bad or left_out else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Launch every kernel once, for a sanitizer to watch.")
+    parser.add_argument("--device", choices=("cupy", "simulator"), default="cupy")
+    parser.add_argument("--quick", action="store_true", help="two head sizes instead of all")
+    options = parser.parse_args(arguments)
+    try:
+        return run(options.device, quick=options.quick)
+    except UserError as error:
+        print(f"error: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

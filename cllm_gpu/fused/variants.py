@@ -1,0 +1,27 @@
+"""Every compilation of every CUDA source that the fused operations can ask for: what the gates compile."""
+
+from __future__ import annotations
+
+from cllm_gpu.fused.launcher import Variant
+
+HEAD_SIZES = (32, 64, 80, 96, 128)
+"""Head sizes of published models; others up to 128 compile when first used."""
+TERMS_HEAD_SIZES = (64, 128)
+"""Head sizes compiled with score terms too."""
+_PLAIN = ("adam.cu", "cross_entropy.cu", "dropout.cu", "gelu.cu", "layernorm.cu")
+_WITH_GRADIENT = ("column_sum.cu", "embedding.cu")
+
+
+def all_variants() -> list[Variant]:
+    """Every source in float32 and bf16, with its other choices."""
+    both = ("float32", "bfloat16")
+    variants = [Variant(source, storage) for source in (*_PLAIN, "rotary.cu", *_WITH_GRADIENT) for storage in both]
+    variants += [Variant(source, "bfloat16", "float32") for source in _WITH_GRADIENT]
+    variants.append(Variant("rotary.cu", "bfloat16", defines=(("CLLM_REAL_TABLE", 1),)))
+    variants += [
+        Variant("attention.cu", storage, defines=(("HEAD_SIZE", size), ("SCORE_TERMS", terms)))
+        for storage in both
+        for size in HEAD_SIZES
+        for terms in ((0, 1) if size in TERMS_HEAD_SIZES else (0,))
+    ]
+    return variants

@@ -1,0 +1,57 @@
+"""Remembers what a CUDA source was compiled to, so that a second process neither preprocesses nor compiles it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cllm_gpu.simulator.source import KernelDeclaration
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compiled CUDA source: its library and the kernels in it, in the order of their `sim_kernel_<i>`."""
+
+    library: Path
+    kernels: tuple[KernelDeclaration, ...]
+    expressions: tuple[str, ...]
+    variables: tuple[str, ...]
+    """Names of its __device__ and __constant__ variables, in the order of their `sim_variable_<i>`."""
+
+
+def read(record: Path) -> Built | None:
+    """What the record says, or None where it is missing, damaged, or a header has changed since."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        library = record.parent / found["library"]
+        if not library.exists() or any(_hash(Path(path)) != digest for path, digest in found["headers"].items()):
+            return None
+        kernels = [
+            KernelDeclaration(**entry | {"parameters": tuple(entry["parameters"])}) for entry in found["kernels"]
+        ]
+        return Built(library, tuple(kernels), tuple(found["expressions"]), tuple(found["variables"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write(record: Path, built: Built, headers: Sequence[str]) -> None:
+    """Keep `built` under `record`; `headers` are the files that the source included."""
+    content = {
+        "library": built.library.name,
+        "headers": {path: _hash(Path(path)) for path in headers},
+        "kernels": [dataclasses.asdict(kernel) for kernel in built.kernels],
+        "expressions": built.expressions,
+        "variables": built.variables,
+    }
+    temporary = record.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(temporary, record)
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,115 @@
+"""One call of every kernel at small odd sizes: what the schedule and determinism tests repeat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cllm_gpu.fused.adam import adam_step_on_device
+from cllm_gpu.fused.attention import ScoreTerms, attention_backward, attention_forward
+from cllm_gpu.fused.columns import column_sum
+from cllm_gpu.fused.cross_entropy import cross_entropy
+from cllm_gpu.fused.dropout import dropout_forward
+from cllm_gpu.fused.embedding import embedding_backward, embedding_forward
+from cllm_gpu.fused.gelu import gelu_backward, gelu_forward
+from cllm_gpu.fused.layernorm import layernorm_backward, layernorm_forward, residual_layernorm_forward
+from cllm_gpu.fused.norm import squared_norm_on_device
+from cllm_gpu.fused.rotary import rotary_forward
+from cllm_gpu.fused.sgd import sgd_step
+from cllm_gpu.reference.dropout import Dropout
+from cllm_gpu.reference.rotary import rotary_tables
+from tests.fused.devices import DTYPES, Device
+
+Results = dict[str, np.ndarray[Any, Any]]
+
+
+class _Maker:
+    """Arrays of one storage dtype on a device, the same at every call of `run_everything`."""
+
+    def __init__(self, device: Device, storage: str) -> None:
+        self.device, self.dtype, self.rng = device, DTYPES[storage], np.random.default_rng(8)
+
+    def draw(self, *shape: int, dtype: Any = None) -> Any:
+        values = self.rng.standard_normal(shape).astype(np.float32)
+        return self.device.put(values.astype(self.dtype if dtype is None else dtype))
+
+    def integers(self, high: int, *shape: int) -> Any:
+        return self.device.put(self.rng.integers(0, high, shape).astype(np.int32))
+
+    def collect(self, results: Results, prefix: str, **arrays: Any) -> None:
+        results.update({f"{prefix}.{name}": self.device.get(x).copy() for name, x in arrays.items()})
+
+
+def run_everything(device: Device, storage: str) -> Results:
+    """Results of every operation by name; always from the same inputs."""
+    make, results = _Maker(device, storage), Results()
+    for columns in (40, 1100):  # a warp for a row, a block for a row
+        _rowwise(make, results, f"rows{columns}", columns)
+    _flat(make, results)
+    _sequence(make, results)
+    for queries, keys, heads, size in ((70, 70, 2, 64), (35, 131, 2, 24)):
+        _attention(make, results, f"attention{size}", queries, keys, heads, size)
+    return results
+
+
+def _rowwise(make: _Maker, results: Results, prefix: str, columns: int) -> None:
+    launcher, rows = make.device.launcher, 11
+    x, branch, dout, out, dx = (make.draw(rows, columns) for _ in range(5))
+    weight, bias, dweight, dbias = (make.draw(columns) for _ in range(4))
+    mean, rstd, losses = (make.draw(rows, dtype=np.float32) for _ in range(3))
+    layernorm_forward(launcher, x, weight, bias, out, mean, rstd, epsilon=1e-5)
+    make.collect(results, f"{prefix}.layernorm", out=out, mean=mean, rstd=rstd)
+    dropout = Dropout(0.25, seed=3, step=2, site=1, first_element=5)
+    residual_layernorm_forward(launcher, x, branch, weight, bias, x, out, mean, rstd, epsilon=1e-5, dropout=dropout)
+    layernorm_backward(launcher, dout, x, weight, mean, rstd, dx, dx, dweight, dbias, accumulate=False)
+    make.collect(results, f"{prefix}.layernorm_backward", x=x, out=out, dx=dx, dweight=dweight, dbias=dbias)
+    gelu_forward(launcher, x, bias, out)
+    gelu_backward(launcher, dout, x, dout, dbias, accumulate=True)
+    make.collect(results, f"{prefix}.gelu", x=x, out=out, dx=dout, dbias=dbias)
+    column_sum(launcher, branch, dbias, accumulate=False)
+    cross_entropy(launcher, branch, make.integers(columns, rows), losses, ignore_index=-1, gradient_scale=0.5)
+    make.collect(results, f"{prefix}.cross_entropy", dx=branch, losses=losses, sums=dbias)
+
+
+def _flat(make: _Maker, results: Results) -> None:
+    launcher, size = make.device.launcher, 2571
+    p, m, v = (make.draw(size, dtype=np.float32) for _ in range(3))
+    g, copy = make.draw(size), make.draw(size)
+    v *= v
+    skip, clip = make.integers(1, 1), make.draw(1, dtype=np.float32)
+    squared_norm_on_device(launcher, g, clip=clip, skip=skip, maximum=1.0)
+    moved = adam_step_on_device(
+        launcher, p, g, m, v, rate=0.1, beta1=0.9, beta2=0.99, epsilon=1e-8, step=2, weight_decay=0.1, decayed=999,
+        decoupled=True, gradient_scale=1.0, copy=copy, clip=clip, skip=skip, measure=True,
+    )  # fmt: skip
+    make.collect(results, "adam", p=p, m=m, v=v, copy=copy, clip=clip, moved=moved)
+    sgd_step(launcher, p, g, m, rate=0.1, momentum=0.9, weight_decay=0.1, decayed=999, gradient_scale=0.5)
+    make.collect(results, "sgd", p=p, m=m)
+
+
+def _sequence(make: _Maker, results: Results) -> None:
+    launcher = make.device.launcher
+    tokens, table, learned = make.integers(7, 3, 50), make.draw(7, 40), make.draw(60, 40)
+    out, heads = make.draw(150, 40), make.draw(2, 9, 3, 16)
+    embedding_forward(launcher, tokens, table, learned, out, first_position=4)
+    dropout_forward(launcher, out, out, dropout=Dropout(0.4, seed=1, step=1, site=1, first_element=3))
+    make.collect(results, "embedding", out=out)
+    embedding_backward(launcher, out, tokens, table, learned, accumulate_tokens=True, accumulate_positions=False)
+    make.collect(results, "embedding_backward", tokens=table, positions=learned)
+    rotary_forward(launcher, heads, *(make.device.put(x) for x in rotary_tables(np, 9, 16, np.float32)))
+    make.collect(results, "rotary", x=heads)
+
+
+def _attention(make: _Maker, results: Results, prefix: str, queries: int, keys: int, heads: int, size: int) -> None:
+    launcher = make.device.launcher
+    q, dout, out, dq = (make.draw(1, queries, heads, size) for _ in range(4))
+    k, v, dk, dv = (make.draw(1, keys, 1, size) for _ in range(4))
+    lse, dweights = make.draw(1, heads, queries, dtype=np.float32), make.draw(heads, 3, dtype=np.float32)
+    weights = make.draw(heads, 3, dtype=np.float32)
+    for terms in (None, ScoreTerms(make.draw(1, keys, 4, dtype=np.float32), weights)):
+        options: dict[str, Any] = {"causal": True, "scale": 0.2, "terms": terms}
+        attention_forward(launcher, q, k, v, out, lse, **options)
+        attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, dweights=dweights, **options)
+        name = f"{prefix}.{'plain' if terms is None else 'terms'}"
+        make.collect(results, name, out=out, lse=lse, dq=dq, dk=dk, dv=dv, dweights=dweights)

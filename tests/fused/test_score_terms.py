@@ -1,0 +1,92 @@
+"""Additive terms of the attention scores, and the gradients of their weights, against dense float64 NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cllm_gpu.errors import UserError
+from cllm_gpu.fused.attention import ScoreTerms, attention_backward, attention_forward
+from tests.fused.comparison import close
+from tests.fused.devices import DTYPES, Device
+
+SIZES = [(2, 70, 70, 2, 2, 64), (1, 40, 90, 4, 2, 128), (1, 9, 9, 2, 1, 24)]  # B, T, S, H, K, D
+
+
+def _coordinates(rng: Any, batch: int, positions: int) -> np.ndarray[Any, Any]:
+    """x, y, z like a lattice's, and an id of few values so that some are equal."""
+    c = rng.standard_normal((batch, positions, 4)).astype(np.float32)
+    c[..., 3] = rng.integers(1, 5, (batch, positions)).astype(np.int32).view(np.float32)
+    return c
+
+
+def _dense(q: Any, k: Any, v: Any, dout: Any, c: Any, weights: Any, *, causal: bool, scale: float) -> dict[str, Any]:
+    """The whole computation in float64 with T×S arrays."""
+    heads, kv_heads, length, positions = q.shape[2], k.shape[2], q.shape[1], k.shape[1]
+    group = heads // kv_heads
+    q, k, v, dout = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (q, k, v, dout))
+    k, v = (np.repeat(x, group, axis=1) for x in (k, v))
+    ids = c[..., 3].view(np.int32)
+    same = (ids[:, positions - length :, None] == ids[:, None, :]).astype(np.float64)[:, None]
+    xyz = c[..., :3].astype(np.float64)
+    difference = xyz[:, positions - length :, None] - xyz[:, None]
+    planar = np.sqrt((difference[..., :2] ** 2).sum(axis=-1))[:, None]
+    height = np.abs(difference[..., 2])[:, None]
+    a, b, g = (weights[:, i].astype(np.float64)[None, :, None, None] for i in range(3))
+    scores = scale * q @ k.swapaxes(2, 3) - a * planar - b * height + g * same
+    if causal:
+        scores[:, :, np.triu(np.ones((length, positions), bool), positions - length + 1)] = -np.inf
+    p = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    out = p @ v
+    ds = p * (dout @ v.swapaxes(2, 3) - (dout * out).sum(axis=-1, keepdims=True))
+
+    def by_kv(x: Any) -> Any:
+        return x.reshape(x.shape[0], kv_heads, group, *x.shape[2:]).sum(axis=2).transpose(0, 2, 1, 3)
+
+    return {
+        "out": out.transpose(0, 2, 1, 3),
+        "dq": (scale * ds @ k).transpose(0, 2, 1, 3),
+        "dk": by_kv(scale * ds.swapaxes(2, 3) @ q),
+        "dv": by_kv(p.swapaxes(2, 3) @ dout),
+        "dweights": np.stack([(ds * x).sum(axis=(0, 2, 3)) for x in (-planar, -height, same)], axis=1),
+    }
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("causal", [True, False])
+def test_score_terms(device: Device, rng: Any, storage: str, sizes: tuple[int, ...], causal: bool) -> None:
+    batch, length, positions, heads, kv_heads, size = sizes
+    shapes = [(batch, length, heads, size), *[(batch, positions, kv_heads, size)] * 2, (batch, length, heads, size)]
+    q, k, v, dout = (rng.standard_normal(s).astype(np.float32).astype(DTYPES[storage]) for s in shapes)
+    c, weights = _coordinates(rng, batch, positions), rng.random((heads, 3)).astype(np.float32)
+    terms = ScoreTerms(device.put(c), device.put(weights))
+    inputs = [device.put(x) for x in (q, k, v)]
+    out, lse = device.put(np.zeros_like(q)), device.put(np.zeros((batch, heads, length), np.float32))
+    gradients, dweights = [device.put(np.zeros_like(x)) for x in (q, k, v)], device.put(np.ones((heads, 3), np.float32))
+    options: dict[str, Any] = {"causal": causal, "scale": size**-0.5, "terms": terms}
+    attention_forward(device.launcher, *inputs, out, lse, **options)
+    attention_backward(
+        device.launcher, device.put(dout), *inputs, out, lse, *gradients,
+        dweights=dweights, accumulate_terms=True, **options,
+    )  # fmt: skip
+    want = _dense(q, k, v, dout, c, weights, causal=causal, scale=size**-0.5)
+    got = dict(zip(("out", "dq", "dk", "dv"), (out, *gradients), strict=True))
+    # bf16: P and dS are rounded to 8 bits before their products, 2^-8 of numbers of order 1 (dv sums over queries)
+    factor = 40.0 + positions if storage == "float32" else 2.0**15
+    for name, array in got.items():
+        close(name, device.get(array), want[name], storage=storage, factor=factor, least=1.0)
+    # sums of T·S terms; in bf16 δ comes from the rounded output
+    factor = 200.0 if storage == "float32" else 2.0**16
+    close("dweights", device.get(dweights) - 1.0, want["dweights"], storage="float32", factor=factor, least=1.0)
+
+
+def test_terms_of_the_wrong_shape_are_refused(device: Device) -> None:
+    q = device.put(np.zeros((1, 4, 2, 32), np.float32))
+    out, lse = device.put(np.zeros((1, 4, 2, 32), np.float32)), device.put(np.zeros((1, 2, 4), np.float32))
+    terms = ScoreTerms(device.put(np.zeros((1, 4, 4), np.float32)), device.put(np.zeros((3, 3), np.float32)))
+    with pytest.raises(UserError, match=r"terms have shapes .* must be"):
+        attention_forward(device.launcher, q, q, q, out, lse, causal=True, scale=1.0, terms=terms)

@@ -1,0 +1,97 @@
+"""Every fused operation against the reference in float64 on the same device; larger operands on a GPU.
+
+bound = growth·eps(float32)·largest value + with bf16 operands, roundings·2^-8·largest value. Both factors, and why, are
+in bench/gpu/table.py; tests/fused holds the tighter bounds at small sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.gpu.cases import DTYPES, LARGE, ODD, SMALL, Bound, Case, Sizes
+from bench.gpu.table import MAKERS, make_case
+from cllm_gpu.fused.operations import FUSED
+from cllm_gpu.operations import REFERENCE
+from tests.fused.devices import Device
+
+EPSILON = 2.0**-23
+HALF_ULP = 2.0**-8
+
+
+def _upcast(case: Case) -> Case:
+    """The same case with float64 operands."""
+    floating = (np.dtype(np.float32), DTYPES["bfloat16"])
+    operands = {name: x.astype(np.float64) if x.dtype in floating else x for name, x in case.operands.items()}
+    return Case(case.name, operands, case.written, case.updated, case.options)
+
+
+def check_case(device: Device, case: Case, *, storage: str) -> None:
+    """Run `case` fused and as the reference on one device; every result within the case's bound."""
+    xp = device.launcher.xp
+    fused = Bound(case, lambda *a, **o: FUSED[case.name](device.launcher, *a, **o), device.put)
+    exact = Bound(_upcast(case), lambda *a, **o: REFERENCE[case.name](xp, *a, **o), device.put)
+    for bound in (fused, exact):
+        bound.reset()
+        bound.call()
+    got, want = fused.results(), exact.results()
+    assert got.keys() == want.keys()
+    assert got, f"{case.name} gives nothing to compare"
+    for name in got:
+        _compare(f"{case.name}: {name}", xp, got[name], want[name], case, storage)
+
+
+def _compare(what: str, xp: Any, got: Any, want: Any, case: Case, storage: str) -> None:
+    ours, theirs = xp.asarray(got).astype(np.float64), xp.asarray(want).astype(np.float64)
+    assert ours.shape == theirs.shape, what
+    largest = max(case.least, float(abs(theirs).max()))
+    relative = 1e-5 if _is_sum(what) else case.growth * EPSILON
+    if storage == "bfloat16":
+        relative += case.roundings * 1.01 * HALF_ULP
+    error = float(abs(ours - theirs).max())
+    print(f"{what} {storage}: error {error:.3g}, bound {relative * largest:.3g}")
+    if not (error <= relative * largest):
+        pytest.fail(f"{what} ({storage}): error {error:.3g} is above {relative * largest:.3g}")
+
+
+def _is_sum(what: str) -> bool:
+    """A squared norm: float32 updates squared and summed, so its relative error is some float32 roundings."""
+    return what.endswith(": value") and not what.startswith("attention")
+
+
+@pytest.mark.parametrize("storage", list(DTYPES))
+@pytest.mark.parametrize("sizes", [SMALL, ODD], ids=["small", "odd"])
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_operation_against_the_reference(device: Device, name: str, sizes: Sizes, storage: str) -> None:
+    check_case(device, make_case(name, storage, sizes), storage=storage)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("storage", list(DTYPES))
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_large_operation_against_the_reference(name: str, storage: str) -> None:
+    from tests.fused.devices import cupy_device
+
+    check_case(cupy_device(), make_case(name, storage, LARGE), storage=storage)
+
+
+def test_every_operation_has_a_case() -> None:
+    assert set(MAKERS) == set(REFERENCE) == set(FUSED)
+
+
+@pytest.mark.parametrize("damaged", ["gelu_forward", "layernorm_backward", "attention_forward"])
+def test_a_wrong_result_is_found(damaged: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison itself: the reference with one element of one result changed does not pass for fused."""
+    reference = REFERENCE[damaged]
+
+    def wrong(launcher: Any, *arguments: Any, **options: Any) -> None:
+        reference(launcher.xp, *arguments, **options)
+        out = arguments[{"gelu_forward": 2, "layernorm_backward": 7, "attention_forward": 3}[damaged]]
+        out.reshape(-1)[5] += 0.05 * abs(out).max()
+
+    monkeypatch.setitem(FUSED, damaged, wrong)
+    launcher: Any = type("NumPyOnly", (), {"xp": np})()
+    with pytest.raises(pytest.fail.Exception, match="is above"):
+        check_case(Device(launcher, np.copy, np.asarray), make_case(damaged, "float32", SMALL), storage="float32")

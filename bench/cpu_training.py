@@ -194,6 +194,7 @@ def main() -> None:
         "threads": options.threads,
         "rounds": options.rounds,
         "bars": BARS,
+        "shapes": {size: vars(SIZES[size]) for size in options.sizes},
         "sizes": {size: measure(size, names, options.rounds, options.threads) for size in options.sizes},
         "command_to_first_step_seconds": command_startup(names, options.rounds),
     }

@@ -6,6 +6,7 @@ usage: python bench/readme_tables.py [--check]
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,42 @@ def comparison() -> str:
     return (RESULTS / "comparison.md").read_text(encoding="utf-8").strip()
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"first_run": first_run, "comparison": comparison}
+def prepare_memory() -> str:
+    """One sentence on preparing a large text."""
+    found = load("prepare_memory.json")
+    prepare, text = found["prepare"], found["text_bytes"] / 1e9
+    return (
+        f"A text of {text:.1f} GB was prepared in {prepare['seconds']:.0f} s with a peak of "
+        f"{prepare['peak_bytes'] / 1e6:.0f} MB of memory ({found['machine']['processor']}, "
+        f"{found['machine']['cores']} cores, {found['machine']['date']})."
+    )
+
+
+def cpu_training() -> str:
+    """Both sizes side by side with PyTorch, and the time to the first step."""
+    found = load("cpu_training.json")
+    machine, shapes = found["machine"], found["shapes"]
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {found['date'][:10]}; medians of {found['rounds']} rounds."
+    ]
+    for size, rows in found["sizes"].items():
+        shape = ", ".join(f"{name}={value}" for name, value in shapes[size].items())
+        lines += ["", f"| {shape} | tokens/s | against PyTorch | peak memory |", "|---|---:|---:|---:|"]
+        lines += [
+            f"| {name} | {row['tokens_per_second']:,.0f} | {row['speed_ratio']:.2f}× | {row['peak_megabytes']:.0f} MB |"
+            for name, row in rows.items()
+        ]
+    first = {name: statistics.median(taken) for name, taken in found["command_to_first_step_seconds"].items()}
+    spoken = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in first.items())
+    return "\n".join([*lines, "", f"From the command to the first step done: {spoken}."])
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "first_run": first_run,
+    "prepare_memory": prepare_memory,
+    "comparison": comparison,
+    "cpu_training": cpu_training,
+}
 
 
 def filled(text: str) -> str:

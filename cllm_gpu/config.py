@@ -167,7 +167,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     backend: str | None = None
-    """numpy, native, cupy or auto (None: $CLLM_BACKEND, else auto)."""
+    """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
     output: Path | None = None
     """Folder of the run: configuration, metrics, checkpoints (None: the next free number in runs/)."""
 

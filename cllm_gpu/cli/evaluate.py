@@ -35,7 +35,7 @@ class EvaluateOptions:
     json: bool = False
     """Print JSON instead of a line."""
     backend: str | None = None
-    """numpy, native, cupy or auto (None: $CLLM_BACKEND, else auto)."""
+    """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
 
 
 def main(arguments: list[str]) -> int:

@@ -41,7 +41,7 @@ class GenerateOptions:
     cache: bool = True
     """Keep keys and values of earlier tokens; the text is the same without, slower."""
     backend: str | None = None
-    """numpy, native, cupy or auto (None: $CLLM_BACKEND, else auto)."""
+    """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
 
 
 def main(arguments: list[str]) -> int:

@@ -30,7 +30,7 @@ class GradcheckOptions:
     seed: int = 1
     """Of the weights, the tokens and the directions."""
     backend: str | None = None
-    """numpy, native, cupy or auto (None: $CLLM_BACKEND, else auto)."""
+    """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
     output: Path | None = None
     """Also write the table as JSON."""
 

@@ -12,33 +12,10 @@ _FLAT = "for (index_t at = (index_t(blockIdx.x) * FLAT_THREADS + threadIdx.x) * 
 _NOTHING_LEFT = "at = size leaves a count of 0: nothing is read or written, and zeros are added"
 _COUNT = "const int count = size - at < 4 ? int(size - at) : 4;"
 _COUNT_IN_PLACE = "const Four four = load_four(x + at, size - at < 4 ? int(size - at) : 4);"
-_AT_LEAST_4 = "size - at = 4 gives 4 either way"
 
 EQUIVALENT: dict[Key, str] = {
     ("adam.cu", _FOUR, "if (i < count) four.v[i] = to_float(p[i]);", "< -> <=", 1): "count is at most 4",
     ("adam.cu", _FOUR, "if (i < count) store(p + i, four.v[i]);", "< -> <=", 1): "count is at most 4",
     ("adam.cu", _FLAT, _COUNT, "< -> <=", 1): _NOTHING_LEFT,
     ("adam.cu", _FLAT, _COUNT_IN_PLACE, "< -> <=", 1): _NOTHING_LEFT,
-    (
-        "adam.cu",
-        _COUNT,
-        "Four p = load_four(parameters + at, count), g = load_four(gradients + at, count);",
-        "< -> <=",
-        1,
-    ): _AT_LEAST_4,
-    (
-        "adam.cu",
-        _COUNT,
-        "Four p = load_four(parameters + at, count), g = load_four(gradients + at, count), u = {};",
-        "< -> <=",
-        1,
-    ): _AT_LEAST_4,
-    ("adam.cu", _COUNT_IN_PLACE, "#pragma unroll", "< -> <=", 1): _AT_LEAST_4,
-    (
-        "embedding.cu",
-        "const int count = rows - begin < SEGMENT ? int(rows - begin) : SEGMENT;",
-        "for (int i = threadIdx.x; i < count + 2; i += blockDim.x) {",
-        "< -> <=",
-        1,
-    ): "rows - begin = SEGMENT gives SEGMENT either way",
 }

@@ -117,7 +117,7 @@ def mutants(file: str, text: str) -> list[Mutant]:
     found: list[Mutant] = []
     for kind, pattern, replace in _PATTERNS:
         for match in pattern.finditer(visible):
-            if kind == "bound moved" and _is_template(visible, match.start()):
+            if kind == "bound moved" and _changes_nothing(visible, match.start()):
                 continue
             line = text.count("\n", 0, match.start()) + 1
             context = lines[line - 1].strip()
@@ -127,9 +127,21 @@ def mutants(file: str, text: str) -> list[Mutant]:
     return sorted(found, key=lambda m: (m.start, m.kind))
 
 
-def _is_template(text: str, position: int) -> bool:
-    """`template < …` with a space, the one bracket that looks like a comparison."""
-    return text[:position].rstrip().endswith("template")
+# a < b ? a : b, either side perhaps in int(…): a minimum or maximum, the same with either comparison
+_EXTREME = re.compile(
+    r"(?:[=(,] ?)(?P<a>[^=(,?;]+) (?P<sign>[<>]=?) (?P<b>[^?;]+?) "
+    r"\? (?:int\((?P=a)\)|(?P=a)) : (?:int\((?P=b)\)|(?P=b))(?=[;,)])"
+)
+
+
+def _changes_nothing(text: str, position: int) -> bool:
+    """The comparison belongs to `template < …`, or to a minimum or maximum written out."""
+    if text[:position].rstrip().endswith("template"):
+        return True
+    start = text.rfind("\n", 0, position) + 1
+    end = text.find("\n", position)
+    line = text[start : end if end >= 0 else len(text)]
+    return any(start + m.start("sign") == position for m in _EXTREME.finditer(line))
 
 
 def run(

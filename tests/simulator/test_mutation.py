@@ -79,6 +79,23 @@ def test_mutants_leave_comments_and_directives_alone() -> None:
         assert damaged.count("\n") == SOURCE.count("\n")
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("const int end = begin + rows < all ? begin + rows : all;", []),
+        ("f(x + at, size - at < 4 ? int(size - at) : 4);", []),
+        ("const float m = a > b ? a : b;", []),
+        ("const int end = begin < all ? begin : 7;", ["< -> <="]),
+        ("for (int i = 0; i < n; ++i) {}", ["< -> <="]),
+        ("a[i >= n] = b->c << 2;", [">= -> >"]),
+        ("static_cast<int>(x); template <int N> f<3>();", []),
+    ],
+)
+def test_bounds(line: str, expected: list[str]) -> None:
+    found = [f"{m.before} -> {m.after}" for m in mutants("a.cu", line) if m.kind == "bound moved"]
+    assert found == expected
+
+
 def test_every_mutant_of_a_small_kernel_is_caught(folder: Path) -> None:
     report = run(folder, ["row_sums.cu"], _check, processes=2, seconds_each=60, equivalent=EQUIVALENT)
     assert report.untried == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import tyro
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.cli.configured import base_configuration, open_data
+from cllm_gpu.cli.info import environment
 from cllm_gpu.cli.parsing import parse
 from cllm_gpu.comparison import OptimizerName, Run, ScheduleName, compare, default_settings, run_setting
 from cllm_gpu.config import Config
@@ -59,7 +61,8 @@ def main(arguments: list[str]) -> int:
     found = compare(settings, lambda c: run_setting(c, backend, dataset), baseline=options.optimizers[0], report=report)
     sheet = comparison_sheet(found)
     print_sheet(sheet)
-    written = [*write_sheet(sheet, found.as_dict(), folder, "comparison")]
+    made = {"date": datetime.date.today().isoformat(), "backend": backend.description, **environment()}
+    written = [*write_sheet(sheet, {"made": made, **found.as_dict()}, folder, "comparison")]
     if options.picture:
         written.append(folder / "comparison.png")
         plot_comparison(found, written[-1])

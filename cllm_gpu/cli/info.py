@@ -52,6 +52,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def environment() -> dict[str, str]:
+    """What a result depends on besides the configuration: versions and system."""
+    return {
+        "cllm_gpu": __version__,
+        "numpy": _version("numpy"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}, {usable_cores()} cores",
+    }
+
+
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)

@@ -22,8 +22,12 @@ def load(name: str) -> Any:
 
 
 def first_run() -> str:
-    """What `make train` printed, as it was recorded."""
-    return "```\n" + (RESULTS / "first_run.txt").read_text(encoding="utf-8").rstrip() + "\n```"
+    """What `make train` printed, as it was recorded; the configuration and most steps left out."""
+    lines = (RESULTS / "first_run.txt").read_text(encoding="utf-8").splitlines()
+    steps = [number for number, line in enumerate(lines) if line.startswith("step ")]
+    begin = next(number for number, line in enumerate(lines) if line.startswith("model: "))
+    shown = [lines[0], "…", *lines[begin : steps[2]], "…", *lines[steps[-3] :]]
+    return "\n".join(["```", *(line.rstrip() for line in shown), "```"])
 
 
 def comparison() -> str:

@@ -153,8 +153,8 @@ class TrainingConfig:
     """A step this many standard deviations above the window's mean is skipped."""
     sample_tokens: int = 400
     """Length of the text generated at the end; 0: none."""
-    sample_prompt: str = ""
-    """What the sample starts with (empty: a new document)."""
+    sample_prompt: str | None = None
+    """What the sample starts with; empty: a new document (None: "def " after the standard library, else empty)."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,13 @@ class Config:
         for rule, message in _rules(self):
             if not rule:
                 raise UserError(message)
+
+    @property
+    def prompt(self) -> str:
+        """What the sample at the end starts with."""
+        if self.training.sample_prompt is not None:
+            return self.training.sample_prompt
+        return "def " if (self.data.source, self.data.tokenizer) == ("stdlib", "bytes") else ""
 
 
 def _rules(c: Config) -> list[tuple[bool, str]]:

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     display.message(backend.description)
     dataset = open_data(config, display)
     if dataset.tokenizer is not None:
-        dataset.tokenizer.encode(config.training.sample_prompt)  # a prompt it cannot read is an error before training
+        dataset.tokenizer.encode(config.prompt)  # a prompt it cannot read is an error before training
     architecture = config.model.architecture(dataset.vocabulary)
     folder = (config.output or newest_run()) if options.resume else begin_run(config.output)
     # what the bits depend on is saved as it was, not as "auto": a resumed run takes the same
@@ -100,7 +100,5 @@ def _sample(config: Config, trainer: Trainer, dataset: Dataset, display: Display
     if not loop.sample_tokens or dataset.tokenizer is None:
         return
     sampler = Sampler(temperature=0.7, seed=loop.seed)
-    pieces = generate_text(
-        trainer.model, dataset.tokenizer, loop.sample_prompt, tokens=loop.sample_tokens, sampler=sampler
-    )
-    display.sample(loop.sample_prompt, pieces)
+    pieces = generate_text(trainer.model, dataset.tokenizer, config.prompt, tokens=loop.sample_tokens, sampler=sampler)
+    display.sample(config.prompt, pieces)

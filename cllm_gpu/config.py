@@ -127,7 +127,7 @@ class ScheduleConfig:
 class TrainingConfig:
     """The loop."""
 
-    steps: int = 1500
+    steps: int = 1200
     """Optimizer steps in all."""
     batch: int = 16
     """Sequences per step."""

@@ -151,7 +151,7 @@ class TrainingConfig:
     """Steps over which loss and gradient norm are watched for spikes; 0: off."""
     spike_deviations: float = 6.0
     """A step this many standard deviations above the window's mean is skipped."""
-    sample_tokens: int = 400
+    sample_tokens: int = 300
     """Length of the text generated at the end; 0: none."""
     sample_prompt: str | None = None
     """What the sample starts with; empty: a new document (None: "def " after the standard library, else empty)."""

@@ -99,6 +99,6 @@ def _sample(config: Config, trainer: Trainer, dataset: Dataset, display: Display
     loop = config.training
     if not loop.sample_tokens or dataset.tokenizer is None:
         return
-    sampler = Sampler(temperature=0.8, top_p=0.9, seed=loop.seed)
+    sampler = Sampler(temperature=0.9, top_p=0.95, seed=loop.seed)
     pieces = generate_text(trainer.model, dataset.tokenizer, config.prompt, tokens=loop.sample_tokens, sampler=sampler)
     display.sample(config.prompt, pieces)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from cllm_gpu.fused.adam import adam_step, adam_step_on_device
-from cllm_gpu.fused.norm import squared_norm, squared_norm_on_device
+from cllm_gpu.fused.launcher import Variant
+from cllm_gpu.fused.norm import THREADS, squared_norm, squared_norm_on_device
 from cllm_gpu.fused.sgd import sgd_step
 from cllm_gpu.reference import adam as reference_adam
 from cllm_gpu.reference import sgd as reference_sgd
 from tests.fused.comparison import close
-from tests.fused.devices import BFLOAT16, Device
+from tests.fused.devices import BFLOAT16, DTYPES, Device
 
 SIZES = [1, 3, 4, 255, 1024, 5001]
 ADAM = {"rate": 1e-2, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.1}
@@ -72,6 +73,35 @@ def test_a_skipped_adam_step_writes_nothing(device: Device, rng: Any) -> None:
         assert np.array_equal(device.get(got), before)
 
 
+def test_adam_adds_epsilon_to_the_root(device: Device, rng: Any) -> None:
+    """An epsilon as large as the roots: 1e-8 does not show beside them."""
+    state = _state(rng, 50)
+    ours, theirs = [device.put(x) for x in state], [x.astype(np.float64) for x in state]
+    options: dict[str, Any] = ADAM | {"epsilon": 0.5, "step": 100, "decayed": 0, "decoupled": True}
+    moved = adam_step(device.launcher, *ours, gradient_scale=1.0, **options)
+    want = reference_adam.adam_step(np, *theirs, gradient_scale=1.0, **options)
+    assert abs(moved - want) <= 1e-5 * want
+    moves = [x - state[0] for x in (device.get(ours[0]).astype(np.float64), theirs[0])]
+    # a parameter of up to 4 has a rounding of 2^-23, and moves by about 0.01
+    assert np.abs(moves[0] - moves[1]).max() <= 2.0**-22
+    assert np.abs(moves[1]).max() >= 2.0**-10
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_adam_zeroes_the_gradients_when_asked(device: Device, rng: Any, size: int, storage: str) -> None:
+    state = _state(rng, size)
+    state[1] = state[1].astype(DTYPES[storage])
+    options: dict[str, Any] = ADAM | {"step": 1, "decayed": 0, "decoupled": True, "gradient_scale": 1.0}
+    kept, zeroed = ([device.put(x) for x in state] for _ in range(2))
+    adam_step_on_device(device.launcher, *kept, **options)
+    adam_step_on_device(device.launcher, *zeroed, zero_gradients=True, **options)
+    assert np.array_equal(device.get(kept[1]), state[1])
+    assert np.array_equal(device.get(zeroed[1]), np.zeros_like(state[1]))
+    for i in (0, 2, 3):
+        assert np.array_equal(device.get(zeroed[i]), device.get(kept[i]))
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd_step(device: Device, rng: Any, size: int, momentum: float) -> None:
@@ -87,6 +117,34 @@ def test_sgd_step(device: Device, rng: Any, size: int, momentum: float) -> None:
     close("p", device.get(parameters), theirs[0], storage="float32", factor=10)
     if velocity is not None:
         close("u", device.get(velocity), theirs[2], storage="float32", factor=10)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_every_argument_of_the_sgd_kernel(device: Device, rng: Any, storage: str, zero: bool, skip: bool) -> None:
+    """Those too that sgd_step leaves out: the rounded copy, clipping and skipping on the device, zeroed gradients."""
+    size, dtype = 1027, DTYPES[storage]  # two blocks and a remainder
+    p, g, u, _ = _state(rng, size)
+    g, blocks = g.astype(dtype), 2
+    host = {"parameters": p, "gradients": g, "velocity": u, "copy": np.ones(size, dtype)}
+    host |= {"clip": np.array([0.25], np.float32), "skip": np.array([skip], np.int32), "moved": np.zeros(blocks)}
+    arrays = {name: device.put(x) for name, x in host.items()}
+    numbers = {"size": size, "decayed": 500, "scale": 2.0, "momentum": 0.9, "decay": 0.2, "rate": 0.1}
+    arguments = arrays | numbers | {"zero_gradients": int(zero)}
+    device.launcher.launch(Variant("adam.cu", storage), "sgd_step", (blocks,), THREADS, arguments)
+    got = {name: device.get(x) for name, x in arrays.items()}
+    if skip:
+        assert all(np.array_equal(got[name], before) for name, before in host.items())
+        return
+    theirs = [x.astype(np.float64) for x in (p, g, u)]
+    options: dict[str, Any] = {"rate": 0.1, "momentum": 0.9, "weight_decay": 0.2, "decayed": 500}
+    moved = reference_sgd.sgd_step(np, *theirs, gradient_scale=0.5, **options)
+    assert abs(got["moved"].sum() - moved) <= 1e-5 * moved
+    close("p", got["parameters"], theirs[0], storage="float32", factor=10)
+    close("u", got["velocity"], theirs[2], storage="float32", factor=10)
+    assert np.array_equal(got["copy"], got["parameters"].astype(dtype))
+    assert np.array_equal(got["gradients"], np.zeros_like(g) if zero else g)
 
 
 @pytest.mark.parametrize("size", [0, *SIZES, 70001])

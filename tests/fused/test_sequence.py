@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.fused.dropout import dropout_backward, dropout_forward
-from cllm_gpu.fused.embedding import embedding_backward, embedding_forward
+from cllm_gpu.fused.embedding import SEGMENT, embedding_backward, embedding_forward
 from cllm_gpu.fused.rotary import rotary_backward, rotary_forward
 from cllm_gpu.reference import dropout as reference_dropout
 from cllm_gpu.reference import embedding as reference_embedding
@@ -78,6 +78,30 @@ def test_embedding_backward(
     reference_embedding.embedding_backward(np, dout.astype(np.float64), tokens, *wants, **options)
     close("tokens", device.get(got[0]), wants[0], storage=storage, factor=4 + batch * length)
     close("positions", device.get(got[1]), wants[1], storage=storage, factor=4 + batch)
+
+
+# lengths of the runs of equal tokens, in sorted order; segments are of 64
+@pytest.mark.parametrize(
+    "runs",
+    [
+        (64, 66, 5),  # one starts where a segment does, fills it and goes on
+        (63, 2, 70),  # one starts at a segment's last position and ends one past it
+        (10, 119, 61),  # one fills a segment and ends one past it
+        (63, 64),  # one runs to the end, one position short of the segment's
+        (63,),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_runs_that_meet_the_ends_of_segments(device: Device, rng: Any, storage: str, runs: tuple[int, ...]) -> None:
+    assert SEGMENT == 64
+    tokens = rng.permutation(np.repeat(np.arange(len(runs), dtype=np.int32), runs))[np.newaxis]
+    dout = _draw(rng, storage, sum(runs), 5)
+    got, want = device.put(np.full((len(runs), 5), np.nan, dout.dtype)), np.zeros((len(runs), 5))
+    options = {"accumulate_tokens": False, "accumulate_positions": False}
+    embedding_backward(device.launcher, device.put(dout), device.put(tokens), got, None, **options)
+    reference_embedding.embedding_backward(np, dout.astype(np.float64), tokens, want, None, **options)
+    close("tokens", device.get(got), want, storage=storage, factor=sum(runs))
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])

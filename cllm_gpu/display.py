@@ -19,6 +19,7 @@ from cllm_gpu.architecture import Architecture
 from cllm_gpu.config import Config, to_toml
 from cllm_gpu.data import Dataset
 from cllm_gpu.files import readable_size
+from cllm_gpu.generation import visible
 from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.training import Outcome
 
@@ -149,5 +150,5 @@ class Display:
         self.console.print("\nsample:", style="bold")
         self.console.print(prompt, end="", markup=False)
         for piece in pieces:
-            self.console.print(piece, end="", markup=False)
+            self.console.print(visible(piece), end="", markup=False)
         self.console.print()

@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import get_backend
 from cllm_gpu.errors import UserError
-from cllm_gpu.generation import CachedReader, TextStream, WindowReader, generate_text, generate_tokens
+from cllm_gpu.generation import CachedReader, TextStream, WindowReader, generate_text, generate_tokens, visible
 from cllm_gpu.model import Transformer
 from cllm_gpu.parameters import Layout, parameter_specs
 from cllm_gpu.sampling import Sampler
@@ -293,3 +293,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused():
         generate_text(
             model(dataclasses.replace(SHAPE, vocabulary=200)), ByteTokenizer(), "a", tokens=3, sampler=Sampler()
         )
+
+
+def test_a_terminal_gets_no_control_characters():
+    assert visible("a\x1b[31m\tb\n\x07é\x00") == "a\ufffd[31m\tb\n\ufffdé\ufffd"

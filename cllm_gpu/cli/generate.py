@@ -12,7 +12,7 @@ import tyro
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.cli.parsing import parse
-from cllm_gpu.generation import generate_text
+from cllm_gpu.generation import generate_text, visible
 from cllm_gpu.runs import newest_run
 from cllm_gpu.sampling import Sampler
 from cllm_gpu.trained import open_trained, require_tokenizer
@@ -55,8 +55,9 @@ def main(arguments: list[str]) -> int:
         trained.model, tokenizer, options.prompt, tokens=options.tokens, sampler=sampler, use_cache=options.cache
     )
     first = next(pieces, "")  # what can go wrong goes wrong before anything is written
+    on_terminal = sys.stdout.isatty()
     for piece in itertools.chain((options.prompt, first), pieces):
-        sys.stdout.write(piece)
+        sys.stdout.write(visible(piece) if on_terminal else piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
     return 0

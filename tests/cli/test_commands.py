@@ -150,7 +150,7 @@ def test_importing_loads_no_device_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("size", "batch"), [("mini", 8), ("mini", 16), ("small", 4)])
+@pytest.mark.parametrize(("size", "batch"), [("tiny", 16), ("mini", 8), ("mini", 16), ("small", 4)])
 def test_planned_memory_is_what_is_measured(workplace: Path, size: str, batch: int) -> None:
     """Within 10%, as said before training."""
     if not Path("/proc/self/status").is_file():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,7 +60,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
         return ByteTokenizer()
     if name_or_path == "patterns":
         return PatternTokenizer()
-    path = Path(name_or_path)
+    path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.exists():

@@ -11,13 +11,13 @@ import tyro
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.cli.configured import base_configuration, open_data
-from cllm_gpu.cli.info import environment
 from cllm_gpu.cli.parsing import parse
 from cllm_gpu.comparison import OptimizerName, Run, ScheduleName, compare, default_settings, run_setting
 from cllm_gpu.config import Config
 from cllm_gpu.display import Display
 from cllm_gpu.errors import UserError
 from cllm_gpu.reporting import comparison_sheet, plot_comparison, print_sheet, require_plots, write_sheet
+from cllm_gpu.versions import environment
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from cllm_gpu.cli.parsing import parse
 from cllm_gpu.compiler import cache_directory, compiler_version, find_compiler
 from cllm_gpu.files import readable_size
 from cllm_gpu.operations import NAMES
+from cllm_gpu.versions import package_version
 
 PACKAGES = (
     "numpy",
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     compiler = find_compiler()
     print(f"C++ compiler: {compiler_version(compiler) if compiler else 'none; install g++ or clang++, or set CXX'}")
     for name in PACKAGES:
-        print(f"{name}: {_version(name)}")
+        print(f"{name}: {package_version(name)}")
     _describe_gpu()
     backend = get_backend(options.backend)
     print(f"backend: {backend.description}")
@@ -50,23 +50,6 @@ def main(arguments: list[str]) -> int:
     _describe_operations(backend)
     print(f"cache: {cache_directory()}")
     return 0
-
-
-def environment() -> dict[str, str]:
-    """What a result depends on besides the configuration: versions and system."""
-    return {
-        "cllm_gpu": __version__,
-        "numpy": _version("numpy"),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}, {usable_cores()} cores",
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _describe_gpu() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,10 +67,3 @@ def make_trainer(backend: Backend, dataset: Dataset) -> Iterator[Callable[..., T
     yield make
     for trainer in made:
         trainer.close()
-
-
-def changed(config: Config, **sections: dict[str, Any]) -> Config:
-    """`config` with some names of some sections replaced: changed(config, training={"steps": 3})."""
-    return dataclasses.replace(
-        config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
-    )

@@ -20,6 +20,7 @@ from cllm_gpu.parameters import FlatParameters
 from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
+from cllm_gpu.reference.score_terms import ScoreTerms
 from cllm_gpu.workspace import KeyValueCache, Workspace, statistics_dtype
 
 EPSILON = 1e-5
@@ -92,6 +93,10 @@ class Transformer:
         out = self.backend.xp.empty((tokens.shape[0], self.architecture.vocabulary), last.dtype)
         self.ops.linear_forward(self.backend.xp.ascontiguousarray(last), self.parameters[self._head_name], None, out)
         return out
+
+    def score_terms(self, workspace: Workspace, layer: int) -> ScoreTerms | None:
+        """The terms a layer added to its scores in the last forward; None with standard attention."""
+        return self._lattice.terms(workspace.lattice, layer)
 
     # ---- forward
 

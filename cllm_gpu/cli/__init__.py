@@ -16,7 +16,7 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "evaluate": "loss, perplexity, bits per byte and accuracy on a text",
     "gradcheck": "compare every analytic gradient with a numerical one",
-    "compare": "train with several optimizers and schedules and compare the curves",
+    "compare": "train with several optimizers, or several variants of a model, and compare",
     "report": "tables and pictures of finished runs",
     "info": "versions, device, and which operations run fused",
 }

@@ -126,6 +126,31 @@ def test_compare(command: Command, workplace: Path, small: Flags) -> None:
     assert json.loads((workplace / "comparison" / "comparison.json").read_text())["baseline"] == "sgd"
 
 
+EXPERIMENT = """
+title = "two kinds of attention"
+seeds = [1, 2]
+[[variants]]
+name = "standard"
+[[variants]]
+name = "crystalline"
+model.attention = "crystalline"
+"""
+
+
+def test_an_experiment_goes_on_where_it_was(command: Command, workplace: Path, small: Flags) -> None:
+    (workplace / "kinds.toml").write_text(EXPERIMENT, encoding="utf-8")
+    flags = ("compare", "--experiment", "kinds.toml", *small, "--training.steps", "3")
+    status, out, err = command(*flags)
+    assert status == 0, err
+    assert "4/4 crystalline, seed 2: loss" in out
+    found = json.loads((workplace / "runs" / "kinds" / "kinds.json").read_text())
+    assert [summary["variant"] for summary in found["summaries"]] == ["standard", "crystalline"]
+    assert found["runs"][1]["scalars"]["blocks.0.lattice_scalars"] != [[0.0] * 4] * 2
+    status, out, _ = command(*flags)
+    assert status == 0
+    assert out.count("(kept from before)") == 4
+
+
 def test_info(command: Command) -> None:
     status, out, _ = command("info")
     assert status == 0

@@ -20,7 +20,6 @@ from cllm_gpu.parameters import FlatParameters
 from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
-from cllm_gpu.reference.score_terms import ScoreTerms
 from cllm_gpu.workspace import KeyValueCache, Workspace, statistics_dtype
 
 EPSILON = 1e-5
@@ -94,9 +93,14 @@ class Transformer:
         self.ops.linear_forward(self.backend.xp.ascontiguousarray(last), self.parameters[self._head_name], None, out)
         return out
 
-    def score_terms(self, workspace: Workspace, layer: int) -> ScoreTerms | None:
-        """The terms a layer added to its scores in the last forward; None with standard attention."""
-        return self._lattice.terms(workspace.lattice, layer)
+    def attention_weights(self, workspace: Workspace, layer: int, *, terms: bool = True) -> Any:
+        """Weights (B, H, T, T) of a layer in the last forward of a training workspace, for inspection: O(T²) memory.
+
+        Without `terms`, as they would be had the lattice added nothing to the scores.
+        """
+        q, k, _ = workspace.split_heads(workspace.layers[layer].qkv)
+        added = self._lattice.terms(workspace.lattice, layer) if terms else None
+        return self.ops.attention_weights(q, k, causal=True, scale=self.scale, terms=added)
 
     # ---- forward
 

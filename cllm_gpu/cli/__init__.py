@@ -18,6 +18,7 @@ COMMANDS = {
     "gradcheck": "compare every analytic gradient with a numerical one",
     "compare": "train with several optimizers, or several variants of a model, and compare",
     "report": "tables and pictures of finished runs",
+    "lattice": "draw the lattice, and what a model learnt of it",
     "info": "versions, device, and which operations run fused",
 }
 USER_ERROR = 2

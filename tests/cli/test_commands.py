@@ -151,6 +151,42 @@ def test_an_experiment_goes_on_where_it_was(command: Command, workplace: Path, s
     assert out.count("(kept from before)") == 4
 
 
+def test_lattice(command: Command, workplace: Path, small: Flags) -> None:
+    pytest.importorskip("matplotlib")
+    flags = ("--model.attention", "crystalline", "--training.steps", "2", "--output", "run")
+    assert command("train", *small, *flags)[0] == 0
+    status, out, err = command("lattice", "run", "--output", "pictures", "--prompt", "seven squared is", "--head", "0")
+    assert status == 0, err
+    expected = {f"{name}.{ending}" for name in ("lattice", "scalars", "weights") for ending in ("png", "svg")}
+    assert {path.name for path in (workplace / "pictures").iterdir()} == expected
+    assert out.count("written: ") == 6
+    assert command("lattice", "--vocabulary", "5000", "--output", "other")[0] == 0
+    assert {path.name for path in (workplace / "other").iterdir()} == {"lattice.png", "lattice.svg"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--vocabulary", "0"), "--vocabulary is 0; it must lie between 1 and 1048576"),
+        (("run", "--head", "9"), "--head is 9; the model has heads 0 to 1"),
+        (("run", "--prompt", "x"), "--prompt has fewer than two tokens"),
+        (("plain",), "the model in plain has no lattice terms"),
+    ],
+)
+def test_what_lattice_refuses(
+    command: Command, workplace: Path, small: Flags, flags: tuple[str, ...], message: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    for name, attention in (("run", "crystalline"), ("plain", "standard")):
+        if flags[0] == name:
+            options = ("--training.steps", "1", "--output", name, "--model.attention", attention)
+            assert command("train", *small, *options)[0] == 0
+    status, _, err = command("lattice", *flags)
+    assert status == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
 def test_info(command: Command) -> None:
     status, out, _ = command("info")
     assert status == 0

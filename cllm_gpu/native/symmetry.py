@@ -28,7 +28,7 @@ def _apply(
         raise ValueError(f"cosine has {pairs} pairs, which is more than the {d} dimensions of {name} hold")
     data, strides = strided(name, x, x.shape, dtype)
     status = kernels.symmetry(
-        b, t, h, pairs, data, *strides,
+        b, t, h, d, pairs, data, *strides,
         address("elements", elements, (b, t), INT32),
         address("cosine", cosine, (ELEMENTS, pairs), dtype),
         address("sine", sine, (ELEMENTS, pairs), dtype),

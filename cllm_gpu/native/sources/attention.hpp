@@ -217,9 +217,7 @@ void backward_rows(
                 size, w.left, MR, w.value_columns + s * size, dscores + s, w.pitch, rows, NR<T>, false, nullptr
             );
         const index_t position = shape.before() + t + i;
-        if (terms)
-            for (int r = 0; r < rows; ++r)
-                terms->add_to_row(weights + r * w.pitch, position + r, shape.seen(t + i + r));
+        if (terms) terms->add_to_rows(weights, w.pitch, rows, position, seen);
         for (int r = 0; r < rows; ++r) {
             const T delta = dot(size, dout + (i + r) * dout_row, out + (i + r) * out_row);
             weights_and_dscores(
@@ -227,7 +225,7 @@ void backward_rows(
                 delta, scale
             );
         }
-        if (terms) terms->take_gradients(dscores, w.pitch, rows, position, shape.seen(t + i), shape.causal);
+        if (terms) terms->take_gradients(dscores, w.pitch, rows, position, seen);
         pack_panel<T, MR>(dscores, 1, w.pitch, rows, seen, w.left);
         for (index_t d = 0; d < size; d += NR<T>)
             micro_kernel<T>(

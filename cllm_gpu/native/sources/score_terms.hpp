@@ -3,8 +3,8 @@
 // and gradients are taken from dS times scale.
 //
 // A pair of positions is a lane: one side is the same in all lanes, the other consecutive. A match of m + 1 tokens is
-// one comparison more than a match of m; where none of the lanes is left, most often after the first, longer ones are
-// not looked for. Nothing is kept from head to head: computing it again is cheaper than a T×S array would be.
+// one comparison more than a match of m. All of them are made, of every pair and again for every head: stopping where no
+// lane is left costs more in mispredicted branches than it saves, and remembering would take a T×S array.
 #pragma once
 
 #include "gemm.hpp"
@@ -51,19 +51,22 @@ template <class T, class Query, class Key> struct Pairs {
 #pragma GCC unroll 3
         for (int axis = 0; axis < 3; ++axis) by_axis[axis] = query.coordinate(axis) - key.coordinate(axis);
     }
-    static INLINE vec<T> length(const vec<T> (&x)[3]) { return square_root<T>(x[0] * x[0] + x[1] * x[1] + x[2] * x[2]); }
+    static INLINE vec<T> length(const vec<T> (&x)[3]) {
+        return square_root<T>(x[0] * x[0] + x[1] * x[1] + x[2] * x[2]);
+    }
     INLINE ivec<T> same_token() const { return query.token(0) == key.token(0); }
-    // Calls take(m, lanes in which m + 1 tokens match) for m = 0 … matches − 1 while there are such lanes.
+    // Calls take(m, lanes in which m + 1 tokens match) for m = 0 … matches − 1
     template <class F> INLINE void for_matches(int matches, F take) const {
-        ivec<T> matching = query.token(0) == key.token(1);
+        ivec<T> matching = ~ivec<T>{};
 #pragma GCC unroll 8
         for (int m = 0; m < MATCHES; ++m) {
-            if (m >= matches || !any<T>(matching)) return;
+            if (m >= matches) return;
+            matching &= query.token(m) == key.token(m + 1);
             take(m, matching);
-            matching &= query.token(m + 1) == key.token(m + 2);
         }
     }
 };
+
 // A head's scalars with the sign they enter with, over `scale`; 0 where not in use
 template <class T> struct HeadScalars {
     T value[TERMS];
@@ -173,28 +176,34 @@ template <class T> class TermTile {
         }
     }
 
-    // x(s) += the terms of one query and key s, for s < seen and on to the end of a vector
-    void add_to_row(T* x, index_t query, index_t seen) const {
+    // x(r, s) += the terms of query `first + r` and key s, for s < seen and on to the end of a vector
+    void add_to_rows(T* x, index_t pitch, int rows, index_t first, index_t seen) const {
         const HeadScalars<T> own = head;
-        const Single<T> one{of_queries + query, points + query};
-        for (index_t s = 0; s < seen; s += lanes<T>)
-            store(x + s, load(x + s) + own.score(one, Consecutive<T>{of_keys + s, points + s}));
+        for (index_t s = 0; s < seen; s += lanes<T>) {
+            const Consecutive<T> key{of_keys + s, points + s};
+            Single<T> query{of_queries + first, points + first};
+            T* at = x + s;
+            for (int r = 0; r < rows; ++r, at += pitch, query = {query.tokens + 1, query.points + 1})
+                store(at, load(at) + own.score(query, key));
+        }
     }
 
-    // What dscores(r, s) gives; query `first + r` sees `seen` keys, or with `causal` r more
-    void take_gradients(const T* dscores, index_t pitch, int rows, index_t first, index_t seen, bool causal) {
+    // What dscores(r, s) of queries `first + r` and keys s < seen gives
+    void take_gradients(const T* dscores, index_t pitch, int rows, index_t first, index_t seen) {
         if (!given.dscalars && !given.dpoints) return;
         const HeadScalars<T> own = head;
         vec<T> part[TERMS] = {};  // of these rows: in registers, and a sum of sums is rounded less
-        for (int r = 0; r < rows; ++r) {
-            const Single<T> query{of_queries + first + r, points + first + r};
-            const index_t stop = seen + (causal ? r : 0);
-            const T* d = dscores + r * pitch;
-            for (index_t s = 0; s < stop; s += lanes<T>)
-                own.gradients(query, Consecutive<T>{of_keys + s, points + s}, load(d + s, stop - s), part);
-            if (given.dpoints) take_point_gradients(query, d, first + r, stop);
+        for (index_t s = 0; s < seen; s += lanes<T>) {
+            const Consecutive<T> key{of_keys + s, points + s};
+            const ivec<T> there = lane_numbers<T>() < ivec<T>{} + lane_t<T>(seen - s);
+            Single<T> query{of_queries + first, points + first};
+            const T* at = dscores + s;
+            for (int r = 0; r < rows; ++r, at += pitch, query = {query.tokens + 1, query.points + 1})
+                own.gradients(query, key, select<T>(there, load(at), vec<T>{}), part);
         }
         for (int term = 0; term < TERMS; ++term) sums[term] += part[term];
+        if (given.dpoints)
+            for (int r = 0; r < rows; ++r) take_point_gradients(dscores + r * pitch, first + r, seen);
     }
 
     void finish_head(index_t h) const {
@@ -225,8 +234,9 @@ template <class T> class TermTile {
         return term < FIRST_MATCH ? given.in_use[term] != 0 : term - FIRST_MATCH < given.matches;
     }
 
-    void take_point_gradients(const Single<T>& query, const T* dscores, index_t position, index_t seen) {
+    void take_point_gradients(const T* dscores, index_t position, index_t seen) {
         const HeadScalars<T> own = head;
+        const Single<T> query{of_queries + position, points + position};
         vec<T> total[3] = {};
         for (index_t s = 0; s < seen; s += lanes<T>) {
             vec<T> slope[3];

@@ -103,6 +103,10 @@ template <class T> INLINE void transpose(vec<T> (&x)[lanes<T>]) {
 template <class T, int... I> INLINE vec<T> swap_neighbours(vec<T> x, sequence<I...>) {
     return CLLM_SHUFFLE(T, x, x, (I ^ 1)...);  // x1 x0 x3 x2 ...
 }
+template <class T, int... I> INLINE ivec<T> lane_numbers(sequence<I...>) { return ivec<T>{I...}; }
+template <class T> INLINE ivec<T> lane_numbers() {
+    return lane_numbers<T>(typename make_sequence<lanes<T>>::type());
+}
 template <class T> INLINE vec<T> swap_neighbours(vec<T> x) {
     return swap_neighbours<T>(x, typename make_sequence<lanes<T>>::type());
 }
@@ -111,13 +115,6 @@ template <class T> INLINE vec<T> swap_neighbours(vec<T> x) {
 
 template <class T> INLINE vec<T> select(ivec<T> mask, vec<T> yes, vec<T> no) { return mask ? yes : no; }
 template <class T> INLINE vec<T> maximum(vec<T> a, vec<T> b) { return a > b ? a : b; }
-template <class T> INLINE bool any(ivec<T> mask) {
-    typedef std::uint64_t quarter __attribute__((vector_size(16)));
-    quarter part[sizeof mask / sizeof(quarter)], all{};
-    std::memcpy(part, &mask, sizeof mask);
-    for (const quarter& word : part) all |= word;
-    return (all[0] | all[1]) != 0;
-}
 template <class T> INLINE vec<T> square_root(vec<T> x) {  // one instruction: both compilers see through the loop
     T part[lanes<T>];
     std::memcpy(part, &x, sizeof x);

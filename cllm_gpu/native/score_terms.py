@@ -8,7 +8,6 @@ from typing import Any
 from cllm_gpu.native.arguments import INT32, strided
 from cllm_gpu.reference.score_terms import MAXIMUM_MATCHES, ScoreTermGradients, ScoreTerms
 
-
 _PITCHES = {
     "tokens": ("tokens_item",),
     "points": ("points_item", "points_row"),

@@ -162,7 +162,7 @@ def test_symmetry_refuses(library):
         forward(library, x, elements, tables[0], tables[1].astype(np.float64), tables[2])
     with pytest.raises(ValueError, match=r"cosine is .*\(12, 2\).*expected float32 \(24, 2\)"):
         forward(library, x, elements, tables[0][:12], tables[1], tables[2])
-    with pytest.raises(ValueError, match="cosine has 3 pairs, .*the 4 dimensions of dx"):
+    with pytest.raises(ValueError, match=r"cosine has 3 pairs, .*the 4 dimensions of dx"):
         NATIVE["symmetry_backward"](library, x, elements, *symmetry_tables(3))
 
 

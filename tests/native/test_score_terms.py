@@ -140,7 +140,7 @@ def test_same_bits_at_every_run_and_added_to_what_is_there(library, generator):
 
 
 def test_gradients_not_wanted(library, generator):
-    """None for the scalars' or the points' gradients leaves the other's as it is with both, and no dterms is allowed."""
+    """None for the scalars' or the points' gradients changes nothing else, and nor does no dterms at all."""
     case = (2, 20, 20, 2, 1, 8, True, 3)
     terms = _terms(case, (True, True, True, 3), generator)
     arrays, dout = _arrays(case, generator), generator.standard_normal((2, 20, 2, 8))

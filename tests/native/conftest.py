@@ -67,7 +67,7 @@ def agree(library: Library, within: Callable[[str, float, float], None]) -> Call
 
 
 def convert_terms(value: Any, *dtypes: Any) -> Any:
-    """Score terms, or their gradients, with copies of their arrays rounded to each dtype in turn; else `value` itself."""
+    """Score terms or their gradients with copies of their arrays rounded to each dtype in turn; else value itself."""
     if not isinstance(value, ScoreTerms | ScoreTermGradients):
         return value
     arrays = {}

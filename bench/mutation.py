@@ -35,6 +35,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "attention.cuh": _ATTENTION,
     "attention_bfloat16.cuh": (*_ATTENTION, "-k", "bfloat16 or weights"),
     "attention_float32.cuh": (*_ATTENTION, "-k", "float32 or weights"),
+    "attention_tiles_bfloat16.cuh": (*_ATTENTION, "-k", "bfloat16 or weights"),
+    "attention_tiles_float32.cuh": (*_ATTENTION, "-k", "float32 or weights"),
     "column_sum.cu": (_ROWWISE, "tests/fused/test_training.py"),
     "columns.cuh": (_ROWWISE, "-k", "column_sum or layernorm_backward"),
     "common.cuh": (_ROWWISE, *_ATTENTION, "-k", "layernorm_forward or bfloat16"),

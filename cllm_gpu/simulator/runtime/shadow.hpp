@@ -60,6 +60,16 @@ void traffic_flush();
 void traffic_begin();
 void races_begin();
 
+/// Order between blocks, by fences and atomics.
+void order_begin_launch();
+void order_begin_block();
+void acquire(const void* address);
+void release(const void* address);
+/// An access of the block that ran as number `its_block` certainly happened before what the running thread does now.
+bool happened_before(const Past& past, std::size_t its_block);
+/// How often the lanes of the warp have met at a __syncwarp.
+std::uint16_t warp_syncs_of(int warp);
+
 std::uint32_t code_index(const Code& code);
 const Code& code_at(std::uint32_t index);
 

@@ -202,7 +202,7 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
 #pragma unroll
     for (int m = 0; m < M; m++) factors[m][0] = factors[m][1] = n.scale;
     store_rows(dq.at(b, h), dq.row, first + row, n.queries, sums, factors, n.wide);
-    terms.finish(term_partials, reinterpret_cast<float*>(stages));
+    terms.finish(term_partials, blockIdx.x, reinterpret_cast<float*>(stages));
 }
 
 // dK and dV of the keys begin … of one key/value head: over the query heads that share it and their queries, in order.

@@ -148,5 +148,5 @@ __device__ __forceinline__ void backward_queries_tile(const View<const float>& d
     }
     const float scales[I] = {n.scale, n.scale};
     store_rows(dq.at(b, h), dq.row, first, n.queries, sums, scales, n.wide);
-    terms.finish(term_partials, dscores);
+    terms.finish(term_partials, blockIdx.x, dscores);
 }

@@ -131,11 +131,11 @@ __device__ __forceinline__ uint2 neighbouring_columns(u32 low, u32 high) {
     return t % 2 == 0 ? make_uint2(kept, got) : make_uint2(got, kept);
 }
 
-// rows_of[row + …] = acc·factor for the rows below `limit`; factors[m][half] belongs to rows 16·m + 8·half + g. With
-// 16-byte accesses (wide) the lanes of a row write whole 32-byte sectors.
-template <int M>
-__device__ __forceinline__ void store_rows(bf16* rows_of, i64 stride, int row, int limit,
-                                           const Accumulator<M, D_TILES>& acc, const float (&factors)[M][2], int wide) {
+// rows_of[row + …] = acc·factor for the rows below `limit`, columns from tile `first_tile` on; factors[m][half] belongs
+// to rows 16·m + 8·half + g. With 16-byte accesses (wide) the lanes of a row write whole 32-byte sectors.
+template <int M, int N>
+__device__ __forceinline__ void store_rows(bf16* rows_of, i64 stride, int row, int limit, const Accumulator<M, N>& acc,
+                                           const float (&factors)[M][2], int wide, int first_tile = 0) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int m = 0; m < M; m++) {
@@ -144,7 +144,7 @@ __device__ __forceinline__ void store_rows(bf16* rows_of, i64 stride, int row, i
             const int at = row + 16 * m + 8 * half + g;
             bf16* const p = rows_of + (at < limit ? at * stride : 0);
 #pragma unroll
-            for (int n = 0; n < D_TILES; n += 2) {
+            for (int n = 0; n < N; n += 2) {
                 u32 words[2];
 #pragma unroll
                 for (int i = 0; i < 2; i++)
@@ -152,12 +152,12 @@ __device__ __forceinline__ void store_rows(bf16* rows_of, i64 stride, int row, i
                                          acc.v[m][n + i][2 * half + 1] * factors[m][half]);
                 if (wide) {
                     const uint2 four = neighbouring_columns(words[0], words[1]);
-                    const int column = 8 * (n + t / 2) + t % 2 * 4;
+                    const int column = 8 * (first_tile + n + t / 2) + t % 2 * 4;
                     if (at < limit && column < D) *reinterpret_cast<uint2*>(p + column) = four;
                 } else {
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
-                        const int column = 8 * (n + i) + 2 * t;
+                        const int column = 8 * (first_tile + n + i) + 2 * t;
                         if (at < limit && column < D) p[column] = bf16{u16(words[i])};
                         if (at < limit && column + 1 < D) p[column + 1] = bf16{u16(words[i] >> 16)};
                     }

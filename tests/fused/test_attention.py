@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.fused.attention import attention_backward, attention_forward, attention_weights
+from cllm_gpu.fused.attention import METHODS, BackwardMethod, attention_backward, attention_forward, attention_weights
 from cllm_gpu.fused.launcher import Variant
 from cllm_gpu.fused.sources import source_directory
 from cllm_gpu.reference import attention as reference
@@ -83,11 +83,21 @@ class Problem:
     def run(self, device: Device) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """out, dq, dk, dv as float64, and lse."""
         attention_forward(device.launcher, *self.inputs, self.out, self.lse, **self.options)
+        self.backward(device, "two kernels")
+        return [device.get(self.out).astype(np.float64), *self.gradients_of(device)], device.get(self.lse)
+
+    def backward(self, device: Device, method: BackwardMethod) -> None:
+        """The gradients, over not-a-numbers."""
+        for array in self.gradients:
+            array[...] = np.nan
+        saved = (self.out, self.lse)
         attention_backward(
-            device.launcher, self.dout, *self.inputs, self.out, self.lse, *self.gradients, **self.options
+            device.launcher, self.dout, *self.inputs, *saved, *self.gradients, method=method, **self.options
         )
-        arrays = (self.out, *self.gradients)
-        return [device.get(x).astype(np.float64) for x in arrays], device.get(self.lse)
+
+    def gradients_of(self, device: Device) -> list[np.ndarray[Any, Any]]:
+        """dq, dk, dv as float64."""
+        return [device.get(x).astype(np.float64) for x in self.gradients]
 
     def reference(self) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """The same in float64."""

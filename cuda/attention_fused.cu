@@ -12,8 +12,8 @@
 //   to query_sums in memory when its turn comes. Layouts: attention_fused_bfloat16.cuh, attention_fused_float32.cuh.
 // Order: the tiles of keys add to a tile of queries from the last one down to tile 0, which scales and stores dQ. The
 //   first writes instead of adding, so nothing needs clearing; the last sets the counter back to 0. With a causal mask a
-//   block starts at its own diagonal, where it is the first to add, and follows the block before it at a distance of one
-//   step. Without a mask every block starts at the first queries and the wait runs through all of them once.
+//   block starts at its own diagonal, where it is the first to add, and stays as many steps behind its predecessor as a
+//   tile of keys has tiles of queries. Without a mask all start at the first queries: the last one waits a step for each.
 // No deadlock: a block draws its tile by a ticket when it starts to run, the last tile of keys first. So a block waits
 //   only for blocks that drew before it, which are running or done; of those that run, the first drawn waits for nobody.
 // Operations: five products of 2·B·H·T·S·D each (half when causal). Traffic: as attention_backward_keys, and query_sums

@@ -101,6 +101,28 @@ __device__ __forceinline__ void add_queries(const Tile<TILE_KEYS>& dscores, cons
     turn.pass();  // its barrier lets the stage and dS be overwritten, too
 }
 
+// What a step needs of one tile of queries, in shared memory.
+struct Stage {
+    unsigned char* base;
+
+    __device__ __forceinline__ Tile<TILE_QUERIES> queries() const { return {base}; }
+    __device__ __forceinline__ Tile<TILE_QUERIES> douts() const { return {base + tile_bytes(TILE_QUERIES)}; }
+    __device__ __forceinline__ float* lse() const {
+        return reinterpret_cast<float*>(base + 2 * tile_bytes(TILE_QUERIES));
+    }
+    __device__ __forceinline__ float* delta() const { return lse() + TILE_QUERIES; }
+
+    // Starts the copy of the queries first … of head h. all_lse, all_delta: those of all heads.
+    __device__ __forceinline__ void load(const View<const bf16>& q, const View<const bf16>& dout, const float* all_lse,
+                                         const float* all_delta, const Sizes& n, int b, int h, int first) const {
+        const i64 rows = (i64(b) * n.heads + h) * n.queries;
+        queries().load(q.at(b, h), q.row, first, n.queries, n.wide);
+        douts().load(dout.at(b, h), dout.row, first, n.queries, n.wide);
+        load_numbers<TILE_QUERIES>(lse(), all_lse + rows, first, n.queries);
+        load_numbers<TILE_QUERIES>(delta(), all_delta + rows, first, n.queries);
+    }
+};
+
 // dK and dV of the keys of one tile of one key/value head, and its part of dQ of every query that sees them.
 __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout, const View<const bf16>& q,
                                                     const View<const bf16>& k, const View<const bf16>& v,
@@ -113,55 +135,45 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
     const Tile<TILE_KEYS> keys = {shared}, values = {shared + tile_bytes(TILE_KEYS)};
     const Tile<TILE_KEYS> dscores = {shared + 2 * tile_bytes(TILE_KEYS)};
     unsigned char* const stages = dscores.base + TILE_KEYS * 128;
-    const int row = threadIdx.x / 32 * 16 * M, begin = tile * TILE_KEYS;
+    const int row = threadIdx.x / 32 * 16 * M, begin = tile * TILE_KEYS, past_heads = (kv + 1) * n.group();
     const int query_tiles = (n.queries + TILE_QUERIES - 1) / TILE_QUERIES;
+    const int key_tiles = (n.keys + TILE_KEYS - 1) / TILE_KEYS;
     const int skipped = n.first_query(begin) / TILE_QUERIES;  // tiles of queries that see none of the keys
-    const int tiles = query_tiles - skipped, steps = tiles * n.group();
-    const auto stage_of = [&](int step) { return stages + step % 2 * STAGE; };
-    const auto numbers_of = [&](int step) {
-        return reinterpret_cast<float*>(stage_of(step) + 2 * tile_bytes(TILE_QUERIES));
-    };
-    const auto start = [&](int step) {
-        const int h = kv * n.group() + step / tiles, first = (skipped + step % tiles) * TILE_QUERIES;
-        Tile<TILE_QUERIES>{stage_of(step)}.load(q.at(b, h), q.row, first, n.queries, n.wide);
-        Tile<TILE_QUERIES>{stage_of(step) + tile_bytes(TILE_QUERIES)}.load(dout.at(b, h), dout.row, first, n.queries,
-                                                                          n.wide);
-        const i64 rows = (i64(b) * n.heads + h) * n.queries;
-        load_numbers<TILE_QUERIES>(numbers_of(step), lse + rows, first, n.queries);
-        load_numbers<TILE_QUERIES>(numbers_of(step) + TILE_QUERIES, delta + rows, first, n.queries);
-    };
     Accumulator<M, D_TILES> key_sums, value_sums;
     key_sums.clear();
     value_sums.clear();
     ScoreTerms terms(coordinates, term_weights, n, b, kv * n.group());
     keys.load(k.at(b, kv), k.row, begin, n.keys, n.wide);
     values.load(v.at(b, kv), v.row, begin, n.keys, n.wide);
-    if (steps > 0) start(0);
+    int h = kv * n.group(), at = skipped, parity = 0;
+    if (at < query_tiles) Stage{stages}.load(q, dout, lse, delta, n, b, h, at * TILE_QUERIES);
     copy_async_commit();
-    for (int step = 0; step < steps; step++) {
-        if (step + 1 < steps) start(step + 1);
+    while (h < past_heads && at < query_tiles) {
+        const bool head_ends = at + 1 == query_tiles;
+        const int next_h = head_ends ? h + 1 : h, next = head_ends ? skipped : at + 1, first = at * TILE_QUERIES;
+        const Stage stage = {stages + parity * STAGE};
+        parity ^= 1;
+        if (next_h < past_heads)
+            Stage{stages + parity * STAGE}.load(q, dout, lse, delta, n, b, next_h, next * TILE_QUERIES);
         copy_async_commit();
         copy_async_wait<1>();
         __syncthreads();
-        const int h = kv * n.group() + step / tiles, at = skipped + step % tiles, first = at * TILE_QUERIES;
-        const i64 head = i64(b) * n.heads + h;
-        const Tile<TILE_QUERIES> queries = {stage_of(step)}, douts = {stage_of(step) + tile_bytes(TILE_QUERIES)};
         if (at == skipped) terms = ScoreTerms(coordinates, term_weights, n, b, h);
         Accumulator<M, N> scores, dweights;
-        row_products(scores, keys, row, queries);
+        row_products(scores, keys, row, stage.queries());
         finish_scores<true>(scores, n, terms, first, begin + row);
-        row_products(dweights, values, row, douts);
-        backward_scores(scores, dweights, numbers_of(step), numbers_of(step) + TILE_QUERIES, exponent_factor(n));
+        row_products(dweights, values, row, stage.douts());
+        backward_scores(scores, dweights, stage.lse(), stage.delta(), exponent_factor(n));
         add_term_gradients(terms, dweights, first, begin + row);
-        weighted_rows(value_sums, scores, douts);
         store_packed(dscores, row, dweights);
-        weighted_rows(key_sums, dweights, queries);
+        weighted_rows(value_sums, scores, stage.douts());
+        weighted_rows(key_sums, dweights, stage.queries());
+        const i64 head = i64(b) * n.heads + h;
         const Turn turn(turns + head * query_tiles + at, n, first + TILE_QUERIES - 1, tile, TILE_KEYS);
         float4* const sums = reinterpret_cast<float4*>(query_sums) + (head * query_tiles + at) * PART_FLOATS4;
         add_queries(dscores, keys, turn, sums, dq.at(b, h), dq.row, first, n);
-        if (at == query_tiles - 1)
-            terms.finish(term_partials, head * ((n.keys + TILE_KEYS - 1) / TILE_KEYS) + tile,
-                         reinterpret_cast<float*>(dscores.base));
+        if (head_ends) terms.finish(term_partials, head * key_tiles + tile, reinterpret_cast<float*>(dscores.base));
+        h = next_h, at = next;
     }
     float scales[M][2], ones[M][2];
 #pragma unroll

@@ -264,10 +264,10 @@ def address_of(array: Any) -> int:
 def element_strides(operation: str, name: str, array: Any) -> tuple[int, ...]:
     """Strides in elements of all axes but the last, which must be contiguous; UserError otherwise.
 
-    The stride of an axis of one element is never used, so whatever it is, it is let through.
+    The stride of an axis of one element, or of an empty array, is never used, so whatever it is, it is let through.
     """
     size = array.dtype.itemsize
-    if array.shape[-1] > 1 and array.strides[-1] != size:
+    if array.size and array.shape[-1] > 1 and array.strides[-1] != size:
         raise UserError(f"{operation}: argument {name} has strides {array.strides}; its last axis must be contiguous")
     if any(stride % size for stride in array.strides[:-1]):
         raise UserError(f"{operation}: argument {name} has strides {array.strides}, not whole elements")

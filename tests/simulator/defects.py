@@ -452,7 +452,9 @@ DEFECTS = (
         n=192,
         line_of="// sum",
     ),
-    Defect("a turn that one thread has, used by the others without a barrier", "race", _in_turn(after=""), grid=3, n=192),
+    Defect(
+        "a turn that one thread has, used by the others without a barrier", "race", _in_turn(after=""), grid=3, n=192
+    ),
     Defect("a turn passed on before the others have written", "race", _in_turn(before=""), grid=3, n=192),
     Defect("a turn passed on without a fence", "race", _in_turn(fence=""), grid=3, n=192, line_of="// sum"),
     Defect(

@@ -5,7 +5,8 @@
 // atomic or a wait at the same address acquires what was released there, and what the releasing thread had acquired
 // itself: for its own thread at once, for the rest of the block after a barrier (PTX ISA, memory consistency model:
 // release and acquire patterns, causality order). A fence is not asked for on the acquiring side.
-#include <bitset>
+#include <algorithm>
+#include <array>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -14,19 +15,22 @@
 #include "shadow.hpp"
 
 namespace sim {
+
+Fences fences;
+
 namespace {
 
-/// Threads of a block that issued a fence in one barrier interval.
-struct Fences {
-    std::uint32_t interval = 0;  // 0: none
-    std::bitset<maximum_threads> threads;
-};
+/// How many fences each thread of a block has issued in one barrier interval.
+using Counts = std::array<std::uint16_t, maximum_threads>;
 
-/// What a block published by one atomic: its accesses before `interval`, and those of `fences.threads` within it.
+/// What a block published by one atomic: its accesses before `interval`; within it those that a fence of their own thread
+/// followed, of every thread where a barrier lies between (`all`), else of the releasing thread's warp (`lanes`).
 struct Release {
-    Fences fences;
-    int warp = -1;  // of the releasing thread: its lanes' accesses before the last __syncwarp, too
-    std::uint16_t warp_syncs = 0;
+    std::uint32_t interval = 0;
+    std::shared_ptr<const Counts> all;
+    int warp = -1;
+    std::array<std::uint16_t, 32> lanes{};
+    std::uint16_t warp_syncs = 0;  // at the fence: what other lanes did before the last __syncwarp, too
 };
 
 /// For each earlier block, by the order in which they ran, the number of the latest release known; 0: none.
@@ -43,7 +47,9 @@ std::vector<Release> releases;
 std::unordered_map<std::uintptr_t, std::shared_ptr<const Knowledge>> published;
 Knowledge known;  // to every thread of the block
 std::vector<Acquired> fresh;  // in the current interval
-Fences now, before;
+std::uint16_t syncs_at_fence[maximum_threads];
+std::uint32_t interval_before;              // the last interval with a fence before that of `fences`,
+std::shared_ptr<const Counts> counts_before;  // and its counts
 std::uint32_t blocks_begun;
 
 void merge(Knowledge& into, const Knowledge& other) {
@@ -59,16 +65,28 @@ void pass_barrier() {
     fresh.clear();
 }
 
+/// The fences counted are of an interval that a barrier has ended.
+void close_interval() {
+    interval_before = fences.interval;
+    auto counts = std::make_shared<Counts>();
+    std::copy(fences.counts, fences.counts + maximum_threads, counts->begin());
+    counts_before = std::move(counts);
+    fences = {};
+}
+
 bool usable(const Acquired& entry) {
     if (entry.thread == current->number) return true;
     return entry.thread / 32 == current->warp() && entry.warp_syncs != warp_syncs_of(current->warp());
 }
 
 bool covers(const Release& release, const Past& past) {
-    const Fences& fences = release.fences;
-    if (past.interval != fences.interval) return past.interval < fences.interval;
+    if (past.interval != release.interval) return past.interval < release.interval;
+    const auto count_of = [&](int thread) {
+        if (release.all) return (*release.all)[thread];
+        return thread / 32 == release.warp ? release.lanes[thread % 32] : std::uint16_t(0);
+    };
     const bool others = past.many_warps || past.many_lanes;
-    if (fences.threads[past.thread] && (!others || fences.threads[past.other_thread])) return true;
+    if (past.fences < count_of(past.thread) && (!others || count_of(past.other_thread))) return true;
     return past.thread / 32 == release.warp && !past.many_warps && past.warp_syncs != release.warp_syncs;
 }
 
@@ -76,24 +94,33 @@ bool covered_by(const Knowledge& knowledge, const Past& past, std::size_t its_bl
     return its_block < knowledge.size() && knowledge[its_block] && covers(releases[knowledge[its_block]], past);
 }
 
-/// The fence that makes an atomic of the running thread a release; null where there is none.
-const Fences* fence_before_atomic() {
-    if (now.interval != block.interval) return now.interval ? &now : nullptr;
-    const std::size_t first = current->number / 32 * 32;
-    for (std::size_t lane = first; lane < first + 32; ++lane)
-        if (now.threads[lane]) return &now;
-    return before.interval ? &before : nullptr;
+/// The lane of the running thread's warp whose fence in this interval counts for its atomic: its own; -1: there is none.
+int fenced_lane() {
+    if (fences.interval != block.interval) return -1;
+    const int first = current->number / 32 * 32;
+    if (fences.counts[current->number]) return current->lane();
+    for (int lane = 0; lane < 32; ++lane)
+        if (fences.counts[first + lane]) return lane;
+    return -1;
 }
 
-void publish(std::uintptr_t address, const Fences& fences) {
-    Release release{fences, -1, 0};
-    if (fences.interval == block.interval) {  // the fences of other warps are not before this atomic
-        release.fences.threads = {};
-        const std::size_t first = current->number / 32 * 32;
-        for (std::size_t lane = first; lane < first + 32; ++lane) release.fences.threads[lane] = fences.threads[lane];
+/// False where no fence makes an atomic of the running thread a release.
+bool describe_release(Release& release) {
+    const int lane = fenced_lane(), first = current->number / 32 * 32;
+    if (lane >= 0) {
+        release.interval = block.interval;
         release.warp = current->warp();
-        release.warp_syncs = warp_syncs_of(current->warp());
+        for (int i = 0; i < 32; ++i) release.lanes[i] = fences.counts[first + i];
+        release.warp_syncs = syncs_at_fence[first + lane];
+        return true;
     }
+    if (fences.interval && fences.interval != block.interval) close_interval();
+    release.interval = interval_before;
+    release.all = counts_before;
+    return interval_before != 0;
+}
+
+void publish(std::uintptr_t address, const Release& release) {
     releases.push_back(release);
     auto whole = std::make_shared<Knowledge>(known);
     for (const Acquired& entry : fresh)
@@ -117,7 +144,9 @@ void order_begin_block() {
     ++blocks_begun;
     known.clear();
     fresh.clear();
-    now = before = {};
+    fences = {};
+    interval_before = 0;
+    counts_before = nullptr;
 }
 
 bool happened_before(const Past& past, std::size_t its_block) {
@@ -137,7 +166,8 @@ void acquire(const void* address) {
 
 void release(const void* address) {
     pass_barrier();
-    if (const Fences* fences = fence_before_atomic()) publish(reinterpret_cast<std::uintptr_t>(address), *fences);
+    Release found;
+    if (describe_release(found)) publish(reinterpret_cast<std::uintptr_t>(address), found);
 }
 
 }  // namespace sim
@@ -145,6 +175,8 @@ void release(const void* address) {
 void checks_fence(int scope) {
     using namespace sim;
     if (scope == 0) return;
-    if (now.interval != block.interval) before = now, now = {block.interval, {}};
-    now.threads.set(static_cast<std::size_t>(current->number));
+    if (fences.interval && fences.interval != block.interval) close_interval();
+    fences.interval = block.interval;
+    ++fences.counts[current->number];
+    syncs_at_fence[current->number] = warp_syncs_of(current->warp());
 }

@@ -54,6 +54,7 @@ Past remember(const Past& before, std::uint8_t bytes, bool atomic, std::uint32_t
     now.thread = static_cast<std::uint16_t>(current->number);
     now.warp_syncs = warp_syncs[current->warp()];
     now.bytes = bytes, now.atomic = atomic, now.code = code;
+    now.fences = fences.of(current->number);
     if (before.interval == now.interval && before.thread != now.thread) {
         now.other_thread = before.thread;
         now.many_warps = before.many_warps || before.thread / 32 != now.thread / 32;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from bench.gpu.cases import Array, Case, Draw, Sizes
+from cllm_gpu.fused.launcher import Launcher
+from cllm_gpu.fused.operations import FUSED
 from cllm_gpu.reference.attention import attention_forward
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
@@ -309,6 +312,19 @@ MAKERS: dict[str, Callable[[Draw], Case]] = {
 }
 
 
+OTHER_WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "attention_backward, fused": ("attention_backward", {"method": "fused"}),
+}
+"""Operations that the fused side can do in another way: name → operation, its further options."""
+NAMES = (*MAKERS, *OTHER_WAYS)
+
+
 def make_case(name: str, storage: str, sizes: Sizes) -> Case:
-    """The case of an operation; the same operands at every call."""
-    return MAKERS[name](Draw(storage, sizes))
+    """The case of an operation, or of another way to do it; the same operands at every call."""
+    operation, options = OTHER_WAYS.get(name, (name, {}))
+    return dataclasses.replace(MAKERS[operation](Draw(storage, sizes)), fused_options=options)
+
+
+def fused_side(case: Case, launcher: Launcher) -> Callable[..., Any]:
+    """The case's operation launching through `launcher`, for Bound."""
+    return lambda *arguments, **options: FUSED[case.name](launcher, *arguments, **options, **case.fused_options)

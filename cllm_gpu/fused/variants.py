@@ -19,7 +19,8 @@ def all_variants() -> list[Variant]:
     variants += [Variant(source, "bfloat16", "float32") for source in _WITH_GRADIENT]
     variants.append(Variant("rotary.cu", "bfloat16", defines=(("CLLM_REAL_TABLE", 1),)))
     variants += [
-        Variant("attention.cu", storage, defines=(("HEAD_SIZE", size), ("SCORE_TERMS", terms)))
+        Variant(source, storage, defines=(("HEAD_SIZE", size), ("SCORE_TERMS", terms)))
+        for source in ("attention.cu", "attention_fused.cu")
         for storage in both
         for size in HEAD_SIZES
         for terms in ((0, 1) if size in TERMS_HEAD_SIZES else (0,))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.fused.adam import adam_step_on_device
-from cllm_gpu.fused.attention import ScoreTerms, attention_backward, attention_forward
+from cllm_gpu.fused.attention import METHODS, ScoreTerms, attention_backward, attention_forward
 from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.cross_entropy import cross_entropy
 from cllm_gpu.fused.dropout import dropout_forward
@@ -110,6 +110,9 @@ def _attention(make: _Maker, results: Results, prefix: str, queries: int, keys: 
     for terms in (None, ScoreTerms(make.draw(1, keys, 4, dtype=np.float32), weights)):
         options: dict[str, Any] = {"causal": True, "scale": 0.2, "terms": terms}
         attention_forward(launcher, q, k, v, out, lse, **options)
-        attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, dweights=dweights, **options)
         name = f"{prefix}.{'plain' if terms is None else 'terms'}"
-        make.collect(results, name, out=out, lse=lse, dq=dq, dk=dk, dv=dv, dweights=dweights)
+        make.collect(results, name, out=out, lse=lse)
+        for method in METHODS:
+            saved = (out, lse)
+            attention_backward(launcher, dout, q, k, v, *saved, dq, dk, dv, dweights=dweights, method=method, **options)
+            make.collect(results, f"{name}.{method}", dq=dq, dk=dk, dv=dv, dweights=dweights)

@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.fused.attention import attention_backward, attention_forward, attention_weights
+from cllm_gpu.errors import UserError
+from cllm_gpu.fused.attention import (
+    METHOD,
+    METHODS,
+    BackwardMethod,
+    attention_backward,
+    attention_forward,
+    attention_weights,
+)
 from cllm_gpu.fused.launcher import Variant
 from cllm_gpu.fused.sources import source_directory
 from cllm_gpu.reference import attention as reference
-from cllm_gpu.simulator import settings
+from cllm_gpu.simulator import KernelError, settings
 from tests.fused.comparison import close
 from tests.fused.devices import BFLOAT16, DTYPES, Device, simulator_device
 
@@ -53,6 +61,10 @@ CASES = [
 ]
 
 
+FUSED_KERNEL = ("attention_fused.cu", "attention_backward_fused")
+EITHER = pytest.mark.parametrize("method", METHODS)
+
+
 class Problem:
     """Operands of a case on the device and in float64."""
 
@@ -80,14 +92,24 @@ class Problem:
         self.lse = device.put(np.full((b, h, t), np.nan, np.float32))
         self.options: dict[str, Any] = {"causal": case.causal, "scale": self.scale}
 
-    def run(self, device: Device) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    def run(
+        self, device: Device, method: BackwardMethod = METHOD
+    ) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """out, dq, dk, dv as float64, and lse."""
         attention_forward(device.launcher, *self.inputs, self.out, self.lse, **self.options)
-        attention_backward(
-            device.launcher, self.dout, *self.inputs, self.out, self.lse, *self.gradients, **self.options
-        )
+        self.backward(device, method)
         arrays = (self.out, *self.gradients)
         return [device.get(x).astype(np.float64) for x in arrays], device.get(self.lse)
+
+    def backward(self, device: Device, method: BackwardMethod) -> list[bytes]:
+        """The gradients alone, over not-a-numbers; the bits of dq, dk, dv."""
+        for array in self.gradients:
+            array[...] = device.put(np.full((), np.nan, self.dtype))
+        saved = (self.out, self.lse)
+        attention_backward(
+            device.launcher, self.dout, *self.inputs, *saved, *self.gradients, method=method, **self.options
+        )
+        return [device.get(x).tobytes() for x in self.gradients]
 
     def reference(self) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """The same in float64."""
@@ -131,10 +153,11 @@ def plain_bf16(problem: Problem) -> list[np.ndarray[Any, Any]]:
     return [x.transpose(0, 2, 1, 3) for x in (out, dq, dk, dv)]
 
 
+@EITHER
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention_in_float32(device: Device, rng: Any, case: Case) -> None:
+def test_attention_in_float32(device: Device, rng: Any, case: Case, method: BackwardMethod) -> None:
     problem = Problem(device, rng, case, "float32")
-    got, lse = problem.run(device)
+    got, lse = problem.run(device, method)
     want, want_lse = problem.reference()
     # sums over keys or queries; the exponent's argument has an error of a few eps; dP − δ cancels numbers of order 1
     for name, ours, theirs in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
@@ -142,11 +165,12 @@ def test_attention_in_float32(device: Device, rng: Any, case: Case) -> None:
     close("lse", lse, want_lse, storage="float32", factor=20)
 
 
+@EITHER
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention_in_bfloat16(device: Device, rng: Any, case: Case) -> None:
+def test_attention_in_bfloat16(device: Device, rng: Any, case: Case, method: BackwardMethod) -> None:
     """|ours − exact| ≤ k·|plain bf16 − exact| + two roundings: k = 2 for the output, 3 for the gradients."""
     problem = Problem(device, rng, case, "bfloat16")
-    got, lse = problem.run(device)
+    got, lse = problem.run(device, method)
     want, want_lse = problem.reference()
     close("lse", lse, want_lse, storage="float32", factor=40)
     plain = plain_bf16(problem)
@@ -203,19 +227,67 @@ def test_strides_beyond_32_bits(storage: str) -> None:
     assert np.array_equal(lse, want_lse)
 
 
-def test_matrix_loads_have_no_bank_conflicts() -> None:
-    """The swizzle: every ldmatrix of the forward and both backward kernels takes as few passes as its bytes need."""
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "case", [Case(2, 300, 300, 2, 1, 64, True, packed=True), Case(1, 70, 300, 1, 1, 64, False)], ids=str
+)
+def test_the_fused_backward_leaves_its_counters_at_zero(device: Device, rng: Any, case: Case, storage: str) -> None:
+    """So the next call finds its turns: the same bits at every call, whatever calls of other sizes lie between."""
+    problem = Problem(device, rng, case, storage)
+    problem.run(device)
+    first = problem.backward(device, "fused")
+    count = 1 + case.batch * case.heads * case.queries
+    assert not device.get(device.launcher.counters(count)).any()
+    other = Problem(device, rng, Case(1, 130, 130, 1, 1, 64, True), storage)
+    other.run(device, "fused")
+    assert problem.backward(device, "fused") == first
+
+
+def test_counters_of_a_launch_that_ended_midway_are_forgotten() -> None:
+    """On the simulator; on a GPU a kernel that dies takes its context along."""
     device = simulator_device()
-    case = Case(1, 130, 130, 1, 1, 128, True)
-    problem = Problem(device, np.random.default_rng(1), case, "bfloat16")
+    problem = Problem(device, np.random.default_rng(3), Case(1, 130, 130, 1, 1, 64, True), "bfloat16")
+    problem.run(device)
+    first = problem.backward(device, "fused")
+    counters = device.launcher.counters(2)
+    counters[1] = 7  # as a kernel that was stopped would leave it
+    with pytest.raises(KernelError, match="waits for another block, which has not run, to write") as caught:
+        problem.backward(device, "fused")
+    assert caught.value.kind == "waiting"
+    assert problem.backward(device, "fused") == first
+
+
+def test_a_method_that_is_none_is_refused(device: Device, rng: Any) -> None:
+    problem = Problem(device, rng, Case(1, 2, 2, 1, 1, 8, True), "float32")
+    method: Any = "quick"
+    with pytest.raises(UserError, match="argument method is 'quick'; it must be two kernels or fused"):
+        problem.run(device, method)
+
+
+def _traffic(device: Device, source: str, kernel: str) -> Any:
+    variant = Variant(source, "bfloat16", defines=(("HEAD_SIZE", 128), ("SCORE_TERMS", 0)))
+    return device.launcher.kernel(variant, kernel).last_traffic
+
+
+def test_matrix_loads_have_no_bank_conflicts() -> None:
+    """The swizzle: every ldmatrix of the forward and the backward kernels takes as few passes as its bytes need.
+
+    So do the stores of dS in the fused kernel, and its running sums of dQ take whole sectors of memory.
+    """
+    device = simulator_device()
+    problem = Problem(device, np.random.default_rng(1), Case(1, 130, 130, 1, 1, 128, True), "bfloat16")
     with settings(check=True, count_traffic=True):
         problem.run(device)
+        problem.backward(device, "fused")
     wrappers = (source_directory() / "common.cuh").read_text(encoding="utf-8").splitlines()
     loads = {i for i, text in enumerate(wrappers, 1) if "sim::load_matrix" in text}
-    variant = Variant("attention.cu", "bfloat16", defines=(("HEAD_SIZE", 128), ("SCORE_TERMS", 0)))
-    for name in ("attention_forward", "attention_backward_keys", "attention_backward_queries"):
-        traffic = device.launcher.kernel(variant, name).last_traffic
-        lines = [x for x in traffic.lines if x.place.file == "common.cuh" and x.place.line in loads and x.shared]
+    two_kernels = ("attention_forward", "attention_backward_keys", "attention_backward_queries")
+    for source, name in [*(("attention.cu", name) for name in two_kernels), FUSED_KERNEL]:
+        lines = [x for x in _traffic(device, source, name).lines if x.place.file == "common.cuh"]
+        lines = [x for x in lines if x.place.line in loads and x.shared]
         assert len(lines) == 2  # plain and transposed
         assert sum(line.instructions for line in lines) > 1000
         assert [line.conflicts for line in lines] == [0, 0], name
+    own = [x for x in _traffic(device, *FUSED_KERNEL).lines if x.place.file == "attention_fused_bfloat16.cuh"]
+    assert {x.shared for x in own} == {True, False}
+    assert all(x.passes == x.ideal and x.instructions > 10 for x in own), own

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.errors import UserError
-from cllm_gpu.fused.attention import ScoreTerms, attention_backward, attention_forward
+from cllm_gpu.fused.attention import METHODS, BackwardMethod, ScoreTerms, attention_backward, attention_forward
 from tests.fused.comparison import close
 from tests.fused.devices import DTYPES, Device
 
@@ -55,10 +55,16 @@ def _dense(q: Any, k: Any, v: Any, dout: Any, c: Any, weights: Any, *, causal: b
     }
 
 
+EITHER = pytest.mark.parametrize("method", METHODS)
+
+
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("causal", [True, False])
-def test_score_terms(device: Device, rng: Any, storage: str, sizes: tuple[int, ...], causal: bool) -> None:
+@EITHER
+def test_score_terms(
+    device: Device, rng: Any, storage: str, sizes: tuple[int, ...], causal: bool, method: BackwardMethod
+) -> None:
     batch, length, positions, heads, kv_heads, size = sizes
     shapes = [(batch, length, heads, size), *[(batch, positions, kv_heads, size)] * 2, (batch, length, heads, size)]
     q, k, v, dout = (rng.standard_normal(s).astype(np.float32).astype(DTYPES[storage]) for s in shapes)
@@ -71,7 +77,7 @@ def test_score_terms(device: Device, rng: Any, storage: str, sizes: tuple[int, .
     attention_forward(device.launcher, *inputs, out, lse, **options)
     attention_backward(
         device.launcher, device.put(dout), *inputs, out, lse, *gradients,
-        dweights=dweights, accumulate_terms=True, **options,
+        dweights=dweights, accumulate_terms=True, method=method, **options,
     )  # fmt: skip
     want = _dense(q, k, v, dout, c, weights, causal=causal, scale=size**-0.5)
     got = dict(zip(("out", "dq", "dk", "dv"), (out, *gradients), strict=True))
@@ -82,6 +88,23 @@ def test_score_terms(device: Device, rng: Any, storage: str, sizes: tuple[int, .
     # sums of T·S terms; in bf16 δ comes from the rounded output
     factor = 200.0 if storage == "float32" else 2.0**16
     close("dweights", device.get(dweights) - 1.0, want["dweights"], storage="float32", factor=factor, least=1.0)
+
+
+@EITHER
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_no_query_gives_zeros(device: Device, rng: Any, storage: str, method: BackwardMethod) -> None:
+    """T = 0: keys that nobody sees, and no step that would write the terms' partial sums."""
+    dtype = DTYPES[storage]
+    q, k = (device.put(np.full((1, length, 2, 24), np.nan, dtype)) for length in (0, 5))
+    out, dq, dk, dv = (device.put(np.full(x.shape, np.nan, dtype)) for x in (q, q, k, k))
+    terms = ScoreTerms(device.put(_coordinates(rng, 1, 5)), device.put(np.ones((2, 3), np.float32)))
+    dweights, lse = device.put(np.full((2, 3), np.nan, np.float32)), device.put(np.zeros((1, 2, 0), np.float32))
+    attention_backward(
+        device.launcher, q, q, k, k, out, lse, dq, dk, dv, causal=True, scale=1.0, terms=terms, dweights=dweights,
+        method=method,
+    )  # fmt: skip
+    for array in (dk, dv, dweights):
+        assert not device.get(array).astype(np.float64).any()
 
 
 def test_terms_of_the_wrong_shape_are_refused(device: Device) -> None:

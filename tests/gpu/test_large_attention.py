@@ -23,17 +23,19 @@ SMALL = fused.Case(1, 200, 200, 2, 1, 64, True, packed=True)
 CHECKS = {"float32": fused.test_attention_in_float32, "bfloat16": fused.test_attention_in_bfloat16}
 
 
-def _check(device: Device, storage: str, case: fused.Case) -> None:
-    CHECKS[storage](device, np.random.default_rng(11), case)
+def _check(device: Device, storage: str, case: fused.Case, method: fused.BackwardMethod) -> None:
+    CHECKS[storage](device, np.random.default_rng(11), case, method)
 
 
 @pytest.mark.gpu
+@fused.EITHER
 @pytest.mark.parametrize("storage", list(CHECKS))
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention_of_models(case: fused.Case, storage: str) -> None:
-    _check(cupy_device(), storage, case)
+def test_attention_of_models(case: fused.Case, storage: str, method: fused.BackwardMethod) -> None:
+    _check(cupy_device(), storage, case, method)
 
 
+@fused.EITHER
 @pytest.mark.parametrize("storage", list(CHECKS))
-def test_attention_of_a_few_tiles(storage: str) -> None:
-    _check(simulator_device(), storage, SMALL)
+def test_attention_of_a_few_tiles(storage: str, method: fused.BackwardMethod) -> None:
+    _check(simulator_device(), storage, SMALL, method)

@@ -23,7 +23,7 @@ from bench.gpu.cases import DTYPES, ODD, SMALL, Bound
 from bench.gpu.table import NAMES, fused_side, make_case
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.adam import adam_step_on_device
-from cllm_gpu.fused.attention import METHODS, ScoreTerms, attention_backward, attention_forward
+from cllm_gpu.fused.attention import METHODS, CoordinateTerms, attention_backward, attention_forward
 from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.launcher import Launcher, Variant
 from cllm_gpu.fused.norm import squared_norm_on_device
@@ -106,17 +106,17 @@ def _attention(
     for method in METHODS:
         gradients = put(np.full_like(whole, np.nan, DTYPES[storage]))
         dq, dk, dv = (gradients[:, :, i * heads : (i + 1) * heads] for i in range(3))
-        options["dweights"] = put(np.zeros((heads, 3), np.float32)) if with_terms else None
+        options["dterms"] = put(np.zeros((heads, 3), np.float32)) if with_terms else None
         attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, method=method, **options)
         results = {"out": out, "lse": lse, "gradients": gradients}
-        results |= {"dweights": options["dweights"]} if with_terms else {}
+        results |= {"dterms": options["dterms"]} if with_terms else {}
         yield f"attention {storage} D={size}{', score terms' * with_terms}, {method}", results
 
 
-def _terms(put: Put, rng: np.random.Generator, length: int, heads: int) -> ScoreTerms:
+def _terms(put: Put, rng: np.random.Generator, length: int, heads: int) -> CoordinateTerms:
     coordinates = rng.random((1, length, 4), np.float32)
     coordinates[..., 3] = rng.integers(0, 9, (1, length)).astype(np.int32).view(np.float32)
-    return ScoreTerms(put(coordinates), put(rng.random((heads, 3), np.float32)))
+    return CoordinateTerms(put(coordinates), put(rng.random((heads, 3), np.float32)))
 
 
 def _launcher(device: str) -> tuple[CountingLauncher, Put, Callable[[Any], Any]]:

@@ -11,15 +11,16 @@ from typing import Any, Literal, get_args
 
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused import attention_fused
-from cllm_gpu.fused.attention_call import TERM_COUNT, AttentionCall, ScoreTerms
+from cllm_gpu.fused.attention_call import TERM_COUNT, AttentionCall, CoordinateTerms
 from cllm_gpu.fused.launcher import Launcher, blocks_for
 from cllm_gpu.reference import attention as reference
+from cllm_gpu.reference.score_terms import ScoreTerms
 
 __all__ = [
     "METHOD",
     "METHODS",
     "BackwardMethod",
-    "ScoreTerms",
+    "CoordinateTerms",
     "attention_backward",
     "attention_forward",
     "attention_weights",
@@ -79,7 +80,7 @@ def attention_forward(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
+    terms: CoordinateTerms | ScoreTerms | None = None,
 ) -> None:
     """out (B, T, H, D) and lse (B, H, T) from q (B, T, H, D), k and v (B, S, K, D); K divides H; any strides."""
     call = AttentionCall("attention_forward", q, k, v, causal=causal, scale=scale, terms=terms)
@@ -112,14 +113,14 @@ def attention_backward(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
-    dweights: Any | None = None,
+    terms: CoordinateTerms | ScoreTerms | None = None,
+    dterms: Any | None = None,
     accumulate_terms: bool = False,
     method: BackwardMethod = METHOD,
 ) -> None:
     """dq, dk, dv (shapes of q, k, v; any strides) from dout (B, T, H, D) and what the forward took and gave.
 
-    With `terms` also dweights (H, 3) float32, the gradients of α, β and γ, added to when `accumulate_terms`.
+    With `terms` also dterms (H, 3) float32, the gradients of α, β and γ, added to when `accumulate_terms`.
     `method`: "two kernels" (dk and dv, then dq) or "fused" (all three in one); each gives the same bits every time, and
     the two differ by roundings. dq, dk, dv must not share memory with what is read. UserError for another method.
     """
@@ -131,8 +132,8 @@ def attention_backward(
     for name, array in (("dk", dk), ("dv", dv)):
         call.check(name, array, "B S K D")
     call.check("lse", lse, "B H T")
-    if terms is not None and (dweights is None or tuple(dweights.shape) != (q.shape[2], TERM_COUNT)):
-        raise UserError(f"attention_backward: argument dweights must have shape ({q.shape[2]}, {TERM_COUNT})")
+    if terms is not None and (dterms is None or tuple(dterms.shape) != (q.shape[2], TERM_COUNT)):
+        raise UserError(f"attention_backward: argument dterms must have shape ({q.shape[2]}, {TERM_COUNT})")
     delta = launcher.scratch("attention_delta", lse.shape, "float32")
     _delta(launcher, call, dout, out, delta)
     operands = {"dout": dout, "q": q, "k": k, "v": v}
@@ -140,7 +141,7 @@ def attention_backward(
     launch = attention_fused.launch if method == "fused" else _two_kernels
     partials = launch(launcher, call, operands, saved, {"dq": dq, "dk": dk, "dv": dv})
     if partials is not None:
-        _finish_terms(launcher, call, partials, dweights, accumulate=accumulate_terms)
+        _finish_terms(launcher, call, partials, dterms, accumulate=accumulate_terms)
 
 
 def _two_kernels(
@@ -177,10 +178,12 @@ def _two_kernels(
     return partials
 
 
-def attention_weights(launcher: Launcher, q: Any, k: Any, *, causal: bool, scale: float) -> Any:
+def attention_weights(
+    launcher: Launcher, q: Any, k: Any, *, causal: bool, scale: float, terms: ScoreTerms | None = None
+) -> Any:
     """The weights P (B, H, T, S) themselves, for inspection: O(T·S) memory, never used in training; float32."""
     wide_q, wide_k = (x.astype("float32", copy=False) for x in (q, k))
-    return reference.attention_weights(launcher.xp, wide_q, wide_k, causal=causal, scale=scale)
+    return reference.attention_weights(launcher.xp, wide_q, wide_k, causal=causal, scale=scale, terms=terms)
 
 
 def _delta(launcher: Launcher, call: AttentionCall, dout: Any, out: Any, delta: Any) -> None:
@@ -199,7 +202,7 @@ def _delta(launcher: Launcher, call: AttentionCall, dout: Any, out: Any, delta: 
     )
 
 
-def _finish_terms(launcher: Launcher, call: AttentionCall, partials: Any, dweights: Any, *, accumulate: bool) -> None:
+def _finish_terms(launcher: Launcher, call: AttentionCall, partials: Any, dterms: Any, *, accumulate: bool) -> None:
     batch, heads, tiles, _ = partials.shape
     launcher.launch(
         call.variant,
@@ -208,7 +211,7 @@ def _finish_terms(launcher: Launcher, call: AttentionCall, partials: Any, dweigh
         32,
         {
             "partials": partials,
-            "gradients": dweights,
+            "gradients": dterms,
             "batch": batch,
             "heads": heads,
             "tiles": tiles,

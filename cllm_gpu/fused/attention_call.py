@@ -7,13 +7,18 @@ from typing import Any
 
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.launcher import Shapes, Variant, address_of, element_strides, storage_of
+from cllm_gpu.reference import score_terms as reference
 
 MAXIMUM_HEAD_SIZE = 128
+NO_LATTICE = (
+    "the lattice is not in the CUDA kernels yet; train with --model.attention standard, or crystalline with "
+    "--backend native or numpy"
+)
 TERM_COUNT = 3  # numbers per head of the score terms: TERM_COUNT in attention.cuh
 
 
 @dataclass(frozen=True)
-class ScoreTerms:
+class CoordinateTerms:
     """Additive terms of the scores, from numbers of each token (cuda/attention.cuh says which):
 
     −α_h·‖(x, y)_i − (x, y)_j‖ − β_h·|z_i − z_j| + γ_h·[id_i = id_j]
@@ -29,8 +34,18 @@ class AttentionCall:
     """What the kernels of one call share: the checked operands, their sizes and the variant. UserError where wrong."""
 
     def __init__(
-        self, operation: str, q: Any, k: Any, v: Any, *, causal: bool, scale: float, terms: ScoreTerms | None
+        self,
+        operation: str,
+        q: Any,
+        k: Any,
+        v: Any,
+        *,
+        causal: bool,
+        scale: float,
+        terms: CoordinateTerms | reference.ScoreTerms | None,
     ) -> None:
+        if isinstance(terms, reference.ScoreTerms):
+            raise UserError(f"{operation}: {NO_LATTICE}")
         self.check = Shapes(operation)
         _, length, heads, size = self.check("q", q, "B T H D")
         _, positions, kv_heads, _ = self.check("k", k, "B S K D")

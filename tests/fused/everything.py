@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.fused.adam import adam_step_on_device
-from cllm_gpu.fused.attention import METHODS, ScoreTerms, attention_backward, attention_forward
+from cllm_gpu.fused.attention import METHODS, CoordinateTerms, attention_backward, attention_forward
 from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.cross_entropy import cross_entropy
 from cllm_gpu.fused.dropout import dropout_forward
@@ -105,14 +105,14 @@ def _attention(make: _Maker, results: Results, prefix: str, queries: int, keys: 
     launcher = make.device.launcher
     q, dout, out, dq = (make.draw(1, queries, heads, size) for _ in range(4))
     k, v, dk, dv = (make.draw(1, keys, 1, size) for _ in range(4))
-    lse, dweights = make.draw(1, heads, queries, dtype=np.float32), make.draw(heads, 3, dtype=np.float32)
+    lse, dterms = make.draw(1, heads, queries, dtype=np.float32), make.draw(heads, 3, dtype=np.float32)
     weights = make.draw(heads, 3, dtype=np.float32)
-    for terms in (None, ScoreTerms(make.draw(1, keys, 4, dtype=np.float32), weights)):
+    for terms in (None, CoordinateTerms(make.draw(1, keys, 4, dtype=np.float32), weights)):
         options: dict[str, Any] = {"causal": True, "scale": 0.2, "terms": terms}
         attention_forward(launcher, q, k, v, out, lse, **options)
         name = f"{prefix}.{'plain' if terms is None else 'terms'}"
         make.collect(results, name, out=out, lse=lse)
         for method in METHODS:
             saved = (out, lse)
-            attention_backward(launcher, dout, q, k, v, *saved, dq, dk, dv, dweights=dweights, method=method, **options)
-            make.collect(results, f"{name}.{method}", dq=dq, dk=dk, dv=dv, dweights=dweights)
+            attention_backward(launcher, dout, q, k, v, *saved, dq, dk, dv, dterms=dterms, method=method, **options)
+            make.collect(results, f"{name}.{method}", dq=dq, dk=dk, dv=dv, dterms=dterms)

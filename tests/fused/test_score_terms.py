@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.errors import UserError
-from cllm_gpu.fused.attention import METHODS, BackwardMethod, ScoreTerms, attention_backward, attention_forward
+from cllm_gpu.fused.attention import METHODS, BackwardMethod, CoordinateTerms, attention_backward, attention_forward
 from tests.fused.comparison import close
 from tests.fused.devices import DTYPES, Device
 
@@ -51,7 +51,7 @@ def _dense(q: Any, k: Any, v: Any, dout: Any, c: Any, weights: Any, *, causal: b
         "dq": (scale * ds @ k).transpose(0, 2, 1, 3),
         "dk": by_kv(scale * ds.swapaxes(2, 3) @ q),
         "dv": by_kv(p.swapaxes(2, 3) @ dout),
-        "dweights": np.stack([(ds * x).sum(axis=(0, 2, 3)) for x in (-planar, -height, same)], axis=1),
+        "dterms": np.stack([(ds * x).sum(axis=(0, 2, 3)) for x in (-planar, -height, same)], axis=1),
     }
 
 
@@ -69,15 +69,15 @@ def test_score_terms(
     shapes = [(batch, length, heads, size), *[(batch, positions, kv_heads, size)] * 2, (batch, length, heads, size)]
     q, k, v, dout = (rng.standard_normal(s).astype(np.float32).astype(DTYPES[storage]) for s in shapes)
     c, weights = _coordinates(rng, batch, positions), rng.random((heads, 3)).astype(np.float32)
-    terms = ScoreTerms(device.put(c), device.put(weights))
+    terms = CoordinateTerms(device.put(c), device.put(weights))
     inputs = [device.put(x) for x in (q, k, v)]
     out, lse = device.put(np.zeros_like(q)), device.put(np.zeros((batch, heads, length), np.float32))
-    gradients, dweights = [device.put(np.zeros_like(x)) for x in (q, k, v)], device.put(np.ones((heads, 3), np.float32))
+    gradients, dterms = [device.put(np.zeros_like(x)) for x in (q, k, v)], device.put(np.ones((heads, 3), np.float32))
     options: dict[str, Any] = {"causal": causal, "scale": size**-0.5, "terms": terms}
     attention_forward(device.launcher, *inputs, out, lse, **options)
     attention_backward(
         device.launcher, device.put(dout), *inputs, out, lse, *gradients,
-        dweights=dweights, accumulate_terms=True, method=method, **options,
+        dterms=dterms, accumulate_terms=True, method=method, **options,
     )  # fmt: skip
     want = _dense(q, k, v, dout, c, weights, causal=causal, scale=size**-0.5)
     got = dict(zip(("out", "dq", "dk", "dv"), (out, *gradients), strict=True))
@@ -87,7 +87,7 @@ def test_score_terms(
         close(name, device.get(array), want[name], storage=storage, factor=factor, least=1.0)
     # sums of T·S terms; in bf16 δ comes from the rounded output
     factor = 200.0 if storage == "float32" else 2.0**16
-    close("dweights", device.get(dweights) - 1.0, want["dweights"], storage="float32", factor=factor, least=1.0)
+    close("dterms", device.get(dterms) - 1.0, want["dterms"], storage="float32", factor=factor, least=1.0)
 
 
 @EITHER
@@ -97,19 +97,19 @@ def test_no_query_gives_zeros(device: Device, rng: Any, storage: str, method: Ba
     dtype = DTYPES[storage]
     q, k = (device.put(np.full((1, length, 2, 24), np.nan, dtype)) for length in (0, 5))
     out, dq, dk, dv = (device.put(np.full(x.shape, np.nan, dtype)) for x in (q, q, k, k))
-    terms = ScoreTerms(device.put(_coordinates(rng, 1, 5)), device.put(np.ones((2, 3), np.float32)))
-    dweights, lse = device.put(np.full((2, 3), np.nan, np.float32)), device.put(np.zeros((1, 2, 0), np.float32))
+    terms = CoordinateTerms(device.put(_coordinates(rng, 1, 5)), device.put(np.ones((2, 3), np.float32)))
+    dterms, lse = device.put(np.full((2, 3), np.nan, np.float32)), device.put(np.zeros((1, 2, 0), np.float32))
     attention_backward(
-        device.launcher, q, q, k, k, out, lse, dq, dk, dv, causal=True, scale=1.0, terms=terms, dweights=dweights,
+        device.launcher, q, q, k, k, out, lse, dq, dk, dv, causal=True, scale=1.0, terms=terms, dterms=dterms,
         method=method,
     )  # fmt: skip
-    for array in (dk, dv, dweights):
+    for array in (dk, dv, dterms):
         assert not device.get(array).astype(np.float64).any()
 
 
 def test_terms_of_the_wrong_shape_are_refused(device: Device) -> None:
     q = device.put(np.zeros((1, 4, 2, 32), np.float32))
     out, lse = device.put(np.zeros((1, 4, 2, 32), np.float32)), device.put(np.zeros((1, 2, 4), np.float32))
-    terms = ScoreTerms(device.put(np.zeros((1, 4, 4), np.float32)), device.put(np.zeros((3, 3), np.float32)))
+    terms = CoordinateTerms(device.put(np.zeros((1, 4, 4), np.float32)), device.put(np.zeros((3, 3), np.float32)))
     with pytest.raises(UserError, match=r"terms have shapes .* must be"):
         attention_forward(device.launcher, q, q, q, out, lse, causal=True, scale=1.0, terms=terms)

@@ -51,6 +51,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "layernorm.cu": (_ROWWISE, "-k", "layernorm"),
     "philox.cuh": (_SEQUENCE, "-k", "dropout"),
     "rotary.cu": (_SEQUENCE, "-k", "rotary"),
+    "symmetry.cu": (_SEQUENCE, "-k", "symmetry"),
     "storage.cuh": (_ROWWISE, _SEQUENCE),
 }
 """Each source and the tests that answer for it."""

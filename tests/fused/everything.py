@@ -17,6 +17,8 @@ from cllm_gpu.fused.layernorm import layernorm_backward, layernorm_forward, resi
 from cllm_gpu.fused.norm import squared_norm_on_device
 from cllm_gpu.fused.rotary import rotary_forward
 from cllm_gpu.fused.sgd import sgd_step
+from cllm_gpu.fused.symmetry import symmetry_forward
+from cllm_gpu.lattice import symmetry_tables
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
 from tests.fused.devices import DTYPES, Device
@@ -99,6 +101,9 @@ def _sequence(make: _Maker, results: Results) -> None:
     make.collect(results, "embedding_backward", tokens=table, positions=learned)
     rotary_forward(launcher, heads, *(make.device.put(x) for x in rotary_tables(np, 9, 16, np.float32)))
     make.collect(results, "rotary", x=heads)
+    tables = (make.device.put(table.astype(np.float32)) for table in symmetry_tables(7))
+    symmetry_forward(launcher, heads, make.integers(24, *heads.shape[:2]), *tables)
+    make.collect(results, "symmetry", x=heads)
 
 
 def _attention(make: _Maker, results: Results, prefix: str, queries: int, keys: int, heads: int, size: int) -> None:

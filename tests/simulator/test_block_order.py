@@ -1,4 +1,4 @@
-"""Ways in which blocks hand results on that CUDA allows: the checker lets them pass, and none of them without a part."""
+"""Ways to hand results from block to block that CUDA allows: the checker lets them pass, and none without a part."""
 
 from __future__ import annotations
 

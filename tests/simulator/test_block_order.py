@@ -1,4 +1,4 @@
-"""Ways in which blocks hand results on that CUDA allows: the checker lets them pass, and none of them without a part."""
+"""Ways in which blocks hand results on that CUDA allows: the checker lets them pass, but not without a part."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ CASES = [
 
 
 FUSED_KERNEL = ("attention_fused.cu", "attention_backward_fused")
-EITHER = pytest.mark.parametrize("method", METHODS)
+EITHER = pytest.mark.parametrize("method", METHODS, ids=lambda method: {"fused": "in-one"}.get(method, method))
 
 
 class Problem:

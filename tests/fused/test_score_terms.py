@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from cllm_gpu.errors import UserError
-from cllm_gpu.fused.attention import METHODS, BackwardMethod, CoordinateTerms, attention_backward, attention_forward
+from cllm_gpu.fused.attention import BackwardMethod, CoordinateTerms, attention_backward, attention_forward
 from tests.fused.comparison import close
 from tests.fused.devices import DTYPES, Device
+from tests.fused.test_attention import EITHER
 
 SIZES = [(2, 70, 70, 2, 2, 64), (1, 40, 90, 4, 2, 128), (1, 9, 9, 2, 1, 24)]  # B, T, S, H, K, D
 
@@ -53,9 +54,6 @@ def _dense(q: Any, k: Any, v: Any, dout: Any, c: Any, weights: Any, *, causal: b
         "dv": by_kv(p.swapaxes(2, 3) @ dout),
         "dterms": np.stack([(ds * x).sum(axis=(0, 2, 3)) for x in (-planar, -height, same)], axis=1),
     }
-
-
-EITHER = pytest.mark.parametrize("method", METHODS)
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])

@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 
 from bench.gpu.cases import DTYPES
-from cllm_gpu.fused.attention import METHODS, BackwardMethod, attention_backward, attention_forward
+from cllm_gpu.fused.attention import BackwardMethod, attention_backward, attention_forward
 from cllm_gpu.reference import attention as reference
 from tests.fused.devices import Device, cupy_device
+from tests.fused.test_attention import EITHER
 
 HEAD_SIZE = 64
 ROWS = 64
 RELATIVE = {"float32": 1e-4, "bfloat16": 2.5e-2}
 """Of the largest value. float32: exponents near the sum of 65,536 weights; bf16: three to six half ulps of 2^-8."""
-
-
-EITHER = pytest.mark.parametrize("method", METHODS)
 
 
 def _slices(length: int) -> dict[str, tuple[slice, slice]]:

@@ -1,4 +1,4 @@
-"""Ways to hand results from block to block that CUDA allows: the checker lets them pass, and none without a part."""
+"""Ways in which blocks hand results on that CUDA allows: the checker lets them pass, but not without a part."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
     keys.load(k.at(b, kv), k.row, begin, n.keys, n.wide);
     values.load(v.at(b, kv), v.row, begin, n.keys, n.wide);
     int h = kv * n.group(), at = skipped, parity = 0;
-    Stage{stages}.load(q, dout, lse, delta, n, b, h, at * TILE_QUERIES);
+    if (at < query_tiles) Stage{stages}.load(q, dout, lse, delta, n, b, h, at * TILE_QUERIES);
     copy_async_commit();
     while (h < past_heads && at < query_tiles) {  // there may be no query at all
         const bool head_ends = at + 1 == query_tiles;

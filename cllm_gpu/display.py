@@ -56,7 +56,8 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
             amount = f"{readable_size(done)} of {readable_size(total)}"
             finished = done >= total
             if finished and then:
-                bar.update(task, description=then, total=None, amount="")
+                bar.update(task, visible=False)
+                bar.add_task(then, total=None, amount="")
             else:
                 bar.update(task, completed=done, total=max(1, total), amount=amount)
             if not live and (finished or time.monotonic() - told >= PLAIN_SECONDS):

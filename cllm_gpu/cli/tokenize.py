@@ -29,7 +29,7 @@ OUTPUT = Path("tokenizer.json")
 
 @dataclass(frozen=True)
 class TokenizeOptions:
-    """Learn a byte-level BPE tokenizer from a text, or measure one, and prepare token shards with it.
+    """Learn a byte-level BPE from a text, or use a tokenizer; prepare its shards.
 
     cllm-gpu tokenize stdlib --vocabulary 8192 --output tokenizer.json
 

@@ -84,7 +84,7 @@ def open_dataset(
 def text_corpus(source: str) -> Corpus:
     """`find_corpus` for what needs text; UserError for a source that is tokens already."""
     if source == "patterns":
-        raise UserError("patterns has a tokenizer of its own: train with --data.tokenizer patterns")
+        raise UserError("patterns is no text: its letters are made as tokens, for --data.tokenizer patterns")
     if _llmc_files(source) is not None or _shard_folder(source) is not None:
         raise UserError(f"{source} holds tokens, not text: give the text they were made from")
     return find_corpus(source)

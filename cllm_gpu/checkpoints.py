@@ -221,10 +221,15 @@ def load_model(path: Path, which: Literal["best", "last"] = "best") -> Checkpoin
 
     Of a run's folder it takes the best checkpoint, or the newest when none was marked or `which` is "last".
     """
-    folder = _chosen(path, which)
-    manifest = read_manifest(folder)
+    folder, manifest = model_manifest(path, which)
     verify_file(folder / MODEL, manifest.files[MODEL])
     return _checkpoint(manifest, read_tensors(folder / MODEL), {})
+
+
+def model_manifest(path: Path, which: Literal["best", "last"] = "best") -> tuple[Path, Manifest]:
+    """The folder of the checkpoint that `load_model` would read, and its manifest alone. UserError as there."""
+    folder = _chosen(path, which)
+    return folder, read_manifest(folder)
 
 
 def _checkpoint(

@@ -258,6 +258,9 @@ def _identity(config: Config) -> dict[str, Any]:
     values["training"] |= {"sample_tokens": 0, "sample_prompt": None}
     if values["model"]["attention"] == "standard":
         del values["model"]["lattice"], values["optimizer"]["lattice_rate"]
+    for section, name in ((values, "initial"), (values["model"], "vocabulary")):
+        if section[name] is None:  # runs kept before there was such a setting are still these
+            del section[name]
     return exact_json.loads(exact_json.dumps(values))
 
 

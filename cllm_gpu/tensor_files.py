@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 (NumPy knows bfloat16, which safetensors asks it for, only after this)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 

@@ -59,12 +59,18 @@ def require_same_shape(model: ModelConfig, origin: Origin) -> None:
     """UserError naming the first setting of `model` that contradicts the model it is to begin from."""
     found = origin.architecture.as_dict()
     asked = model.architecture(model.vocabulary or origin.architecture.vocabulary).as_dict()
-    asked |= {name: value for name, value in SIZES.get(model.size, {}).items() if value != found[name]}
-    for name in found | asked:
-        if name not in _TRAINING_ONLY and asked.get(name) != found.get(name):
+    said = [
+        (f"model.{name} is {asked.get(name)}", name, asked.get(name))
+        for name in found | asked
+        if name not in _TRAINING_ONLY
+    ]
+    size = SIZES.get(model.size, {})
+    said += [(f"model.size {model.size} has {name} {value}", name, value) for name, value in size.items()]
+    for words, name, value in said:
+        if value != found.get(name):
             raise UserError(
-                f"model.{name} is {asked.get(name)}, but training begins from the model in {origin.path}, "
-                f"where it is {found.get(name)}: leave the setting out"
+                f"{words}, but training begins from the model in {origin.path}, where it is {found.get(name)}: "
+                "leave the setting out"
             )
 
 

@@ -34,6 +34,7 @@ from cllm_gpu.config import Config, as_dict, from_dict
 from cllm_gpu.data import Dataset
 from cllm_gpu.errors import UserError
 from cllm_gpu.files import clear_errors, write_atomically
+from cllm_gpu.initial import initial_configuration
 from cllm_gpu.training import Trainer
 
 RUNS = "runs.json"
@@ -130,7 +131,10 @@ def load_experiment(path: Path) -> Experiment:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: a seed stands twice in seeds")
     try:
-        experiment = Experiment(title, tuple(seeds), from_dict(values), _changes(variants))
+        base = from_dict(values)
+        if base.initial is not None:
+            base = from_dict(values, initial_configuration(base.initial))
+        experiment = Experiment(title, tuple(seeds), base, _changes(variants))
         experiment.variants()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

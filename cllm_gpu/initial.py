@@ -15,7 +15,7 @@ from cllm_gpu.checkpoints import MODEL, load_model, match_parameters, model_mani
 from cllm_gpu.config import INITIAL, Config, DataConfig, ModelConfig
 from cllm_gpu.errors import UserError
 from cllm_gpu.parameters import FlatParameters
-from cllm_gpu.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_dict
+from cllm_gpu.tokenizers import Tokenizer, identified, load_tokenizer, tokenizer_from_dict
 from cllm_gpu.trained import stored_architecture
 
 _TRAINING_ONLY = {"dropout"}
@@ -87,11 +87,13 @@ def tokenizer_of(config: Config, origin: Origin) -> Tokenizer | Literal["bytes"]
             )
         return "bytes"
     own = tokenizer_from_dict(origin.tokenizer)
-    if config.data.tokenizer != INITIAL and load_tokenizer(config.data.tokenizer).fingerprint != own.fingerprint:
-        raise UserError(
-            f"data.tokenizer is {config.data.tokenizer!r}, which is not the {origin.tokenizer['kind']} tokenizer of "
-            f"the model in {origin.path}: leave the setting out"
-        )
+    if config.data.tokenizer != INITIAL:
+        asked = load_tokenizer(config.data.tokenizer)
+        if asked.fingerprint != own.fingerprint:
+            raise UserError(
+                f"data.tokenizer is {identified(asked.name, asked.fingerprint)}, but training begins from the model in "
+                f"{origin.path}, where it is {identified(own.name, own.fingerprint)}: leave the setting out"
+            )
     return own
 
 
@@ -100,9 +102,9 @@ def begin_from(config: Config, parameters: FlatParameters, tokenizer: Tokenizer 
     assert config.initial is not None
     origin = find_origin(config.initial)
     require_same_shape(config.model, origin)
-    if (tokenizer.as_dict() if tokenizer else {}) != origin.tokenizer:
-        kind = origin.tokenizer.get("kind")
-        has = f"has another tokenizer ({kind}): give the data that one" if kind else "knows token ids only, no text"
-        raise UserError(f"the model in {origin.path} {has}")
+    own = tokenizer_from_dict(origin.tokenizer) if origin.tokenizer else None
+    found, here = (identified(one.name, one.fingerprint) if one else "none" for one in (own, tokenizer))
+    if (own and own.fingerprint) != (tokenizer and tokenizer.fingerprint):
+        raise UserError(f"the model in {origin.path} has another tokenizer: {found}, that of the data is {here}")
     match_parameters(load_model(config.initial).parameters, parameters, backend)
     return origin

@@ -148,7 +148,7 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
     int h = kv * n.group(), at = skipped, parity = 0;
     if (at < query_tiles) Stage{stages}.load(q, dout, lse, delta, n, b, h, at * TILE_QUERIES);
     copy_async_commit();
-    while (h < past_heads && at < query_tiles) {
+    while (h < past_heads && at < query_tiles) {  // there may be no query at all
         const bool head_ends = at + 1 == query_tiles;
         const int next_h = head_ends ? h + 1 : h, next = head_ends ? skipped : at + 1, first = at * TILE_QUERIES;
         const Stage stage = {stages + parity * STAGE};

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model, or resume a run",
     "generate": "continue a prompt with a trained model",
     "evaluate": "loss, perplexity, bits per byte and accuracy on a text",
+    "tokenize": "learn a tokenizer from a text, prepare token shards",
     "import": "read a GPT-2 as Hugging Face stores it into a run",
     "export": "write a model for Hugging Face transformers",
     "gradcheck": "compare every analytic gradient with a numerical one",

@@ -154,9 +154,9 @@ class Launcher:
         """`count` uint32 zeros for a kernel that leaves them zero, so that they are cleared once and not at every call.
 
         New ones are made when more are needed and after a launch that failed. Like all scratch they are for launches
-        that follow one another on one stream. The first call must lie outside of a stream capture, which would record
-        the clearing instead of doing it. A kernel that dies on a GPU takes its context along, so there is no next call
-        to find counters that it left behind.
+        that follow one another on one stream; on two at once blocks could wait for each other for ever. The first call
+        must lie outside of a stream capture, which would record the clearing instead of doing it. A kernel that dies
+        on a GPU takes its context along, so there is no next call to find counters that it left behind.
         """
         if self._counters is None or self._counters.size < count:
             self._counters = self.xp.zeros(count, dtype="uint32")

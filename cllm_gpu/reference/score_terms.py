@@ -46,7 +46,7 @@ class ScoreTerms:
 
 @dataclass(frozen=True)
 class ScoreTermGradients:
-    """Where the gradients of the scalars (H, n) and of the points (B, S, 3) are added; None where not wanted."""
+    """Where the gradients of the scalars (H, n) and of the points (B, S, 3), None where not wanted, are added."""
 
     scalars: Any
     points: Any

@@ -118,7 +118,7 @@ def test_settings_over_the_model_come_from_file_and_flags(command: Command, work
         ),
         (["--initial", "runs/001", "--model.size", "gpt2"], "model.size gpt2 has layers 12"),
         (["--initial", "runs/001", "--model.heads", "4"], "model.heads is 4"),
-        (["--initial", "runs/001", "--data.tokenizer", "patterns"], "not the bytes tokenizer of the model"),
+        (["--initial", "runs/001", "--data.tokenizer", "patterns"], "data.tokenizer is patterns ("),
         (["--resume", "--output", "nothing"], "nothing holds no run"),
     ):
         status, _, err = command("train", *flags)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,33 +154,43 @@ def plain_bf16(problem: Problem) -> list[np.ndarray[Any, Any]]:
     return [x.transpose(0, 2, 1, 3) for x in (out, dq, dk, dv)]
 
 
+def check_float32(device: Device, rng: Any, case: Case, methods: Sequence[BackwardMethod]) -> None:
+    """By eps: sums over keys or queries; an exponent is off by a few eps; dP − δ cancels numbers of order 1."""
+    problem = Problem(device, rng, case, "float32")
+    want, want_lse = problem.reference()
+    for method in methods:
+        got, lse = problem.run(device, method)
+        for name, ours, theirs in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
+            close(f"{name}, {method}", ours, theirs, storage="float32", factor=40 + case.keys, least=1.0)
+        close("lse", lse, want_lse, storage="float32", factor=20)
+
+
+def check_bfloat16(device: Device, rng: Any, case: Case, methods: Sequence[BackwardMethod]) -> None:
+    """|ours − exact| ≤ k·|plain bf16 − exact| + two roundings: k = 2 for the output, 3 for the gradients."""
+    problem = Problem(device, rng, case, "bfloat16")
+    want, want_lse = problem.reference()
+    plain = plain_bf16(problem)
+    for method in methods:
+        got, lse = problem.run(device, method)
+        close("lse", lse, want_lse, storage="float32", factor=40)
+        for name, ours, theirs, rough in zip(("out", "dq", "dk", "dv"), got, want, plain, strict=True):
+            rounding = 2.0 * np.abs(_rounded(theirs + 0.3 - 0.3) - theirs).max()
+            bound = (2.0 if name == "out" else 3.0) * np.abs(rough - theirs).max() + rounding
+            error = np.abs(ours - theirs).max()
+            print(f"{name}, {method}: error {error:.3g}, bound {bound:.3g}")
+            assert error <= bound, f"{name}, {method}: error {error:.3g} passes {bound:.3g}"
+
+
 @EITHER
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attention_in_float32(device: Device, rng: Any, case: Case, method: BackwardMethod) -> None:
-    problem = Problem(device, rng, case, "float32")
-    got, lse = problem.run(device, method)
-    want, want_lse = problem.reference()
-    # sums over keys or queries; the exponent's argument has an error of a few eps; dP − δ cancels numbers of order 1
-    for name, ours, theirs in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
-        close(name, ours, theirs, storage="float32", factor=40 + case.keys, least=1.0)
-    close("lse", lse, want_lse, storage="float32", factor=20)
+    check_float32(device, rng, case, [method])
 
 
 @EITHER
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attention_in_bfloat16(device: Device, rng: Any, case: Case, method: BackwardMethod) -> None:
-    """|ours − exact| ≤ k·|plain bf16 − exact| + two roundings: k = 2 for the output, 3 for the gradients."""
-    problem = Problem(device, rng, case, "bfloat16")
-    got, lse = problem.run(device, method)
-    want, want_lse = problem.reference()
-    close("lse", lse, want_lse, storage="float32", factor=40)
-    plain = plain_bf16(problem)
-    for name, ours, theirs, rough in zip(("out", "dq", "dk", "dv"), got, want, plain, strict=True):
-        rounding = 2.0 * np.abs(_rounded(theirs + 0.3 - 0.3) - theirs).max()
-        bound = (2.0 if name == "out" else 3.0) * np.abs(rough - theirs).max() + rounding
-        error = np.abs(ours - theirs).max()
-        print(f"{name}: error {error:.3g}, bound {bound:.3g}")
-        assert error <= bound, f"{name}: error {error:.3g} passes {bound:.3g}"
+    check_bfloat16(device, rng, case, [method])
 
 
 def test_attention_weights(device: Device, rng: Any) -> None:

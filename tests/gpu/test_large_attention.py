@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cllm_gpu.fused.attention import METHODS
 from tests.fused import test_attention as fused
 from tests.fused.devices import Device, cupy_device, simulator_device
 
@@ -20,22 +21,21 @@ CASES = [
     fused.Case(64, 256, 256, 6, 6, 64, True, packed=True),  # many blocks
 ]
 SMALL = fused.Case(1, 200, 200, 2, 1, 64, True, packed=True)
-CHECKS = {"float32": fused.test_attention_in_float32, "bfloat16": fused.test_attention_in_bfloat16}
+CHECKS = {"float32": fused.check_float32, "bfloat16": fused.check_bfloat16}
 
 
-def _check(device: Device, storage: str, case: fused.Case, method: fused.BackwardMethod) -> None:
-    CHECKS[storage](device, np.random.default_rng(11), case, method)
+def _check(device: Device, storage: str, case: fused.Case) -> None:
+    """Every way of the backward against one reference, which takes most of the time."""
+    CHECKS[storage](device, np.random.default_rng(11), case, METHODS)
 
 
 @pytest.mark.gpu
-@fused.EITHER
 @pytest.mark.parametrize("storage", list(CHECKS))
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention_of_models(case: fused.Case, storage: str, method: fused.BackwardMethod) -> None:
-    _check(cupy_device(), storage, case, method)
+def test_attention_of_models(case: fused.Case, storage: str) -> None:
+    _check(cupy_device(), storage, case)
 
 
-@fused.EITHER
 @pytest.mark.parametrize("storage", list(CHECKS))
-def test_attention_of_a_few_tiles(storage: str, method: fused.BackwardMethod) -> None:
-    _check(simulator_device(), storage, SMALL, method)
+def test_attention_of_a_few_tiles(storage: str) -> None:
+    _check(simulator_device(), storage, SMALL)

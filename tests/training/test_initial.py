@@ -121,7 +121,7 @@ def test_dropout_may_be_chosen_anew(make_trainer: MakeTrainer, config: Config, b
 def test_text_of_another_tokenizer_is_refused(config: Config, begun: Path, dataset: Dataset, backend: Any) -> None:
     foreign = dataclasses.replace(dataset, tokenizer=None)
     trainer = Trainer(further(config, begun), backend, foreign)
-    with pytest.raises(UserError, match=r"has another tokenizer \(bytes\)"):
+    with pytest.raises(UserError, match=r"has another tokenizer: bytes \(.*\), that of the data is none"):
         trainer.initialise()
     trainer.close()
 

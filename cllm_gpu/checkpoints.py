@@ -268,6 +268,8 @@ def _chosen(path: Path, which: Literal["best", "last"]) -> Path:
             raise UserError(f"checkpoint {path} does not exist; give the folder of a run or of a checkpoint")
         if not path.is_dir():
             raise UserError(f"checkpoint {path} is a file; give the folder of a run or of a checkpoint")
+        if (path / "config.json").exists() and not (path / MANIFEST).exists():
+            raise UserError(f"{path} is a model as Hugging Face stores it: read it with `cllm-gpu import {path}` first")
         if (path / MANIFEST).exists() or (path / MODEL).exists() or re.fullmatch(r"step_\d+", path.name):
             return path
     run = path.parent if path.name == CHECKPOINTS else path

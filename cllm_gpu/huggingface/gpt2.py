@@ -21,8 +21,14 @@ MASKS = (".attn.bias", ".attn.masked_bias")
 """Ends of the names of causal masks, which old files keep beside the weights."""
 
 _SAME_ACTIVATION = (ACTIVATION, "gelu_pytorch_tanh", "gelu_fast")
-_REQUIRED = {"vocab_size": "vocabulary", "n_positions": "context", "n_embd": "width", "n_layer": "layers"}
-_REQUIRED |= {"n_head": "heads"}
+_SHAPE = {
+    "vocab_size": ("vocabulary", 50257),
+    "n_positions": ("context", 1024),
+    "n_embd": ("width", 768),
+    "n_layer": ("layers", 12),
+    "n_head": ("heads", 12),
+}
+"""Setting → (our name, what it is where a file does not say)."""
 _FIXED: dict[str, tuple[Any, Any]] = {
     "layer_norm_epsilon": (1e-5, EPSILON),
     "scale_attn_weights": (True, True),
@@ -48,17 +54,16 @@ def read_config(values: Any, name: str) -> tuple[Architecture, tuple[str, ...]]:
         _require(name, setting, values.get(setting, default), (ours,))
     _require(name, "activation_function", values.get("activation_function", ACTIVATION), _SAME_ACTIVATION)
     shape: dict[str, Any] = {
-        ours: _whole_number(name, setting, values.get(setting)) for setting, ours in _REQUIRED.items()
+        ours: _whole_number(name, setting, values.get(setting, default)) for setting, (ours, default) in _SHAPE.items()
     }
     inner = values.get("n_inner")
     dropout, notes = _dropout(name, values)
-    architecture = Architecture(
-        **shape,
-        kv_heads=shape["heads"],
-        mlp_width=4 * shape["width"] if inner is None else _whole_number(name, "n_inner", inner),
-        tied_head=values.get("tie_word_embeddings", True) is not False,
-        dropout=dropout,
-    )
+    shape["mlp_width"] = 4 * shape["width"] if inner is None else _whole_number(name, "n_inner", inner)
+    tied = values.get("tie_word_embeddings", True) is not False
+    try:
+        architecture = Architecture(**shape, kv_heads=shape["heads"], tied_head=tied, dropout=dropout)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     return architecture, notes
 
 

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from cllm_gpu.architecture import Architecture, LatticeTerms
+from cllm_gpu.checkpoints import load_model
+from cllm_gpu.config import ModelConfig
 from cllm_gpu.errors import UserError
 from cllm_gpu.huggingface import export_model, import_model
+from cllm_gpu.huggingface.gpt2 import read_config
 from cllm_gpu.tensor_files import read_tensors, write_tensors
 from cllm_gpu.tokenizers import ByteTokenizer, HuggingFaceTokenizer, PatternTokenizer, Tokenizer, tokenizer_from_dict
 
@@ -164,6 +167,12 @@ def test_dropout_that_has_no_counterpart_is_said(exported: Path, change_config: 
     assert [note.split(" is ")[0] for note in found.notes] == ["attn_pdrop 0.3", "embd_pdrop 0.1"]
 
 
+def test_settings_left_out_are_gpt2s() -> None:
+    """What transformers' GPT2Config takes them for: the smallest of the released models."""
+    architecture, _ = read_config({"model_type": "gpt2"}, "config.json")
+    assert architecture == dataclasses.replace(ModelConfig(size="gpt2").architecture(50257), dropout=0.1)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -178,7 +187,7 @@ def test_dropout_that_has_no_counterpart_is_said(exported: Path, change_config: 
         ({"n_layer": 0}, "n_layer is 0; it must be a whole number of at least 1"),
         ({"n_embd": 16.5}, "n_embd is 16.5"),
         ({"n_inner": "x"}, "n_inner is 'x'"),
-        ({"n_head": 3}, "model.heads is 3, which does not divide"),
+        ({"n_head": 3}, "config.json: model.heads is 3, which does not divide"),
         ({"resid_pdrop": 1}, "resid_pdrop is 1"),
         ({"n_layer": 3}, "h.2.ln_1.weight is missing from model.safetensors"),
         ({"n_layer": 1}, r"h.1.attn.c_attn.bias \[48\] is no parameter"),
@@ -211,6 +220,11 @@ def test_tensors_that_do_not_fit(exported: Path, change: Any, expected: str) -> 
     rewrite(exported, change)
     with pytest.raises(UserError, match=expected):
         import_model(exported)
+
+
+def test_a_folder_that_is_to_be_imported_first(exported: Path) -> None:
+    with pytest.raises(UserError, match="is a model as Hugging Face stores it: read it with `cllm-gpu import"):
+        load_model(exported)
 
 
 def test_files_that_are_missing_or_broken(exported: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import get_backend
 from cllm_gpu.huggingface import export_model, import_model
+from cllm_gpu.huggingface.gpt2 import read_config
 from cllm_gpu.model import Transformer
 from cllm_gpu.parameters import Layout, parameter_specs
 from cllm_gpu.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
@@ -160,3 +161,12 @@ def test_both_continue_a_text_alike(build_model: Any, transformers: Any, torch: 
     )[0, 5:].tolist()
     assert len(ours) > 3
     assert theirs[: len(ours)] == ours
+
+
+def test_the_defaults_of_the_configuration(transformers: Any) -> None:
+    """A config.json that says nothing but its type is to both the same model."""
+    theirs = transformers.GPT2Config()
+    a, _ = read_config({"model_type": "gpt2"}, "config.json")
+    assert (a.vocabulary, a.context, a.width) == (theirs.vocab_size, theirs.n_positions, theirs.n_embd)
+    assert (a.layers, a.heads, a.dropout) == (theirs.n_layer, theirs.n_head, theirs.resid_pdrop)
+    assert read_config(theirs.to_dict(), "config.json")[0] == a

@@ -46,8 +46,8 @@ class Choices:
     items: int
     accuracy: float
     """Share of items whose right ending has the greatest sum of log-likelihoods (acc)."""
-    accuracy_per_byte: float
-    """The same by the sum over the ending's UTF-8 bytes (acc_norm)."""
+    accuracy_per_character: float
+    """The same by the sum over the ending's characters (acc_norm, as lm-evaluation-harness has it)."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data under the usual names, with standard errors of the mean."""
@@ -55,8 +55,8 @@ class Choices:
             "items": self.items,
             "acc": self.accuracy,
             "acc_stderr": self.standard_error(self.accuracy),
-            "acc_norm": self.accuracy_per_byte,
-            "acc_norm_stderr": self.standard_error(self.accuracy_per_byte),
+            "acc_norm": self.accuracy_per_character,
+            "acc_norm_stderr": self.standard_error(self.accuracy_per_character),
         }
 
     def standard_error(self, share: float) -> float | None:
@@ -153,7 +153,7 @@ def choose(
     `context` is the model's: a longer text loses tokens on the left. `progress` is told the items done and the result
     so far. Of equal scores the first counts. UserError for an ending that alone is longer than the context.
     """
-    right, right_per_byte, done = 0, 0, 0
+    right, right_per_character, done = 0, 0, 0
     scores: list[float] = []
     rows = (row for item in items for row in _rows(item, tokenizer, context))
     for group in _groups(rows, batch):
@@ -161,13 +161,13 @@ def choose(
         while done < len(items) and len(scores) >= len(items[done].endings):
             item = items[done]
             own, scores = np.array(scores[: len(item.endings)]), scores[len(item.endings) :]
-            sizes = np.array([len(ending.encode()) for ending in item.endings])
+            sizes = np.array([len(ending) for ending in item.endings])
             right += int(np.argmax(own) == item.label)
-            right_per_byte += int(np.argmax(own / sizes) == item.label)
+            right_per_character += int(np.argmax(own / sizes) == item.label)
             done += 1
         if done:
-            progress(done, Choices(done, right / done, right_per_byte / done))
-    return Choices(done, right / done, right_per_byte / done)
+            progress(done, Choices(done, right / done, right_per_character / done))
+    return Choices(done, right / done, right_per_character / done)
 
 
 def _rows(item: Item, tokenizer: Tokenizer, context: int) -> Iterator[_Row]:

@@ -37,13 +37,13 @@ def chosen(items: list[Item], losses: Any = priced, **changes: Any) -> Any:
 
 
 # with the space before it, an ending costs: aaa 3.5 (1.17 a byte), b 2.5 (2.5), bb 4.5 (2.25), a 1.5 (1.5)
-HARD = Item("x y", ("aaa", "b"), 0, "here")  # b is likelier, aaa by byte
+HARD = Item("x y", ("aaa", "b"), 0, "here")  # b is likelier, aaa by character
 EASY = Item("zz", ("bb", "a", "bb"), 1, "here")  # a both ways
 
 
 def test_by_hand() -> None:
     found = chosen([HARD, EASY])
-    assert (found.items, found.accuracy, found.accuracy_per_byte) == (2, 0.5, 1.0)
+    assert (found.items, found.accuracy, found.accuracy_per_character) == (2, 0.5, 1.0)
     assert found.as_dict()["acc_stderr"] == pytest.approx(0.5)  # sqrt(0.5 * 0.5 / 1)
     assert found.as_dict()["acc_norm_stderr"] == 0.0
     assert chosen([EASY]).as_dict()["acc_stderr"] is None
@@ -53,15 +53,15 @@ def test_by_hand() -> None:
 def test_batches_change_nothing(batch: int) -> None:
     told: list[int] = []
     found = chosen([HARD, EASY, HARD, EASY, HARD], batch=batch, progress=lambda done, so_far: told.append(done))
-    assert (found.items, found.accuracy, found.accuracy_per_byte) == (5, 2 / 5, 1.0)
+    assert (found.items, found.accuracy, found.accuracy_per_character) == (5, 2 / 5, 1.0)
     assert told[-1] == 5
     assert told == sorted(told)
 
 
-def test_the_length_is_in_bytes() -> None:
-    """é costs 2000.5 and is two bytes, c costs 1000.5: by byte é wins, by character c would."""
-    found = chosen([Item("x", ("é", "c"), 0, "here")])
-    assert (found.accuracy, found.accuracy_per_byte) == (0.0, 1.0)
+def test_the_length_is_in_characters() -> None:
+    """é costs 2000.5 and is two bytes, c costs 1000.5: by character c wins, by byte é would."""
+    found = chosen([Item("x", ("é", "c"), 1, "here")])
+    assert (found.accuracy, found.accuracy_per_character) == (1.0, 1.0)
 
 
 def test_equal_scores_go_to_the_first() -> None:

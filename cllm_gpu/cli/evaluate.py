@@ -29,7 +29,7 @@ class EvaluateOptions:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Text file, folder, glob or .jsonl file; with --task the file of the task."""
     task: Literal["hellaswag"] | None = None
-    """Multiple choice instead, from a file of JSON lines: acc by the sum of log-likelihoods, acc_norm by byte."""
+    """Multiple choice instead, from a file of JSON lines: acc by the sum of log-likelihoods, acc_norm by character."""
     model: Path | None = None
     """Run folder or checkpoint (None: the newest run)."""
     checkpoint: Literal["best", "last"] = "best"
@@ -81,7 +81,7 @@ def _task(options: EvaluateOptions, trained: TrainedModel, tokenizer: Tokenizer)
         shown = bar.add_task(f"{options.task}", total=len(items))
 
         def tell(done: int, so_far: Choices) -> None:
-            words = f"acc {so_far.accuracy:.1%} acc_norm {so_far.accuracy_per_byte:.1%}"
+            words = f"acc {so_far.accuracy:.1%} acc_norm {so_far.accuracy_per_character:.1%}"
             bar.update(shown, completed=done, description=words)
 
         found = choose(
@@ -96,7 +96,7 @@ def _task(options: EvaluateOptions, trained: TrainedModel, tokenizer: Tokenizer)
     if options.json:
         print(json.dumps({"task": options.task, **found.as_dict()}))
         return 0
-    shares = {"acc": found.accuracy, "acc_norm": found.accuracy_per_byte}
+    shares = {"acc": found.accuracy, "acc_norm": found.accuracy_per_character}
     words = "  ".join(f"{name} {share:.2%}{_spread(found, share)}" for name, share in shares.items())
     print(f"{options.task}: {words}  ({found.items:,} items, step {trained.step})")
     return 0

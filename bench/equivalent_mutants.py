@@ -18,4 +18,12 @@ EQUIVALENT: dict[Key, str] = {
     ("adam.cu", _FOUR, "if (i < count) store(p + i, four.v[i]);", "< -> <=", 1): "count is at most 4",
     ("adam.cu", _FLAT, _COUNT, "< -> <=", 1): _NOTHING_LEFT,
     ("adam.cu", _FLAT, _COUNT_IN_PLACE, "< -> <=", 1): _NOTHING_LEFT,
+    (
+        "embedding.cu",
+        "const int count = rows - begin < SEGMENT ? int(rows - begin) : SEGMENT;",
+        "for (int i = threadIdx.x; i < count + 2; i += blockDim.x) {",
+        "- -> +",
+        1,
+    ): "only a last, short segment changes: places past its end are row 0 with token -1; the last run ends before them "
+    "as it did, and their sum goes to the last segment's tails, which nothing reads",
 }

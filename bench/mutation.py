@@ -1,18 +1,23 @@
 """Damages the project's own kernels in one place at a time and reports the share that their tests catch.
 
-    python bench/mutation.py [FILE …] [--kinds A,B] [--limit N] [--seed N] [--seconds N] [--processes N]
+    python bench/mutation.py [FILE …] [--kinds A,B] [--limit N] [--seed N] [--seconds N] [--processes N] [--again]
 
 Files are those of cuda/; all of them where none is named. Each mutant is judged by the file's tests in tests/fused, on
-the simulator with every memory access checked. Exits with status 1 when less than 95% of the mutants that change
-anything are caught.
+the simulator with every memory access checked. A file whose mutants were all tried has its entry in
+bench/results/mutation.json replaced. A run that was interrupted goes on where it was, as long as the sources, tests,
+fused operations and simulator are the same; --again forgets what was judged. Exits with status 1 when less than 95% of
+the mutants that change anything are caught.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
+import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +27,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench import mutation_record as record  # noqa: E402
 from bench.equivalent_mutants import EQUIVALENT  # noqa: E402
+from cllm_gpu.compiler import cache_directory, require_compiler  # noqa: E402
 from cllm_gpu.fused import sources  # noqa: E402
 from cllm_gpu.simulator import mutation  # noqa: E402
 
 REQUIRED_SHARE = 0.95
+SECONDS_EACH = 1200.0
+PATIENCE = 5.0
+"""A check may take five times the processor time it takes on the sound sources, and 20 minutes by the clock."""
 _ROWWISE, _FLAT, _SEQUENCE = ("tests/fused/test_rowwise.py", "tests/fused/test_flat.py", "tests/fused/test_sequence.py")
 _ATTENTION = ("tests/fused/test_attention.py",)
 TESTS: dict[str, tuple[str, ...]] = {
@@ -40,7 +50,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "common.cuh": (_ROWWISE, *_ATTENTION, "-k", "layernorm_forward or bfloat16"),
     "cross_entropy.cu": (_ROWWISE, "-k", "cross_entropy"),
     "dropout.cu": (_SEQUENCE, "-k", "dropout"),
-    "embedding.cu": (_SEQUENCE, "-k", "embedding"),
+    "embedding.cu": (_SEQUENCE, "-k", "embedding or runs"),
     "gelu.cu": (_ROWWISE, "-k", "gelu"),
     "layernorm.cu": (_ROWWISE, "-k", "layernorm"),
     "philox.cuh": (_SEQUENCE, "-k", "dropout"),
@@ -51,26 +61,73 @@ TESTS: dict[str, tuple[str, ...]] = {
 
 
 class _FirstFailure:
-    """A pytest plugin that keeps the first failure's last line."""
+    """A pytest plugin that keeps the first failure's first line."""
 
     message = ""
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed and not self.message:
-            self.message = str(report.longrepr).strip().split("\n")[-1]
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self.message = (crash.message if crash else str(report.longrepr)).strip().split("\n")[0]
 
 
-def check(tests: tuple[str, ...], folder: Path) -> None:
-    """Run the tests with the sources in `folder`. Raises AssertionError with the first failure."""
+def check(tests: tuple[str, ...], compiled: Path, folder: Path) -> None:
+    """Run the tests with the sources in `folder`, compiled into `compiled`. AssertionError with the first failure."""
     sources.source_directory = lambda: folder
     sources.load_source.cache_clear()
     sources.kernel_parameters.cache_clear()
-    os.environ["CLLM_SIMULATOR_CHECK"] = "1"
+    os.environ |= {"CLLM_SIMULATOR_CHECK": "1", "CLLM_CACHE_DIR": str(compiled)}
     first = _FirstFailure()
     options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
     status = pytest.main([*options, *tests], plugins=[first])
     if status != pytest.ExitCode.OK:
         raise AssertionError(first.message or f"pytest ended with {status!r}")
+
+
+class Journal:
+    """Verdicts as they come in, kept in the cache until anything changes that they depend on."""
+
+    def __init__(self, file: str, text: str, *, again: bool) -> None:
+        self._file, self._text = file, text
+        self._path = cache_directory() / "mutation" / f"{file}-{_state(file)}.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if again:
+            self._path.unlink(missing_ok=True)
+
+    def known(self) -> list[mutation.Verdict]:
+        """What was judged before."""
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        there = {(mutant.start, mutant.kind): mutant for mutant in mutation.mutants(self._file, self._text)}
+        return [
+            mutation.Verdict(there[start, kind], how != "survived", how, seconds=seconds)
+            for start, kind, how, seconds in map(json.loads, lines)
+        ]
+
+    def add(self, verdict: mutation.Verdict) -> None:
+        """Keep a verdict and show it."""
+        mutant = verdict.mutant
+        with self._path.open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps([mutant.start, mutant.kind, verdict.how, round(verdict.seconds, 2)]) + "\n")
+        print(f"{'caught' if verdict.caught else 'SURVIVED'}: {mutant}: {verdict.how}", flush=True)
+
+
+def _state(file: str) -> str:
+    """Hash of all that a verdict on a mutant of `file` depends on."""
+    python = [*(ROOT / "cllm_gpu" / "fused").rglob("*.py"), *(ROOT / "cllm_gpu" / "simulator").rglob("*.?pp")]
+    python += [*(ROOT / "cllm_gpu" / "simulator").rglob("*.py"), *(ROOT / "cllm_gpu" / "simulator").rglob("*.h")]
+    paths = [*_relatives(file), *python, *(ROOT / name for name in record.test_files(TESTS[file]))]
+    return record.digest([*TESTS[file], *(path.read_text(encoding="utf-8") for path in sorted(paths))])[:32]
+
+
+def _relatives(file: str) -> list[Path]:
+    """The sources that are compiled with `file`: it, what it includes, what includes it, and what that includes."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "cuda").iterdir()}
+    included = {name: set(re.findall(r'#include "([^"]+)"', text)) for name, text in texts.items()}
+
+    def closure(name: str) -> set[str]:
+        return {name}.union(*map(closure, included[name]))
+
+    return [ROOT / "cuda" / name for name in set().union(*(closure(n) for n in texts if file in closure(n)))]
 
 
 def _arguments() -> argparse.Namespace:
@@ -79,30 +136,46 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kinds", default="", help="such as 'barrier removed,wait removed'; all where none is named")
     parser.add_argument("--limit", type=int, default=None, help="at most so many mutants of each file")
     parser.add_argument("--seed", type=int, default=0, help="draws the mutants where there is a limit")
-    parser.add_argument("--seconds", type=float, default=600.0, help="time for each file")
+    parser.add_argument("--seconds", type=float, default=None, help="time for each file; no limit where not given")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="judge all anew")
     return parser.parse_args()
+
+
+def judge(file: str, asked: argparse.Namespace) -> mutation.Report:
+    """Try the mutants of one file; the result goes to the result file when none was left out."""
+    text = (ROOT / "cuda" / file).read_text(encoding="utf-8")
+    journal = Journal(file, text, again=asked.again)
+    with tempfile.TemporaryDirectory() as compiled:
+        report = mutation.run(
+            ROOT / "cuda",
+            [file],
+            functools.partial(check, TESTS[file], Path(compiled)),
+            kinds=[kind for kind in asked.kinds.split(",") if kind],
+            limit=asked.limit,
+            seed=asked.seed,
+            seconds=asked.seconds,
+            seconds_each=SECONDS_EACH,
+            patience=PATIENCE,
+            processes=asked.processes,
+            equivalent=EQUIVALENT,
+            known=journal.known(),
+            progress=journal.add,
+        )
+    if report.untried == 0 and not asked.kinds:
+        record.merge(file, record.entry(file, text, TESTS[file], report), TESTS)
+    return report
 
 
 def main() -> int:
     """Run the files asked for and print their reports."""
     asked = _arguments()
     os.chdir(ROOT)
+    require_compiler()
     np.seterr(all="ignore")
     total = mutation.Report()
     for file in asked.files or TESTS:
-        report = mutation.run(
-            ROOT / "cuda",
-            [file],
-            functools.partial(check, TESTS[file]),
-            kinds=[kind for kind in asked.kinds.split(",") if kind],
-            limit=asked.limit,
-            seed=asked.seed,
-            seconds=asked.seconds,
-            seconds_each=120.0,
-            processes=asked.processes,
-            equivalent=EQUIVALENT,
-        )
+        report = judge(file, asked)
         print(f"{file}\n{report}\n", flush=True)
         total.verdicts += report.verdicts
         total.untried += report.untried

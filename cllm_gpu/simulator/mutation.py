@@ -8,6 +8,7 @@ template brackets and pointers.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -26,6 +27,11 @@ Key = tuple[str, str, str, str, int]
 """What names a mutant: see Mutant.key."""
 Check = Callable[[Path], None]
 """Takes a folder with all sources, one of them damaged; raises when it notices."""
+
+_LEAST_PATIENCE = 20.0
+"""Seconds; a check of milliseconds may vary by more than a factor."""
+
+_PASSED = "passed in processor seconds: "
 
 _HIDDEN = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|^[ \t]*#[^\n]*(?:\\\n[^\n]*)*', re.S | re.M)
 _PATTERNS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
@@ -78,6 +84,8 @@ class Verdict:
     how: str
     """The first line of the check's complaint; "timed out", "crashed", "survived", or why it is equivalent."""
     equivalent: bool = False
+    seconds: float = 0.0
+    """By the clock."""
 
 
 @dataclass
@@ -87,6 +95,8 @@ class Report:
     verdicts: list[Verdict] = field(default_factory=list)
     untried: int = 0
     """Mutants left out by the limit or for want of time."""
+    processor_seconds_each: float | None = None
+    """Processor time after which a check was stopped."""
 
     @property
     def counted(self) -> list[Verdict]:
@@ -153,16 +163,22 @@ def run(
     limit: int | None = None,
     seed: int = 0,
     seconds_each: float = 60.0,
+    patience: float | None = None,
     seconds: float | None = None,
     processes: int = 1,
     equivalent: Mapping[Key, str] | None = None,
+    known: Iterable[Verdict] = (),
     progress: Callable[[Verdict], None] | None = None,
 ) -> Report:
     """Try mutants of `files` in `folder`; each runs in a forked process on a copy of the folder.
 
     kinds: the kinds of mutation to try; all where none is named. limit: at most so many, drawn with `seed` (all kinds
     alike); seconds: stop starting new ones after this time.
-    equivalent: Mutant.key to the reason why that mutation changes nothing.
+    seconds_each: a check that takes longer is stopped and the mutant counts as caught. patience: so is one that takes
+    so many times the processor time it took on the sources as they are, and at least 20 s; a busy machine stretches
+    that little.
+    equivalent: Mutant.key to the reason why that mutation changes nothing. known: what an earlier, interrupted run
+    found. progress: called with each new verdict.
     Raises UserError where there is no fork, or when the check complains about the sources as they are.
     """
     if not hasattr(os, "fork"):
@@ -173,20 +189,23 @@ def run(
     random.Random(seed).shuffle(everything)
     chosen = everything if limit is None else everything[:limit]
     deadline = None if seconds is None else time.monotonic() + seconds
-    report = Report(untried=len(everything) - len(chosen))
+    report = Report()
     with tempfile.TemporaryDirectory() as scratch:
         runner = _Runner(folder, Path(scratch), check, seconds_each, processes)
-        complaint = runner.judge_sound()
+        complaint = runner.judge_sound(patience)
+        report.processor_seconds_each = runner.processor_seconds_each
         if complaint:
             raise UserError(f"the check does not pass on the sources as they are: {complaint}")
-        known = equivalent or {}
-        waiting = [m for m in chosen if m.key not in known]
-        report.verdicts += [Verdict(m, False, known[m.key], True) for m in chosen if m.key in known]
+        same, judged = equivalent or {}, {verdict.mutant: verdict for verdict in known}
+        report.verdicts += [Verdict(m, False, same[m.key], True) for m in chosen if m.key in same]
+        chosen = [m for m in chosen if m.key not in same]
+        report.verdicts += [judged[m] for m in chosen if m in judged]
+        waiting = [m for m in chosen if m not in judged]
         for verdict in runner.judge_all(waiting, texts, deadline):
             report.verdicts.append(verdict)
             if progress is not None:
                 progress(verdict)
-        report.untried += len(chosen) - len(report.verdicts)
+    report.untried = len(everything) - len(report.verdicts)
     report.verdicts.sort(key=lambda v: (v.mutant.file, v.mutant.start, v.mutant.kind))
     return report
 
@@ -195,23 +214,34 @@ def run(
 class _Child:
     process: int
     pipe: int
-    deadline: float
+    begin: float
+    seconds: float
     mutant: Mutant | None
     folder: Path
+    processor_seconds: float = 0.0
+    """Its own, without its compilers', once the check has passed."""
+
+    @property
+    def deadline(self) -> float:
+        return self.begin + self.seconds
 
 
 class _Runner:
     """Runs the check in forked processes, a few at a time."""
+
+    processor_seconds_each: float | None = None
 
     def __init__(self, folder: Path, scratch: Path, check: Check, seconds_each: float, processes: int) -> None:
         self._folder, self._scratch, self._check = folder, scratch, check
         self._seconds_each, self._processes = seconds_each, processes
         self._count = 0
 
-    def judge_sound(self) -> str:
-        """The check's complaint about the sources as they are; empty when it passes."""
+    def judge_sound(self, patience: float | None) -> str:
+        """The check's complaint about the sources as they are; empty when it passes. Sets the limit of the others."""
         child = self._start(None, "")
         verdict = self._wait([child])[1]
+        if patience is not None:
+            self.processor_seconds_each = max(_LEAST_PATIENCE, patience * child.processor_seconds)
         return "" if verdict == "survived" else verdict
 
     def judge_all(self, waiting: list[Mutant], texts: Mapping[str, str], deadline: float | None) -> Iterable[Verdict]:
@@ -228,7 +258,7 @@ class _Runner:
             child, how = self._wait(running)
             running.remove(child)
             assert child.mutant is not None
-            yield Verdict(child.mutant, how != "survived", how)
+            yield Verdict(child.mutant, how != "survived", how, seconds=time.monotonic() - child.begin)
 
     def _start(self, mutant: Mutant | None, text: str) -> _Child:
         self._count += 1
@@ -240,9 +270,9 @@ class _Runner:
         process = os.fork()
         if process == 0:
             os.close(pipe)
-            _child_main(self._check, folder, far_end)
+            _child_main(self._check, folder, far_end, self.processor_seconds_each)
         os.close(far_end)
-        return _Child(process, pipe, time.monotonic() + self._seconds_each, mutant, folder)
+        return _Child(process, pipe, time.monotonic(), self._seconds_each, mutant, folder)
 
     def _wait(self, running: list[_Child]) -> tuple[_Child, str]:
         """Wait for one of the children to end, or end the one that is out of time."""
@@ -252,22 +282,44 @@ class _Runner:
             child = next((c for c in running if c.pipe in ready), first)
             if not ready and time.monotonic() < first.deadline:
                 continue
-            how = _read_all(child.pipe) if ready else _stop(child)
+            said = _read_all(child.pipe) if ready else _stop(child)
             os.close(child.pipe)
             _, status = os.waitpid(child.process, 0)
             shutil.rmtree(child.folder, ignore_errors=True)
-            return child, how or ("survived" if status == 0 else "crashed")
+            if said.startswith(_PASSED):
+                child.processor_seconds = float(said.removeprefix(_PASSED))
+                return child, "survived"
+            return child, said or _end(status)
 
 
-def _child_main(check: Check, folder: Path, pipe: int) -> None:
+def _end(status: int) -> str:
+    """How a child ended that said nothing."""
+    out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+    return "timed out" if out_of_time else "crashed"
+
+
+def _limit_processor_time(seconds: float) -> None:
+    """From now on; SIGXCPU ends this process after that."""
+    import resource  # not there on Windows
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(used.ru_utime + used.ru_stime + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def _child_main(check: Check, folder: Path, pipe: int, processor_seconds: float | None) -> None:
     """Body of a forked process: the complaint goes into the pipe; never returns."""
     status = 1
     try:
         os.setpgrp()
+        if processor_seconds is not None:
+            _limit_processor_time(processor_seconds)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
         check(folder)
+        os.write(pipe, f"{_PASSED}{time.process_time()}".encode())
         status = 0
     except BaseException as error:
         complaint = str(error).strip().split("\n")[0] or type(error).__name__

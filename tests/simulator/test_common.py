@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import ml_dtypes
 import numpy as np
 import pytest
 
 from cllm_gpu.fused.nvrtc import compile_kernels, load_nvrtc
+from cllm_gpu.fused.sources import source_directory
 from cllm_gpu.simulator import RawModule, Schedule
-
-CUDA = Path(__file__).parents[2] / "cuda"
 
 SOURCE = r"""
 #include "common.cuh"
@@ -67,7 +64,7 @@ extern "C" __global__ void tensor(const bf16* x, float* y) {
 
 @pytest.fixture(scope="module", params=[False, True], ids=["fast", "checked"])
 def module(request: pytest.FixtureRequest) -> RawModule:
-    return RawModule(code=SOURCE, options=(f"-I{CUDA}",), check=request.param)
+    return RawModule(code=SOURCE, options=(f"-I{source_directory()}",), check=request.param)
 
 
 def test_reductions(module: RawModule) -> None:
@@ -140,5 +137,5 @@ def test_tensor_core_on_the_identity(module: RawModule) -> None:
 def test_nvrtc_takes_all_of_it(architecture: str) -> None:
     if load_nvrtc() is None:
         pytest.skip("not run: NVRTC is not installed (pip install nvidia-cuda-nvrtc-cu12)")
-    found = compile_kernels(SOURCE, "common_test.cu", (f"-I{CUDA}", "-std=c++17"), architecture)
+    found = compile_kernels(SOURCE, "common_test.cu", (f"-I{source_directory()}", "-std=c++17"), architecture)
     assert {resources.kernel for resources in found} == {"reductions", "vectors", "copies", "functions", "tensor"}

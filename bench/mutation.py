@@ -18,8 +18,9 @@ import os
 import re
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -60,28 +61,38 @@ TESTS: dict[str, tuple[str, ...]] = {
 """Each source and the tests that answer for it."""
 
 
-class _FirstFailure:
-    """A pytest plugin that keeps the first failure's first line."""
+class _Judge:
+    """A pytest plugin that runs the tests that caught most before first, and keeps the first failure's first line."""
 
-    message = ""
+    def __init__(self, caught: Mapping[str, int]) -> None:
+        self._caught = caught
+        self.message = ""
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: -self._caught.get(item.nodeid, 0))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and not self.message:
             crash = getattr(report.longrepr, "reprcrash", None)
-            self.message = (crash.message if crash else str(report.longrepr)).strip().split("\n")[0]
+            text = (crash.message if crash else str(report.longrepr)).strip()
+            self.message = f"{report.nodeid}: {text.partition(chr(10))[0]}"
 
 
-def check(tests: tuple[str, ...], compiled: Path, folder: Path) -> None:
-    """Run the tests with the sources in `folder`, compiled into `compiled`. AssertionError with the first failure."""
+def check(tests: Sequence[str], caught: Mapping[str, int], compiled: Path, folder: Path) -> None:
+    """Run the tests with the sources in `folder`, compiled into `compiled`, those that `caught` most before first.
+
+    Raises AssertionError "test: what it said" with the first failure.
+    """
     sources.source_directory = lambda: folder
     sources.load_source.cache_clear()
     sources.kernel_parameters.cache_clear()
     os.environ |= {"CLLM_SIMULATOR_CHECK": "1", "CLLM_CACHE_DIR": str(compiled)}
-    first = _FirstFailure()
+    judge = _Judge(caught)
     options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
-    status = pytest.main([*options, *tests], plugins=[first])
+    status = pytest.main([*options, *tests], plugins=[judge])
     if status != pytest.ExitCode.OK:
-        raise AssertionError(first.message or f"pytest ended with {status!r}")
+        raise AssertionError(judge.message or f"pytest ended with {status!r}")
 
 
 class Journal:
@@ -93,22 +104,31 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if again:
             self._path.unlink(missing_ok=True)
-
-    def known(self) -> list[mutation.Verdict]:
+        self.caught: Counter[str] = Counter()
+        """Test → mutants it caught."""
+        self.known = list(self._read())
         """What was judged before."""
+        self._judged = len(self.known)
+        self._whole = sum(m.key not in EQUIVALENT for m in mutation.mutants(file, text))
+
+    def _read(self) -> Iterator[mutation.Verdict]:
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         there = {(mutant.start, mutant.kind): mutant for mutant in mutation.mutants(self._file, self._text)}
-        return [
-            mutation.Verdict(there[start, kind], how != "survived", how, seconds=seconds)
-            for start, kind, how, seconds in map(json.loads, lines)
-        ]
+        for start, kind, how, seconds in map(json.loads, lines):
+            self.caught[how.partition(": ")[0]] += 1
+            yield mutation.Verdict(there[start, kind], how != "survived", how, seconds=seconds)
 
     def add(self, verdict: mutation.Verdict) -> None:
         """Keep a verdict and show it."""
         mutant = verdict.mutant
         with self._path.open("a", encoding="utf-8") as journal:
             journal.write(json.dumps([mutant.start, mutant.kind, verdict.how, round(verdict.seconds, 2)]) + "\n")
-        print(f"{'caught' if verdict.caught else 'SURVIVED'}: {mutant}: {verdict.how}", flush=True)
+        self.caught[verdict.how.partition(": ")[0]] += 1
+        self._judged += 1
+        print(
+            f"{self._judged}/{self._whole} {'caught' if verdict.caught else 'SURVIVED'}: {mutant}: {verdict.how}",
+            flush=True,
+        )
 
 
 def _state(file: str) -> str:
@@ -150,7 +170,7 @@ def judge(file: str, asked: argparse.Namespace) -> mutation.Report:
         report = mutation.run(
             ROOT / "cuda",
             [file],
-            functools.partial(check, TESTS[file], Path(compiled)),
+            functools.partial(check, TESTS[file], journal.caught, Path(compiled)),
             kinds=[kind for kind in asked.kinds.split(",") if kind],
             limit=asked.limit,
             seed=asked.seed,
@@ -159,7 +179,7 @@ def judge(file: str, asked: argparse.Namespace) -> mutation.Report:
             patience=PATIENCE,
             processes=asked.processes,
             equivalent=EQUIVALENT,
-            known=journal.known(),
+            known=journal.known,
             progress=journal.add,
         )
     if report.untried == 0 and not asked.kinds:

@@ -39,7 +39,7 @@ SECONDS_EACH = 1200.0
 PATIENCE = 5.0
 """A check may take five times the processor time it takes on the sound sources, and 20 minutes by the clock."""
 _ROWWISE, _FLAT, _SEQUENCE = ("tests/fused/test_rowwise.py", "tests/fused/test_flat.py", "tests/fused/test_sequence.py")
-_ATTENTION = ("tests/fused/test_attention.py",)
+_ATTENTION = ("tests/fused/test_attention.py", "tests/fused/test_score_terms.py")
 TESTS: dict[str, tuple[str, ...]] = {
     "adam.cu": (_FLAT,),
     "attention.cu": _ATTENTION,

@@ -46,6 +46,22 @@ def test_layernorm_forward(device: Device, rng: Any, storage: str, shape: tuple[
     close("rstd", device.get(rstd), wants[2], storage="float32", factor=20)
 
 
+@pytest.mark.parametrize("shape", [(5, 33), (3, 1024)], ids=str)
+def test_layernorm_of_rows_far_from_zero(device: Device, rng: Any, shape: tuple[int, int]) -> None:
+    """The variance is taken about the mean: 1 beside a mean of 1000, where mean(x²) − mean² has no digit right.
+
+    The mean is known to 1000·2^-24 times a few, 2e-4; a variance about it is off by the square of that.
+    """
+    x = (1000.0 + rng.standard_normal(shape)).astype(np.float32)
+    out, mean, rstd = device.put(np.zeros_like(x)), *(device.put(np.zeros(shape[0], np.float32)) for _ in range(2))
+    weight = device.put(np.ones(shape[1], np.float32))
+    layernorm_forward(device.launcher, device.put(x), weight, None, out, mean, rstd, epsilon=1e-5)
+    wants = np.zeros(shape), np.zeros(shape[0]), np.zeros(shape[0])
+    reference_layernorm.layernorm_forward(np, *_wide(x, np.ones(shape[1]), None), *wants, epsilon=1e-5)
+    assert np.abs(device.get(rstd) / wants[2] - 1.0).max() <= 1e-6
+    assert np.abs(device.get(out) - wants[0]).max() <= 1e-3
+
+
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dropped", [False, True])

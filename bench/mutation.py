@@ -1,12 +1,14 @@
 """Damages the project's own kernels in one place at a time and reports the share that their tests catch.
 
-    python bench/mutation.py [FILE …] [--kinds A,B] [--limit N] [--seed N] [--seconds N] [--processes N] [--again]
+    python bench/mutation.py [FILE …] [--kinds A,B] [--limit N] [--seed N] [--seconds N] [--processes N]
+                             [--again | --extend]
 
 Files are those of cuda/; all of them where none is named. Each mutant is judged by the file's tests in tests/fused, on
 the simulator with every memory access checked. A file whose mutants were all tried has its entry in
 bench/results/mutation.json replaced. A run that was interrupted goes on where it was, as long as the sources, tests,
-fused operations and simulator are the same; --again forgets what was judged. Exits with status 1 when less than 95% of
-the mutants that change anything are caught.
+fused operations and simulator are the same; --again forgets what was judged. After tests or checks were added, --extend
+takes over what was caught without them as long as the source itself is the same, and the result says how many. Exits
+with status 1 when less than 95% of the mutants that change anything are caught.
 """
 
 from __future__ import annotations
@@ -40,6 +42,11 @@ PATIENCE = 5.0
 """A check may take five times the processor time it takes on the sound sources, and 20 minutes by the clock."""
 _ROWWISE, _FLAT, _SEQUENCE = ("tests/fused/test_rowwise.py", "tests/fused/test_flat.py", "tests/fused/test_sequence.py")
 _ATTENTION = ("tests/fused/test_attention.py", "tests/fused/test_score_terms.py")
+Place = tuple[int, str]
+"""Where a mutant begins, and its kind."""
+Found = tuple[str, float, bool]
+"""Verdict.how, seconds, and whether it was found with other tests than now."""
+
 TESTS: dict[str, tuple[str, ...]] = {
     "adam.cu": (_FLAT,),
     "attention.cu": _ATTENTION,
@@ -98,37 +105,63 @@ def check(tests: Sequence[str], caught: Mapping[str, int], compiled: Path, folde
 class Journal:
     """Verdicts as they come in, kept in the cache until anything changes that they depend on."""
 
-    def __init__(self, file: str, text: str, *, again: bool) -> None:
-        self._file, self._text = file, text
-        self._path = cache_directory() / "mutation" / f"{file}-{_state(file)}.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, file: str, text: str, *, again: bool, extend: bool) -> None:
+        folder, own = cache_directory() / "mutation", f"{file}-{record.digest([text])[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{own}-{_state(file)}.jsonl"
         if again:
             self._path.unlink(missing_ok=True)
+        self._there = {(mutant.start, mutant.kind): mutant for mutant in mutation.mutants(file, text)}
+        self._verdicts = dict(_read(self._path))
         self.caught: Counter[str] = Counter()
         """Test → mutants it caught."""
-        self.known = list(self._read())
-        """What was judged before."""
-        self._judged = len(self.known)
-        self._whole = sum(m.key not in EQUIVALENT for m in mutation.mutants(file, text))
+        for how, _, _ in self._verdicts.values():
+            self.caught[_test(how)] += 1
+        for earlier in sorted(folder.glob(f"{own}-*.jsonl")) if extend else ():
+            self._take_over(earlier)
+        self._whole = sum(mutant.key not in EQUIVALENT for mutant in self._there.values())
 
-    def _read(self) -> Iterator[mutation.Verdict]:
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        there = {(mutant.start, mutant.kind): mutant for mutant in mutation.mutants(self._file, self._text)}
-        for start, kind, how, seconds in map(json.loads, lines):
-            self.caught[how.partition(": ")[0]] += 1
-            yield mutation.Verdict(there[start, kind], how != "survived", how, seconds=seconds)
+    def _take_over(self, earlier: Path) -> None:
+        """What was caught with other tests."""
+        for place, (how, seconds, _) in _read(earlier):
+            if how != "survived" and place not in self._verdicts:
+                self._keep(place, (how, seconds, True))
+
+    def _keep(self, place: Place, found: Found) -> None:
+        self._verdicts[place] = found
+        self.caught[_test(found[0])] += 1
+        with self._path.open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps([place, found]) + "\n")
+
+    @property
+    def known(self) -> list[mutation.Verdict]:
+        """What was judged before."""
+        return [
+            mutation.Verdict(self._there[place], how != "survived", how, seconds=seconds)
+            for place, (how, seconds, _) in self._verdicts.items()
+        ]
+
+    @property
+    def taken_over(self) -> int:
+        """Number of verdicts of runs with other tests."""
+        return sum(taken for _, _, taken in self._verdicts.values())
 
     def add(self, verdict: mutation.Verdict) -> None:
         """Keep a verdict and show it."""
         mutant = verdict.mutant
-        with self._path.open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps([mutant.start, mutant.kind, verdict.how, round(verdict.seconds, 2)]) + "\n")
-        self.caught[verdict.how.partition(": ")[0]] += 1
-        self._judged += 1
-        print(
-            f"{self._judged}/{self._whole} {'caught' if verdict.caught else 'SURVIVED'}: {mutant}: {verdict.how}",
-            flush=True,
-        )
+        self._keep((mutant.start, mutant.kind), (verdict.how, round(verdict.seconds, 2), False))
+        word = "caught" if verdict.caught else "SURVIVED"
+        print(f"{len(self._verdicts)}/{self._whole} {word}: {mutant}: {verdict.how}", flush=True)
+
+
+def _read(path: Path) -> Iterator[tuple[Place, Found]]:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        (start, kind), (how, seconds, taken) = json.loads(line)
+        yield (start, kind), (how, seconds, taken)
+
+
+def _test(how: str) -> str:
+    return how.partition(": ")[0]
 
 
 def _state(file: str) -> str:
@@ -159,13 +192,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=None, help="time for each file; no limit where not given")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="judge all anew")
+    parser.add_argument("--extend", action="store_true", help="tests were added: judge only what was not caught before")
     return parser.parse_args()
 
 
 def judge(file: str, asked: argparse.Namespace) -> mutation.Report:
     """Try the mutants of one file; the result goes to the result file when none was left out."""
     text = (ROOT / "cuda" / file).read_text(encoding="utf-8")
-    journal = Journal(file, text, again=asked.again)
+    journal = Journal(file, text, again=asked.again, extend=asked.extend)
     with tempfile.TemporaryDirectory() as compiled:
         report = mutation.run(
             ROOT / "cuda",
@@ -183,7 +217,7 @@ def judge(file: str, asked: argparse.Namespace) -> mutation.Report:
             progress=journal.add,
         )
     if report.untried == 0 and not asked.kinds:
-        record.merge(file, record.entry(file, text, TESTS[file], report), TESTS)
+        record.merge(file, record.entry(file, text, TESTS[file], report, journal.taken_over), TESTS)
     return report
 
 

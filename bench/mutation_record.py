@@ -66,8 +66,8 @@ def way(how: str) -> str:
     return "does not compile" if "cannot compile" in how else "wrong result"
 
 
-def entry(file: str, text: str, tests: Sequence[str], report: Report) -> Entry:
-    """What is kept of a whole run over one source."""
+def entry(file: str, text: str, tests: Sequence[str], report: Report, taken_over: int) -> Entry:
+    """What is kept of a whole run over one source; `taken_over` verdicts are of runs with fewer tests."""
     kinds = dict.fromkeys(sorted({v.mutant.kind for v in report.verdicts}))
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -80,6 +80,7 @@ def entry(file: str, text: str, tests: Sequence[str], report: Report) -> Entry:
         "tests_sha256": {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in test_files(tests)},
         "share": round(report.share, 4),
         "untried": report.untried,
+        "taken_over": taken_over,
         "kinds": {kind: _counts(v for v in report.verdicts if v.mutant.kind == kind) for kind in kinds},
         "ways": dict(Counter(way(v.how) for v in report.verdicts if v.caught).most_common()),
         "survivors": [_place(v.mutant) for v in report.counted if not v.caught],

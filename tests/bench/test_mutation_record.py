@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from bench import mutation as bench_mutation
 from bench import mutation_record as record
 from bench.equivalent_mutants import EQUIVALENT
-from bench.mutation import REQUIRED_SHARE, TESTS
+from bench.mutation import REQUIRED_SHARE, TESTS, Journal
 from cllm_gpu.simulator.mutation import Mutant, Report, Verdict, mutants
 
 CUDA = record.ROOT / "cuda"
@@ -81,7 +82,7 @@ def _report(how: dict[str, str]) -> Report:
 def test_an_entry_counts_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = _report({"<=": "timed out", "-": "survived", "+": ""})
     tests = ("tests/bench/test_mutation_record.py", "-k", "entry")
-    found = record.entry("f.cu", SOURCE, tests, report)
+    found = record.entry("f.cu", SOURCE, tests, report, 1)
     assert found["kinds"] == {
         "bound moved": {"tried": 1, "caught": 1, "equivalent": 0},
         "sign changed": {"tried": 2, "caught": 0, "equivalent": 1},
@@ -106,3 +107,24 @@ def test_the_digest_of_mutants_sees_code_and_no_comments() -> None:
     assert record.mutants_digest("f.cu", SOURCE) == record.mutants_digest("f.cu", commented)
     assert record.mutants_digest("f.cu", SOURCE) != record.mutants_digest("f.cu", moved)
     assert all(isinstance(mutant, Mutant) for mutant in mutants("f.cu", SOURCE))
+
+
+def test_a_journal_goes_on_and_takes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted run knows all it judged; with other tests only what was caught, and only when asked."""
+    monkeypatch.setenv("CLLM_CACHE_DIR", str(tmp_path))
+    text = (CUDA / "philox.cuh").read_text(encoding="utf-8")
+    first, second = mutants("philox.cuh", text)[:2]
+    verdicts = [Verdict(first, True, "tests/t.py::t: wrong", seconds=1.5), Verdict(second, False, "survived")]
+    journal = Journal("philox.cuh", text, again=False, extend=False)
+    for verdict in verdicts:
+        journal.add(verdict)
+    again = Journal("philox.cuh", text, again=False, extend=False)
+    assert again.known == verdicts
+    assert again.caught["tests/t.py::t"] == 1
+    monkeypatch.setattr(bench_mutation, "_state", lambda _: "other tests")
+    assert Journal("philox.cuh", text, again=False, extend=False).known == []
+    for _ in range(2):  # the second finds what the first took over
+        extended = Journal("philox.cuh", text, again=False, extend=True)
+        assert extended.known == verdicts[:1]
+        assert extended.taken_over == 1
+    assert Journal("philox.cuh", text, again=True, extend=False).known == []

@@ -33,4 +33,19 @@ EQUIVALENT: dict[Key, str] = {
         1,
     ): "only a last, short segment changes: places past its end are row 0 with token -1; the last run ends before them "
     "as it did, and their sum goes to the last segment's tails, which nothing reads",
+    (
+        "layernorm.cu",
+        "for (int turn = 0; turn < groups; turn++) {                            // the warps of the block add up in order",
+        "if (turn == group) {",
+        "< -> <=",
+        1,
+    ): "one more turn, which is no group's: only one more barrier, which the whole block reaches",
+    (
+        "layernorm.cu",
+        "for (int p = 0; p < PACKS; p++) {",
+        "if (first + p * step >= columns) continue;",
+        "< -> <=",
+        1,
+    ): "warps share the columns only where one can keep them all (_split in cllm_gpu.fused.layernorm), so that "
+    "PACKS * step >= columns and the added round is left at once",
 }

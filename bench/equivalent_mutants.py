@@ -35,7 +35,7 @@ EQUIVALENT: dict[Key, str] = {
     "as it did, and their sum goes to the last segment's tails, which nothing reads",
     (
         "layernorm.cu",
-        "for (int turn = 0; turn < groups; turn++) {                            // the warps of the block add up in order",
+        "for (int turn = 0; turn < groups; turn++) {" + 28 * " " + "// the warps of the block add up in order",
         "if (turn == group) {",
         "< -> <=",
         1,

@@ -9,7 +9,7 @@ from cllm_gpu.simulator.mutation import Key
 
 _FOUR = "for (int i = 0; i < 4; i++)"
 _FLAT = "for (index_t at = (index_t(blockIdx.x) * FLAT_THREADS + threadIdx.x) * 4; at < size; at += stride) {"
-_NOTHING_LEFT = "at = size leaves a count of 0: nothing is read or written, and zeros are added"
+_NOTHING_LEFT = "at = size leaves a count of 0: nothing is read or written, and zeros are added, as epsilon is above 0"
 _COUNT = "const int count = size - at < 4 ? int(size - at) : 4;"
 _COUNT_IN_PLACE = "const Four four = load_four(x + at, size - at < 4 ? int(size - at) : 4);"
 

@@ -72,7 +72,6 @@ def entry(file: str, text: str, tests: Sequence[str], report: Report, taken_over
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(verdict.seconds for verdict in report.verdicts)),
-        "processor_seconds_each": round(report.processor_seconds_each or 0),
         "machine": machine(),
         "source_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "mutants_sha256": mutants_digest(file, text),

@@ -28,11 +28,6 @@ Key = tuple[str, str, str, str, int]
 Check = Callable[[Path], None]
 """Takes a folder with all sources, one of them damaged; raises when it notices."""
 
-_LEAST_PATIENCE = 20.0
-"""Seconds; a check of milliseconds may vary by more than a factor."""
-
-_PASSED = "passed in processor seconds: "
-
 _HIDDEN = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|^[ \t]*#[^\n]*(?:\\\n[^\n]*)*', re.S | re.M)
 _PATTERNS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     ("barrier removed", re.compile(r"__sync(?:threads|warp)\([^()]*\);"), lambda m: ";"),
@@ -95,8 +90,6 @@ class Report:
     verdicts: list[Verdict] = field(default_factory=list)
     untried: int = 0
     """Mutants left out by the limit or for want of time."""
-    processor_seconds_each: float | None = None
-    """Processor time after which a check was stopped."""
 
     @property
     def counted(self) -> list[Verdict]:
@@ -163,7 +156,6 @@ def run(
     limit: int | None = None,
     seed: int = 0,
     seconds_each: float = 60.0,
-    patience: float | None = None,
     seconds: float | None = None,
     processes: int = 1,
     equivalent: Mapping[Key, str] | None = None,
@@ -174,9 +166,8 @@ def run(
 
     kinds: the kinds of mutation to try; all where none is named. limit: at most so many, drawn with `seed` (all kinds
     alike); seconds: stop starting new ones after this time.
-    seconds_each: a check that takes longer is stopped and the mutant counts as caught. patience: so is one that takes
-    so many times the processor time it took on the sources as they are, and at least 20 s; a busy machine stretches
-    that little.
+    seconds_each: a check that takes longer is stopped and the mutant counts as caught; so is one that passes a limit it
+    sets itself by `limit_processor_time`.
     equivalent: Mutant.key to the reason why that mutation changes nothing. known: what an earlier, interrupted run
     found. progress: called with each new verdict.
     Raises UserError where there is no fork, or when the check complains about the sources as they are.
@@ -192,8 +183,7 @@ def run(
     report = Report()
     with tempfile.TemporaryDirectory() as scratch:
         runner = _Runner(folder, Path(scratch), check, seconds_each, processes)
-        complaint = runner.judge_sound(patience)
-        report.processor_seconds_each = runner.processor_seconds_each
+        complaint = runner.judge_sound()
         if complaint:
             raise UserError(f"the check does not pass on the sources as they are: {complaint}")
         same, judged = equivalent or {}, {verdict.mutant: verdict for verdict in known}
@@ -218,8 +208,6 @@ class _Child:
     seconds: float
     mutant: Mutant | None
     folder: Path
-    processor_seconds: float = 0.0
-    """Its own, without its compilers', once the check has passed."""
 
     @property
     def deadline(self) -> float:
@@ -229,19 +217,15 @@ class _Child:
 class _Runner:
     """Runs the check in forked processes, a few at a time."""
 
-    processor_seconds_each: float | None = None
-
     def __init__(self, folder: Path, scratch: Path, check: Check, seconds_each: float, processes: int) -> None:
         self._folder, self._scratch, self._check = folder, scratch, check
         self._seconds_each, self._processes = seconds_each, processes
         self._count = 0
 
-    def judge_sound(self, patience: float | None) -> str:
-        """The check's complaint about the sources as they are; empty when it passes. Sets the limit of the others."""
+    def judge_sound(self) -> str:
+        """The check's complaint about the sources as they are; empty when it passes."""
         child = self._start(None, "")
         verdict = self._wait([child])[1]
-        if patience is not None:
-            self.processor_seconds_each = max(_LEAST_PATIENCE, patience * child.processor_seconds)
         return "" if verdict == "survived" else verdict
 
     def judge_all(self, waiting: list[Mutant], texts: Mapping[str, str], deadline: float | None) -> Iterable[Verdict]:
@@ -270,7 +254,7 @@ class _Runner:
         process = os.fork()
         if process == 0:
             os.close(pipe)
-            _child_main(self._check, folder, far_end, self.processor_seconds_each)
+            _child_main(self._check, folder, far_end)
         os.close(far_end)
         return _Child(process, pipe, time.monotonic(), self._seconds_each, mutant, folder)
 
@@ -286,20 +270,20 @@ class _Runner:
             os.close(child.pipe)
             _, status = os.waitpid(child.process, 0)
             shutil.rmtree(child.folder, ignore_errors=True)
-            if said.startswith(_PASSED):
-                child.processor_seconds = float(said.removeprefix(_PASSED))
-                return child, "survived"
             return child, said or _end(status)
 
 
 def _end(status: int) -> str:
     """How a child ended that said nothing."""
     out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
-    return "timed out" if out_of_time else "crashed"
+    return "survived" if status == 0 else "timed out" if out_of_time else "crashed"
 
 
-def _limit_processor_time(seconds: float) -> None:
-    """From now on; SIGXCPU ends this process after that."""
+def limit_processor_time(seconds: float) -> None:
+    """For a check: this process may compute for so long from now on, or "timed out" is the verdict.
+
+    A busy machine hardly stretches the processor's time. Whole seconds count, rounded up. A later call replaces it.
+    """
     import resource  # not there on Windows
 
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -308,18 +292,15 @@ def _limit_processor_time(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def _child_main(check: Check, folder: Path, pipe: int, processor_seconds: float | None) -> None:
+def _child_main(check: Check, folder: Path, pipe: int) -> None:
     """Body of a forked process: the complaint goes into the pipe; never returns."""
     status = 1
     try:
         os.setpgrp()
-        if processor_seconds is not None:
-            _limit_processor_time(processor_seconds)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
         check(folder)
-        os.write(pipe, f"{_PASSED}{time.process_time()}".encode())
         status = 0
     except BaseException as error:
         complaint = str(error).strip().split("\n")[0] or type(error).__name__

@@ -76,7 +76,7 @@ def _report(how: dict[str, str]) -> Report:
     for mutant in mutants("f.cu", SOURCE):
         said = how[mutant.after]
         verdicts.append(Verdict(mutant, said not in ("", "survived"), said, equivalent=not said, seconds=1.25))
-    return Report(verdicts, processor_seconds_each=20.0)
+    return Report(verdicts)
 
 
 def test_an_entry_counts_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

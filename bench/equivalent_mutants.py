@@ -13,6 +13,32 @@ _NOTHING_LEFT = "at = size leaves a count of 0: nothing is read or written, and 
 _COUNT = "const int count = size - at < 4 ? int(size - at) : 4;"
 _COUNT_IN_PLACE = "const Four four = load_four(x + at, size - at < 4 ? int(size - at) : 4);"
 
+_WHOLE = (
+    "const bool whole = t + QUERIES <= n.queries && j + KEYS <= n.keys && j + KEYS <= n.visible(t);",
+    "if (!SCORE_TERMS && whole) return;",
+)
+_MASK_IDLE = "in a tile with all three every score exists: the mask, where it is applied after all, changes none"
+_PAST_QUERIES = (
+    "the mask is skipped in more tiles, but their keys exist and are visible: it concerns rows past the last query, of "
+    "zeros in Q and dO, whose output is not stored and whose weight, 1, times dO = 0 adds nothing"
+)
+_HIDDEN = (
+    "more tiles of keys, zeros where no key is; every score in them is hidden from every query: its weight is 0, "
+    "maxima and sums stay"
+)
+_UNUSED_COPY = (
+    "one more tile is copied, zeros where no key is, to the stage not in use; nothing reads or writes it after"
+)
+_EACH_KEY_TILE = ("for (int begin = 0; begin < n.visible(last - 1); begin += TILE_KEYS) {", "__syncthreads();")
+_FIRST_STAGE = "if (at < query_tiles) Stage{stages}.load(q, dout, lse, delta, n, b, h, at * TILE_QUERIES);"
+_NEXT_FORWARD = ("if (begin + FORWARD_KEYS < end) start(begin + FORWARD_KEYS);", "copy_async_commit();")
+_NUMBERS = "copy_async_4(shared + i, numbers + (first + i < limit ? first + i : 0), first + i < limit);"
+_OTHER_NUMBER = (
+    "places past the last query get the number of query 0; no score exists there, the tile is not whole and so is "
+    "masked: weight exp2(-inf - number) = 0, gradient 0"
+)
+_NOT_READ = "changes the address only where the copy is not valid and reads nothing"
+
 EQUIVALENT: dict[Key, str] = {
     ("adam.cu", _FOUR, "if (i < count) four.v[i] = to_float(p[i]);", "< -> <=", 1): "count is at most 4",
     ("adam.cu", _FOUR, "if (i < count) store(p + i, four.v[i]);", "< -> <=", 1): "count is at most 4",
@@ -25,6 +51,99 @@ EQUIVALENT: dict[Key, str] = {
         "<= -> <",
         1,
     ): "a sum of fewer than 2^63 squares of finite floats is below 2^319, all others are infinite or NaN: never equal",
+    (
+        "attention.cuh",
+        "return causal && j > keys - queries ? j - (keys - queries) : 0;",
+        "}",
+        "> -> >=",
+        1,
+    ): "where the two are equal their difference is the 0 of the other branch",
+    (
+        "attention.cuh",
+        "__device__ __forceinline__ bool exists(int t, int j) const "
+        "{ return t < queries && j < keys && j < visible(t); }",
+        "};",
+        "< -> <=",
+        2,
+    ): "for t < queries visible(t) is at most keys, so the third condition implies the second",
+    ("attention_float32.cuh", *_EACH_KEY_TILE, "< -> <=", 1): _HIDDEN,
+    ("attention_float32.cuh", *_EACH_KEY_TILE, "- -> +", 1): _HIDDEN,
+    (
+        "attention_float32.cuh",
+        "const int last = first + FORWARD_ROWS < n.queries ? first + FORWARD_ROWS : n.queries;",
+        "float4 sums[I][CHUNKS] = {};",
+        "+ -> -",
+        1,
+    ): _HIDDEN,
+    (
+        "attention_float32.cuh",
+        "const int last = first + BACKWARD_ROWS < n.queries ? first + BACKWARD_ROWS : n.queries;",
+        "const i64 rows = (i64(b) * n.heads + h) * n.queries;",
+        "+ -> -",
+        1,
+    ): _HIDDEN,
+    (
+        "attention_float32.cuh",
+        "for (int first = n.first_query(begin) / BACKWARD_ROWS * BACKWARD_ROWS; first < n.queries;",
+        "first += BACKWARD_ROWS) {",
+        "< -> <=",
+        1,
+    ): "one more tile, past the last query: rows of zeros, of which no score exists, add nothing to dK and dV",
+    (
+        "attention_bfloat16.cuh",
+        "const int end = n.visible(last - 1);",
+        "const auto start = [&](int begin) {",
+        "- -> +",
+        1,
+    ): _HIDDEN,
+    (
+        "attention_bfloat16.cuh",
+        "const int last = first + FORWARD_ROWS < n.queries ? first + FORWARD_ROWS : n.queries;",
+        "const int end = n.visible(last - 1);",
+        "+ -> -",
+        1,
+    ): _HIDDEN,
+    (
+        "attention_bfloat16.cuh",
+        "const int last = first + BACKWARD_ROWS < n.queries ? first + BACKWARD_ROWS : n.queries;",
+        "const int end = n.visible(last - 1);",
+        "+ -> -",
+        1,
+    ): _HIDDEN,
+    ("attention_bfloat16.cuh", *_NEXT_FORWARD, "< -> <=", 1): _UNUSED_COPY,
+    ("attention_bfloat16.cuh", *_NEXT_FORWARD, "+ -> -", 1): _UNUSED_COPY,
+    (
+        "attention_bfloat16.cuh",
+        "const int tiles = (n.queries + KEYS_QUERIES - 1) / KEYS_QUERIES - skipped, steps = tiles * n.group();",
+        "const auto stage_of = [&](int step) { return stages + step % 2 * KEYS_STAGE; };",
+        "- -> +",
+        1,
+    ): "at most one more tile, past the last query: zeros, hidden from all, add nothing to dK and dV",
+    ("attention_fused_bfloat16.cuh", _FIRST_STAGE, "copy_async_commit();", "< -> <=", 1): (
+        "equal only without any query, where a load reads nothing and nobody reads what it writes"
+    ),
+    ("attention_tiles_bfloat16.cuh", *_WHOLE, "<= -> <", 1): _MASK_IDLE,
+    ("attention_tiles_bfloat16.cuh", *_WHOLE, "<= -> <", 2): _MASK_IDLE,
+    ("attention_tiles_bfloat16.cuh", *_WHOLE, "<= -> <", 3): _MASK_IDLE,
+    ("attention_tiles_bfloat16.cuh", *_WHOLE, "+ -> -", 1): _PAST_QUERIES,
+    (
+        "attention_tiles_bfloat16.cuh",
+        *_WHOLE,
+        "+ -> -",
+        2,
+    ): "n.visible(t) is at most n.keys for a query that exists, so the third condition implies the second; other rows: "
+    + _PAST_QUERIES,
+    ("attention_tiles_bfloat16.cuh", _NUMBERS, "}", "< -> <=", 1): _NOT_READ,
+    ("attention_tiles_bfloat16.cuh", _NUMBERS, "}", "+ -> -", 3): _NOT_READ,
+    ("attention_tiles_bfloat16.cuh", _NUMBERS, "}", "< -> <=", 2): _OTHER_NUMBER,
+    ("attention_tiles_bfloat16.cuh", _NUMBERS, "}", "+ -> -", 5): _OTHER_NUMBER,
+    (
+        "attention_tiles_bfloat16.cuh",
+        "bf16* const p = rows_of + (at < limit ? at * stride : 0);",
+        "#pragma unroll",
+        "< -> <=",
+        1,
+    ): "every store through p is guarded by at < limit",
     (
         "embedding.cu",
         "const int count = rows - begin < SEGMENT ? int(rows - begin) : SEGMENT;",

@@ -44,7 +44,9 @@ SECONDS_EACH = 1800.0
 TEST_SECONDS = 30.0
 """Processor time that a test may take on a mutant; on the sound sources none takes a fifth of it."""
 _ROWWISE, _FLAT, _SEQUENCE = ("tests/fused/test_rowwise.py", "tests/fused/test_flat.py", "tests/fused/test_sequence.py")
-_ATTENTION = ("tests/fused/test_attention.py", "tests/fused/test_score_terms.py")
+_ATTENTION = tuple(f"tests/fused/test_{name}.py" for name in ("tiles", "attention", "score_terms"))
+_TURNS = (*_ATTENTION, "tests/fused/test_turns.py")
+_ONE_KERNEL = "(in-one or counters or test_turns)"
 Place = tuple[int, str]
 """Where a mutant begins, and its kind."""
 Found = tuple[str, float, bool]
@@ -52,10 +54,16 @@ Found = tuple[str, float, bool]
 
 TESTS: dict[str, tuple[str, ...]] = {
     "adam.cu": (_FLAT,),
-    "attention.cu": _ATTENTION,
+    "attention.cu": (*_ATTENTION, "-k", f"not {_ONE_KERNEL}"),
     "attention.cuh": _ATTENTION,
-    "attention_bfloat16.cuh": (*_ATTENTION, "-k", "bfloat16 or weights"),
-    "attention_float32.cuh": (*_ATTENTION, "-k", "float32 or weights"),
+    "attention_bfloat16.cuh": (*_ATTENTION, "-k", f"(bfloat16 or weights) and not {_ONE_KERNEL}"),
+    "attention_float32.cuh": (*_ATTENTION, "-k", f"(float32 or weights) and not {_ONE_KERNEL}"),
+    "attention_fused.cu": (*_TURNS, "-k", _ONE_KERNEL),
+    "attention_fused.cuh": (*_TURNS, "-k", _ONE_KERNEL),
+    "attention_fused_bfloat16.cuh": (*_TURNS, "-k", f"({_ONE_KERNEL} or conflicts) and not float32"),
+    "attention_fused_float32.cuh": (*_TURNS, "-k", f"{_ONE_KERNEL} and not bfloat16"),
+    "attention_tiles_bfloat16.cuh": (*_ATTENTION, "-k", f"(bfloat16 or weights) and not {_ONE_KERNEL}"),
+    "attention_tiles_float32.cuh": (*_ATTENTION, "-k", f"(float32 or weights) and not {_ONE_KERNEL}"),
     "column_sum.cu": (_ROWWISE, "tests/fused/test_linear.py", "-k", "column_sum or linear"),
     "columns.cuh": (_ROWWISE, "-k", "column_sum or gelu_backward"),
     "common.cuh": ("tests/simulator/test_common.py", _ROWWISE, "-k", "test_common or layernorm_forward"),
@@ -67,6 +75,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "philox.cuh": (_SEQUENCE, "-k", "dropout"),
     "rotary.cu": (_SEQUENCE, "-k", "rotary"),
     "storage.cuh": (_ROWWISE, _SEQUENCE),
+    "symmetry.cu": (_SEQUENCE, "-k", "symmetry"),
 }
 """Each source and the tests that answer for it."""
 

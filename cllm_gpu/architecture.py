@@ -6,12 +6,57 @@ Letters used everywhere: B batch, T sequence, C model width, H heads, D head siz
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from cllm_gpu.errors import UserError
 
 MAXIMUM_VOCABULARY = 2**20
+MAXIMUM_MATCHES = 8
+
+
+@dataclass(frozen=True)
+class LatticeTerms:
+    """What crystalline attention sees of the lattice. Every term has a learned scalar per layer and head."""
+
+    matches: int = 3
+    """Longest translation match that counts: a scalar for each order from 1 to it, at most 8; 0: none."""
+    same_token: bool = True
+    """A term where query and key are the same token."""
+    distance: bool = False
+    """The distance of the two tokens' lattice points."""
+    prime_distance: bool = False
+    """The distance of the logarithms of their primes."""
+    symmetry_fraction: float = 0.0
+    """Share of each head's dimensions of queries and keys on which the token's symmetry element acts."""
+    learned_points: bool = False
+    """The lattice points are learned, starting where the lattice has them."""
+    start: float = 0.0
+    """Value that every scalar starts at."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.matches <= MAXIMUM_MATCHES:
+            raise UserError(f"model.lattice.matches is {self.matches}; it must lie between 0 and {MAXIMUM_MATCHES}")
+        if not 0.0 <= self.symmetry_fraction <= 1.0:
+            raise UserError(f"model.lattice.symmetry_fraction is {self.symmetry_fraction}; it must lie between 0 and 1")
+        if not math.isfinite(self.start):
+            raise UserError(f"model.lattice.start is {self.start}; it must be a finite number")
+        if self.learned_points and not self.uses_points:
+            raise UserError(
+                "model.lattice.learned_points needs a term that sees the points: switch on distance or prime_distance"
+            )
+
+    @property
+    def uses_points(self) -> bool:
+        """A term is computed from the lattice points."""
+        return self.distance or self.prime_distance
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """Names of a head's scalars, in the order of `reference.score_terms`."""
+        terms = ("distance", "prime_distance", "same_token")
+        return (*(name for name in terms if getattr(self, name)), *(f"match_{n + 1}" for n in range(self.matches)))
 
 
 @dataclass(frozen=True)
@@ -40,6 +85,8 @@ class Architecture:
     """Linear layers and layer norms carry a bias."""
     dropout: float = 0.0
     """Probability of dropping an element of the embedding and of each residual branch."""
+    lattice: LatticeTerms | None = None
+    """What attention sees of the lattice (crystalline attention); None: nothing (standard attention)."""
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "context", "layers", "heads", "kv_heads", "width", "mlp_width"):
@@ -62,6 +109,11 @@ class Architecture:
         return self.width // self.heads
 
     @property
+    def symmetry_pairs(self) -> int:
+        """Pairs of a head's dimensions on which the lattice's symmetry acts."""
+        return 0 if self.lattice is None else int(self.lattice.symmetry_fraction * self.head_size) // 2
+
+    @property
     def kv_width(self) -> int:
         """Width of all key heads together, kv_heads·D."""
         return self.kv_heads * self.head_size
@@ -72,8 +124,15 @@ class Architecture:
         return self.width + 2 * self.kv_width
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a manifest."""
-        return dataclasses.asdict(self)
+        """Plain data for a manifest; what standard attention does not have is left out."""
+        values = dataclasses.asdict(self)
+        return values if self.lattice else {name: value for name, value in values.items() if name != "lattice"}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """The inverse of `as_dict`. TypeError for names that no model of this version has."""
+        lattice = values.get("lattice")
+        return cls(**values | {"lattice": None if lattice is None else LatticeTerms(**lattice)})
 
 
 SIZES: dict[str, dict[str, int]] = {

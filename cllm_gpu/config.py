@@ -9,11 +9,12 @@ import dataclasses
 import difflib
 import math
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from cllm_gpu.architecture import SIZES, Architecture
+from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.errors import UserError
 
 SizeName = Literal["tiny", "mini", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
@@ -45,6 +46,10 @@ class ModelConfig:
     """Biases in linear layers and layer norms."""
     dropout: float = 0.0
     """Dropout on the embedding and on every residual branch."""
+    attention: Literal["standard", "crystalline"] = "standard"
+    """Standard attention, or crystalline: it sees the lattice of the tokens' primes, as the section lattice says."""
+    lattice: LatticeTerms = field(default_factory=LatticeTerms)
+    """What crystalline attention sees."""
 
     def architecture(self, vocabulary: int) -> Architecture:
         """The model's shape for a vocabulary. Raises UserError when it is impossible."""
@@ -62,6 +67,7 @@ class ModelConfig:
             tied_head=self.tied_head,
             bias=self.bias,
             dropout=self.dropout,
+            lattice=self.lattice if self.attention == "crystalline" else None,
             **chosen,
         )
 
@@ -103,6 +109,8 @@ class OptimizerConfig:
     """On matrices only: L2 in SGD and Adam, decoupled in AdamW."""
     clip_norm: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+    lattice_rate: float = 30.0
+    """Learning rate of the lattice's scalars, as a multiple of `rate`: they move by whole units."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         (0 <= o.beta2 < 1, f"optimizer.beta2 is {o.beta2}; it must be at least 0 and below 1"),
         (_positive(o.epsilon), f"optimizer.epsilon is {o.epsilon}; it must be above 0"),
         (_not_negative(o.weight_decay), f"optimizer.weight_decay is {o.weight_decay}; it must be at least 0"),
+        (_positive(o.lattice_rate), f"optimizer.lattice_rate is {o.lattice_rate}; it must be above 0"),
         (_not_negative(o.clip_norm), f"optimizer.clip_norm is {o.clip_norm}; it must be at least 0 (0: off)"),
         (s.warmup_steps >= 0, f"schedule.warmup_steps is {s.warmup_steps}; it must be at least 0"),
         (
@@ -269,13 +278,18 @@ def _plain(value: Any) -> Any:
 
 def to_toml(config: Config) -> str:
     """The configuration as a TOML document that `load_toml` reads back; names whose value is None are left out."""
-    values = as_dict(config)
-    sections = {"": {name: value for name, value in values.items() if not isinstance(value, dict)}}
-    sections |= {f"[{name}]\n": entries for name, entries in values.items() if isinstance(entries, dict)}
     return "\n".join(
         header + "".join(f"{_toml_line(name, value)}\n" for name, value in entries.items() if value is not None)
-        for header, entries in sections.items()
+        for header, entries in _sections(as_dict(config), "")
     )
+
+
+def _sections(values: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(header, entries) of a TOML document, a section within another after it."""
+    yield f"[{path}]\n" if path else "", {k: v for k, v in values.items() if not isinstance(v, dict)}
+    for name, entries in values.items():
+        if isinstance(entries, dict):
+            yield from _sections(entries, f"{path}.{name}" if path else name)
 
 
 def _toml_line(name: str, value: Any) -> str:

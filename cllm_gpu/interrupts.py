@@ -1,11 +1,16 @@
-"""Ctrl-C and termination asked of long work: the first request is noted, the second interrupts at once."""
+"""Ctrl-C and termination asked of long work: the first request is noted and answered, the second interrupts at once."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+
+NOTICE = b"\nstopping after this step; the same again stops at once, without saving\n"
 
 
 class Interrupts:
@@ -34,3 +39,5 @@ class Interrupts:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        with contextlib.suppress(OSError):  # standard error may be closed
+            os.write(2, NOTICE)  # not print: it may be what this signal interrupted

@@ -15,6 +15,7 @@ from typing import Any
 
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
+from cllm_gpu.crystalline import LatticeSide
 from cllm_gpu.parameters import FlatParameters
 from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.reference.dropout import Dropout
@@ -34,6 +35,7 @@ class Transformer:
         self.parameters = parameters
         self.scale = 1.0 / math.sqrt(architecture.head_size)
         self._head_name = "token_embedding" if architecture.tied_head else "head"
+        self._lattice = LatticeSide(architecture, backend, parameters)
         self._rotary = None
         if architecture.positions == "rope":
             size, dtype = architecture.head_size, statistics_dtype(parameters.layout.dtype)
@@ -91,6 +93,15 @@ class Transformer:
         self.ops.linear_forward(self.backend.xp.ascontiguousarray(last), self.parameters[self._head_name], None, out)
         return out
 
+    def attention_weights(self, workspace: Workspace, layer: int, *, terms: bool = True) -> Any:
+        """Weights (B, H, T, T) of a layer in the last forward of a training workspace, for inspection: O(T²) memory.
+
+        Without `terms`, as they would be had the lattice added nothing to the scores.
+        """
+        q, k, _ = workspace.split_heads(workspace.layers[layer].qkv)
+        added = self._lattice.terms(workspace.lattice, layer) if terms else None
+        return self.ops.attention_weights(q, k, causal=True, scale=self.scale, terms=added)
+
     # ---- forward
 
     def _forward(self, w: Workspace, tokens: Any, dropout: Dropout | None, cache: KeyValueCache | None = None) -> None:
@@ -103,6 +114,7 @@ class Transformer:
             )
             if dropout is not None:
                 ops.dropout_forward(residual, residual, dropout=w.dropout(dropout, 0))
+        w.lattice = self._lattice.see(w, tokens, cache)
         branch = None  # (N, C), what the residual stream is about to be given
         for layer in range(self.architecture.layers):
             with ranges(f"forward/block_{layer:02d}/attention"):
@@ -136,12 +148,14 @@ class Transformer:
         )
         self.ops.linear_forward(a.attention_normed, p[f"{name}.qkv.weight"], p.get(f"{name}.qkv.bias"), a.qkv)
         q, k, v = w.split_heads(a.qkv)  # (B, T, H, D), (B, T, K, D) twice
+        self._lattice.apply_symmetry(w.lattice, q, k)
         if self._rotary is not None:
             first = cache.length if cache else 0
             self._rotate(self.ops.rotary_forward, q, k, first)
         if cache is not None:
             k, v = cache.extend(layer, k, v)  # (B, S, K, D)
-        self.ops.attention_forward(q, k, v, w.heads(a.attended), a.lse, causal=True, scale=self.scale)
+        terms = self._lattice.terms(w.lattice, layer)
+        self.ops.attention_forward(q, k, v, w.heads(a.attended), a.lse, causal=True, scale=self.scale, terms=terms)
         self.ops.linear_forward(a.attended, p[f"{name}.projection.weight"], p.get(f"{name}.projection.bias"), w.branch)
         return residual_out, w.branch
 
@@ -215,6 +229,7 @@ class Transformer:
                 accumulate_tokens=accumulate or self.architecture.tied_head,
                 accumulate_positions=accumulate,
             )
+            self._lattice.point_gradients(w, tokens, gradients, accumulate=accumulate)
 
     def _norm_backward(
         self,
@@ -276,10 +291,13 @@ class Transformer:
         q, k, v = w.split_heads(a.qkv)
         dq, dk, dv = w.split_heads(w.dqkv)
         self.ops.attention_backward(
-            w.heads(w.dattended), q, k, v, w.heads(a.attended), a.lse, dq, dk, dv, causal=True, scale=self.scale
-        )
+            w.heads(w.dattended), q, k, v, w.heads(a.attended), a.lse, dq, dk, dv, causal=True, scale=self.scale,
+            terms=self._lattice.terms(w.lattice, layer),
+            dterms=self._lattice.term_gradients(w, gradients, layer, accumulate=accumulate),
+        )  # fmt: skip
         if self._rotary is not None:
             self._rotate(self.ops.rotary_backward, dq, dk, 0)
+        self._lattice.undo_symmetry(w.lattice, dq, dk)
         self.ops.linear_backward(
             w.dqkv, a.attention_normed, p[f"{qkv}.weight"], w.dnormed, g[f"{qkv}.weight"], g.get(f"{qkv}.bias"),
             accumulate=accumulate,

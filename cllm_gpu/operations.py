@@ -24,6 +24,7 @@ from cllm_gpu.reference import (
     norm,
     rotary,
     sgd,
+    symmetry,
 )
 
 Operation = Callable[..., Any]
@@ -46,6 +47,8 @@ class Operations:
     dropout_backward: Operation
     rotary_forward: Operation
     rotary_backward: Operation
+    symmetry_forward: Operation
+    symmetry_backward: Operation
     attention_forward: Operation
     attention_backward: Operation
     attention_weights: Operation
@@ -69,6 +72,8 @@ REFERENCE: dict[str, Operation] = {
     "dropout_backward": dropout.dropout_backward,
     "rotary_forward": rotary.rotary_forward,
     "rotary_backward": rotary.rotary_backward,
+    "symmetry_forward": symmetry.symmetry_forward,
+    "symmetry_backward": symmetry.symmetry_backward,
     "attention_forward": attention.attention_forward,
     "attention_backward": attention.attention_backward,
     "attention_weights": attention.attention_weights,

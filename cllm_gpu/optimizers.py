@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,8 @@ class Optimizer:
     """SGD with momentum, Adam or AdamW (`config.name`) for parameters of one layout.
 
     Weight decay reaches the matrices only (the layout's decayed prefix): as an L2 term of the gradient in SGD and Adam
-    (added after clipping), decoupled from it in AdamW.
+    (added after clipping), decoupled from it in AdamW. The lattice's scalars, which come last, take `lattice_rate`
+    times the learning rate.
     """
 
     def __init__(self, config: OptimizerConfig, backend: Backend, layout: Layout) -> None:
@@ -78,7 +80,9 @@ class Optimizer:
         if not (gradient_norm * scale < largest):  # also when it is NaN
             return StepReport(gradient_norm, 0.0, applied=False)
         step = self._sgd if self.config.name == "sgd" else self._adam
-        squared = step(parameters, gradients, float(rate), scale)
+        squared = 0.0
+        for part, multiple in self._parts():
+            squared += step(parameters.flat[part], gradients.flat[part], part, float(rate) * multiple, scale)
         self.updates += 1
         return StepReport(gradient_norm, math.sqrt(squared), applied=True)
 
@@ -90,33 +94,39 @@ class Optimizer:
             return math.nan
         return min(1.0, self.config.clip_norm / (gradient_norm + CLIP_MARGIN))
 
-    def _sgd(self, parameters: FlatParameters, gradients: FlatParameters, rate: float, scale: float) -> float:
+    def _parts(self) -> list[tuple[slice, float]]:
+        """The flat arrays in parts of one learning rate each, as a multiple of the configured one."""
+        ordinary, size = self.layout.ordinary, self.layout.size
+        parts = [(slice(0, ordinary), 1.0), (slice(ordinary, size), self.config.lattice_rate)]
+        return [(part, multiple) for part, multiple in parts if part.stop > part.start]
+
+    def _sgd(self, parameters: Any, gradients: Any, part: slice, rate: float, scale: float) -> float:
         velocity = self.state.get("velocity")
         squared: float = self._ops.sgd_step(
-            parameters.flat,
-            gradients.flat,
-            None if velocity is None else velocity.flat,
+            parameters,
+            gradients,
+            None if velocity is None else velocity.flat[part],
             rate=rate,
             momentum=self.config.momentum,
             weight_decay=self.config.weight_decay,
-            decayed=self.layout.decayed,
+            decayed=self.layout.decayed if part.start == 0 else 0,
             gradient_scale=scale,
         )
         return squared
 
-    def _adam(self, parameters: FlatParameters, gradients: FlatParameters, rate: float, scale: float) -> float:
+    def _adam(self, parameters: Any, gradients: Any, part: slice, rate: float, scale: float) -> float:
         squared: float = self._ops.adam_step(
-            parameters.flat,
-            gradients.flat,
-            self.state["first_moment"].flat,
-            self.state["second_moment"].flat,
+            parameters,
+            gradients,
+            self.state["first_moment"].flat[part],
+            self.state["second_moment"].flat[part],
             rate=rate,
             beta1=self.config.beta1,
             beta2=self.config.beta2,
             epsilon=self.config.epsilon,
             step=self.updates + 1,
             weight_decay=self.config.weight_decay,
-            decayed=self.layout.decayed,
+            decayed=self.layout.decayed if part.start == 0 else 0,
             decoupled=self.config.name == "adamw",
             gradient_scale=scale,
         )

@@ -1,7 +1,7 @@
 """Parameters, and whatever has one number per parameter (gradients, moments), as one flat array with named views.
 
-Matrices come first: they are what weight decay applies to, so "decayed" is a prefix of the flat array.
-Each view is padded to 128 bytes; the padding stays zero.
+Matrices come first: they are what weight decay applies to, so "decayed" is a prefix of the flat array. The lattice's
+scalars come last: they have a learning rate of their own. Each view is padded to 128 bytes; the padding stays zero.
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.buffers import ALIGNMENT
+from cllm_gpu.lattice import lattice_points
 
 INITIAL_DEVIATION = 0.02
 
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """One named parameter: its shape and how it starts (normal with `deviation`, or the constant `start`)."""
+    """One named parameter: its shape and how it starts (normal with `deviation`, or at `start`)."""
 
     name: str
     shape: tuple[int, ...]
     deviation: float = 0.0
-    start: float = 0.0
+    start: float | Literal["lattice"] = 0.0
+    """A constant, or "lattice": the points of the lattice, of as many tokens as the shape has rows."""
+    lattice: bool = False
+    """It belongs to the lattice: no weight decay, whatever its shape."""
 
     @property
     def size(self) -> int:
@@ -36,7 +40,16 @@ class ParameterSpec:
     @property
     def decayed(self) -> bool:
         """Weight decay applies to matrices only."""
-        return len(self.shape) > 1
+        return len(self.shape) > 1 and not self.lattice
+
+    @property
+    def scalars(self) -> bool:
+        """These are scalars of the lattice, which have a learning rate of their own."""
+        return self.lattice and self.start != "lattice"
+
+    def starting_values(self) -> Any:
+        """What a parameter without `deviation` starts as, of its shape (or one number for all of it)."""
+        return lattice_points(self.shape[0]) if self.start == "lattice" else self.start
 
 
 def parameter_specs(a: Architecture) -> list[ParameterSpec]:
@@ -50,13 +63,18 @@ def parameter_specs(a: Architecture) -> list[ParameterSpec]:
         specs += _norm(f"{block}.attention_norm", a)
         specs += _linear(f"{block}.qkv", a.qkv_width, a.width, INITIAL_DEVIATION, a)
         specs += _linear(f"{block}.projection", a.width, a.width, residual, a)
+        if a.lattice is not None and a.lattice.scalars:
+            shape = (a.heads, len(a.lattice.scalars))
+            specs.append(ParameterSpec(f"{block}.lattice_scalars", shape, start=a.lattice.start, lattice=True))
         specs += _norm(f"{block}.mlp_norm", a)
         specs += _linear(f"{block}.mlp_up", a.mlp_width, a.width, INITIAL_DEVIATION, a)
         specs += _linear(f"{block}.mlp_down", a.width, a.mlp_width, residual, a)
     specs += _norm("final_norm", a)
     if not a.tied_head:
         specs.append(ParameterSpec("head", (a.vocabulary, a.width), INITIAL_DEVIATION))
-    return sorted(specs, key=lambda spec: not spec.decayed)
+    if a.lattice is not None and a.lattice.learned_points:
+        specs.append(ParameterSpec("lattice_points", (a.vocabulary, 3), start="lattice", lattice=True))
+    return sorted(specs, key=lambda spec: (not spec.decayed, spec.scalars))
 
 
 def _norm(name: str, a: Architecture) -> list[ParameterSpec]:
@@ -79,12 +97,18 @@ class Layout:
         self.count = sum(spec.size for spec in specs)
         """Parameters without padding."""
         step = max(1, ALIGNMENT // self.dtype.itemsize)
-        self.size = self.decayed = 0
+        self.size = 0
+        self.decayed = 0
+        """Elements of the prefix that weight decay applies to."""
+        self.ordinary = 0
+        """Elements before the lattice's scalars: those with the ordinary learning rate."""
         for spec in specs:
             self.offsets[spec.name] = self.size
             self.size += -(-spec.size // step) * step
             if spec.decayed:
                 self.decayed = self.size
+            if not spec.scalars:
+                self.ordinary = self.size
 
     @property
     def bytes(self) -> int:
@@ -130,7 +154,7 @@ def initial_values(layout: Layout, seed: int) -> np.ndarray[Any, Any]:
             generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
             _fill_normal(generator, part, spec.deviation)
         else:
-            part[...] = spec.start
+            part.reshape(spec.shape)[...] = spec.starting_values()
     return flat
 
 

@@ -279,7 +279,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     left.set_ylabel("validation loss (nats/token)")
     _limit_losses(left, comparison)
     right.legend(frameon=False, title=f"dotted: best of {comparison.baseline}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _limit_losses(axes: Any, comparison: Comparison) -> None:
@@ -310,11 +310,11 @@ def plot_runs(runs: Sequence[RunRecord], path: Path) -> None:
     axes["loss"].legend(frameon=False)
     for part in axes.values():
         part.set_xlabel("steps")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
-    """Figure without pyplot: no window system is asked for, and nothing outlives the call."""
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG or SVG, by the name's ending. No pyplot: no window system, nothing outlives the call."""
     with clear_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120, format="png")
+        figure.savefig(path, dpi=120, format="svg" if path.suffix == ".svg" else "png")

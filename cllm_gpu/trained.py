@@ -30,7 +30,7 @@ def open_trained(path: Path, backend: Backend, which: Literal["best", "last"] = 
     """The model of a checkpoint, or of a run folder's best or last checkpoint. UserError when it cannot be used."""
     checkpoint = load_model(path, which)
     try:
-        architecture = Architecture(**checkpoint.architecture)
+        architecture = Architecture.from_dict(checkpoint.architecture)
     except TypeError as error:
         raise UserError(f"{path} describes a model this version does not know: {error}") from None
     dtype = next(iter(checkpoint.parameters.values())).dtype if checkpoint.parameters else np.dtype(np.float32)

@@ -359,8 +359,9 @@ class Trainer:
 
     def _require_same(self, checkpoint: Checkpoint) -> None:
         """UserError where the checkpoint's model, tokenizer or data are not this run's."""
-        for name, value in self.architecture.as_dict().items():
-            found = checkpoint.architecture.get(name)
+        own = self.architecture.as_dict()
+        for name in own | checkpoint.architecture:
+            value, found = own.get(name), checkpoint.architecture.get(name)
             if found != value:
                 raise UserError(f"the checkpoint is of another model: {name} is {found} in it, {value} here")
         tokenizer = self.dataset.tokenizer

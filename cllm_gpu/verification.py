@@ -104,8 +104,8 @@ def random_point(layout: Layout, seed: int) -> npt.NDArray[np.float64]:
     flat = np.zeros(layout.size, dtype=np.float64)
     for name, spec in layout.specs.items():
         offset = layout.offsets[name]
-        values = _generator(seed, name).standard_normal(spec.size) * _deviation(spec) + spec.start
-        flat[offset : offset + spec.size] = values
+        values = _generator(seed, name).standard_normal(spec.shape) * _deviation(spec) + spec.starting_values()
+        flat[offset : offset + spec.size] = values.reshape(-1)
     return flat
 
 

@@ -41,6 +41,15 @@ class LayerArrays:
     activated: Any  # (N, M) after
 
 
+@dataclasses.dataclass(frozen=True)
+class LatticeInputs:
+    """What crystalline attention knows of the tokens of one batch."""
+
+    tokens: Any  # (B, S), those in the cache included
+    points: Any  # (B, S, 3), or None where no term sees them
+    elements: Any  # (B, T), or None where the symmetry does not act
+
+
 def workspace_plan(a: Architecture, batch: int, length: int, dtype: Any, *, training: bool) -> Plan:
     """Every array of a workspace. Without `training` the layers share one set, and no gradient is planned."""
     rows = batch * length
@@ -54,6 +63,12 @@ def workspace_plan(a: Architecture, batch: int, length: int, dtype: Any, *, trai
     plan.add("final_mean", (rows,), statistics_dtype(dtype))
     plan.add("final_rstd", (rows,), statistics_dtype(dtype))
     plan.add("losses", (rows,), statistics_dtype(dtype))
+    if a.lattice is not None and a.lattice.uses_points:
+        plan.add("points", (rows, 3), statistics_dtype(dtype))
+        if training and a.lattice.learned_points:
+            plan.add("dpoints", (rows, 3), statistics_dtype(dtype))
+    if a.symmetry_pairs:
+        plan.add("elements", (rows,), np.int32)
     row_bytes = a.vocabulary * np.dtype(dtype).itemsize
     plan.add("logits", (min(rows, max(1, LOGIT_BYTES // row_bytes)), a.vocabulary), dtype)
     if training:
@@ -113,6 +128,11 @@ class Workspace:
         self.final_statistics = (views["final_mean"], views["final_rstd"])
         self.losses = views["losses"]
         self.logits = views["logits"]
+        self.points: Any = views.get("points")  # (N, 3) lattice points of the tokens, where a term sees them
+        self.dpoints: Any = views.get("dpoints")
+        self.elements: Any = views.get("elements")  # (N,) the tokens' symmetry elements, where they act
+        self.lattice: LatticeInputs | None = None
+        """What the last forward told its layers of the tokens."""
         layers = range(architecture.layers)
         self.layers = [_layer_arrays(views, f"layer{layer if training else 0}.") for layer in layers]
         if training:
@@ -168,12 +188,19 @@ def _layer_arrays(views: dict[str, Any], prefix: str) -> LayerArrays:
 
 
 class KeyValueCache:
-    """Keys and values of every layer for up to `capacity` positions; `length` positions are filled."""
+    """Keys and values of every layer for up to `capacity` positions; `length` positions are filled.
+
+    With crystalline attention also the tokens at those positions, and their lattice points where a term sees them.
+    """
 
     def __init__(self, architecture: Architecture, backend: Backend, batch: int, capacity: int, dtype: Any) -> None:
         shape = (architecture.layers, batch, capacity, architecture.kv_heads, architecture.head_size)
         self._keys = backend.xp.empty(shape, dtype)
         self._values = backend.xp.empty(shape, dtype)
+        lattice = architecture.lattice
+        self._tokens = None if lattice is None else backend.xp.empty((batch, capacity), np.int32)
+        has_points = lattice is not None and lattice.uses_points
+        self._points = backend.xp.empty((batch, capacity, 3), statistics_dtype(dtype)) if has_points else None
         self.capacity = capacity
         self.length = 0
 
@@ -183,3 +210,13 @@ class KeyValueCache:
         self._keys[layer, :, self.length : end] = k
         self._values[layer, :, self.length : end] = v
         return self._keys[layer, :, :end], self._values[layer, :, :end]
+
+    def extend_lattice(self, tokens: Any, points: Any | None) -> tuple[Any, Any | None]:
+        """Append tokens (B, T) and points (B, T, 3); all so far, (B, S) and (B, S, 3)."""
+        end = self.length + tokens.shape[1]
+        assert self._tokens is not None
+        self._tokens[:, self.length : end] = tokens
+        if self._points is None:
+            return self._tokens[:, :end], None
+        self._points[:, self.length : end] = points
+        return self._tokens[:, :end], self._points[:, :end]

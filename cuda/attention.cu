@@ -12,8 +12,8 @@
 // Work: a block of 128 threads per tile of queries (forward, backward_queries) or keys (backward_keys) of one head; tiles
 //   of one head are neighbours in the grid, those with most work first. Layouts: attention_float32.cuh (FMA) and
 //   attention_bfloat16.cuh (mma.sync m16n8k16 fed by ldmatrix and cp.async).
-// Operations: forward 4·B·H·T·S·D, two products (half when causal); backward seven products, where one fused kernel needs
-//   five: S and dP are computed twice. Traffic: the moving side is read once per tile of the other, mostly from the L2.
+// Operations: forward 4·B·H·T·S·D, two products (half when causal); backward seven products, S and dP computed twice,
+//   where attention_fused.cu needs five and lets blocks wait for one another. Traffic: the moving side is read once per tile of the other, mostly from the L2.
 // Deterministic: every sum is made by one thread or a fixed tree, in the order of the positions; no atomics.
 // Sources: Dao et al. 2022, "FlashAttention", appendix B; Dao 2023, "FlashAttention-2".
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):

@@ -75,8 +75,8 @@ struct ScoreTerms {
         dbeta -= dx * fabsf(a.z - b.z);
         if (same(a, b)) dgamma += dx;
     }
-    // Sums of the block, in a fixed order, to partials[block]; `exchange`: 3 floats per warp of shared memory.
-    __device__ __forceinline__ void finish(float* partials, float* exchange) const {
+    // Sums of the block, in a fixed order, to partials[index]; `exchange`: 3 floats per warp of shared memory.
+    __device__ __forceinline__ void finish(float* partials, i64 index, float* exchange) const {
         const float sums[TERM_COUNT] = {warp_sum(dalpha), warp_sum(dbeta), warp_sum(dgamma)};
         __syncthreads();
         if (threadIdx.x % 32 == 0)
@@ -85,7 +85,7 @@ struct ScoreTerms {
         if (threadIdx.x >= TERM_COUNT) return;
         float total = 0.0f;
         for (int warp = 0; warp < blockDim.x / 32; warp++) total += exchange[warp * TERM_COUNT + threadIdx.x];
-        partials[i64(blockIdx.x) * TERM_COUNT + threadIdx.x] = total;
+        partials[index * TERM_COUNT + threadIdx.x] = total;
     }
 #else
     struct Token {};
@@ -94,6 +94,6 @@ struct ScoreTerms {
     __device__ __forceinline__ Token query(int) const { return {}; }
     __device__ __forceinline__ float value(const Token&, const Token&) const { return 0.0f; }
     __device__ __forceinline__ void add_gradient(const Token&, const Token&, float) {}
-    __device__ __forceinline__ void finish(float*, float*) const {}
+    __device__ __forceinline__ void finish(float*, i64, float*) const {}
 #endif
 };

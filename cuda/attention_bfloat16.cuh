@@ -1,4 +1,4 @@
-// Attention tiles in bf16 on tensor cores (mma.sync m16n8k16, fp32 accumulators). Included by attention.cu, which says
+// The bf16 attention kernels: forward, and backward in two kernels. Included by attention.cu, which says
 // what is computed.
 //
 // 4 warps. In every kernel a warp owns 16·M_TILES rows (queries forward and for dQ, keys for dK and dV) and meets all
@@ -7,18 +7,13 @@
 //   forward   S = Q Kᵀ, P;          O  += P V
 //   queries   S = Q Kᵀ, dP = dO Vᵀ; dQ += dS K
 //   keys      Sᵀ = K Qᵀ, dPᵀ = V dOᵀ; dV += Pᵀ dO, dK += dSᵀ Q
-// Shared memory: a tile is pages of 64 columns, 128 bytes a row; the 16-byte chunk c of row r stands at c XOR (r mod 8),
-// so that ldmatrix, plain and transposed, and cp.async all touch every bank once. The tiles of the moving side are
-// double-buffered: the next one is on its way while this one is used.
+// The tiles of the moving side are double-buffered: the next one is on its way while this one is used.
 #pragma once
 #include "attention.cuh"
 
 constexpr int THREADS = 128;
-constexpr int WARPS = THREADS / 32;
-constexpr int PADDED = (D + 15) / 16 * 16;
-constexpr int PAGES = (PADDED + 63) / 64;
-constexpr int D_STEPS = PADDED / 16;  // k-steps of a product over the head size
-constexpr int D_TILES = PADDED / 8;   // n-tiles of a product that gives head columns
+
+#include "attention_tiles_bfloat16.cuh"
 
 // Rows of a warp in 16s, and columns of a tile in 8s: the most that the registers hold (cllm_gpu.fused.attention knows
 // the same numbers).
@@ -30,213 +25,10 @@ constexpr int FORWARD_ROWS = WARPS * 16 * FORWARD_M, FORWARD_KEYS = 8 * FORWARD_
 constexpr int BACKWARD_ROWS = WARPS * 16 * QUERIES_M, BACKWARD_KEYS = 8 * QUERIES_N;
 constexpr int TILE_KEYS = WARPS * 16 * KEYS_M, KEYS_QUERIES = 8 * KEYS_N;
 
-__device__ constexpr int tile_bytes(int rows) { return PAGES * rows * 128; }
 constexpr int FORWARD_SHARED = tile_bytes(FORWARD_ROWS) + 4 * tile_bytes(FORWARD_KEYS);
 constexpr int QUERIES_SHARED = 2 * tile_bytes(BACKWARD_ROWS) + 4 * tile_bytes(BACKWARD_KEYS);
 constexpr int KEYS_STAGE = 2 * tile_bytes(KEYS_QUERIES) + 2 * 4 * KEYS_QUERIES;  // Q, dO, and lse and δ of its queries
 constexpr int KEYS_SHARED = 2 * tile_bytes(TILE_KEYS) + 2 * KEYS_STAGE;
-
-// `ROWS` rows of an operand in shared memory.
-template <int ROWS>
-struct Tile {
-    unsigned char* base;
-
-    // Address of the 16-byte chunk `chunk` (8 columns) of a row.
-    __device__ __forceinline__ unsigned char* at(int row, int chunk) const {
-        return base + (chunk / 8 * ROWS + row) * 128 + ((chunk % 8) ^ (row % 8)) * 16;
-    }
-
-    // Starts the copy of rows first … of an operand: zeros from `limit` on and in the padding. Without 16-byte accesses
-    // (wide = 0) the copy is complete at once.
-    __device__ __forceinline__ void load(const bf16* rows_of, i64 stride, int first, int limit, int wide) const {
-        constexpr int CHUNKS = PADDED / 8;
-        for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-            const int row = i / CHUNKS, chunk = i % CHUNKS;
-            const bool valid = first + row < limit;
-            const bf16* const p = rows_of + (valid ? (first + row) * stride : 0);
-            if (wide) {
-                const bool inside = valid && chunk * 8 < D;
-                copy_async_16(at(row, chunk), p + (inside ? chunk * 8 : 0), inside);
-            } else {
-                u32 words[4];
-#pragma unroll
-                for (int w = 0; w < 4; w++) {
-                    const int column = chunk * 8 + 2 * w;
-                    const u32 low = valid && column < D ? p[column].bits : 0;
-                    const u32 high = valid && column + 1 < D ? p[column + 1].bits : 0;
-                    words[w] = low | high << 16;
-                }
-                *reinterpret_cast<uint4*>(at(row, chunk)) = make_uint4(words[0], words[1], words[2], words[3]);
-            }
-        }
-    }
-};
-
-// Accumulators of 16·M rows and 8·N columns: lane 4·g + t holds of each 16×8 tile the elements (g, 2t), (g, 2t + 1),
-// (g + 8, 2t), (g + 8, 2t + 1).
-template <int M, int N>
-struct Accumulator {
-    float v[M][N][4];
-
-    __device__ __forceinline__ void clear() {
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) v[m][n][i] = 0.0f;
-    }
-};
-
-// acc = (rows a_row … of a) · (all rows of b)ᵀ, over the head size.
-template <int M, int N, int A_ROWS>
-__device__ __forceinline__ void row_products(Accumulator<M, N>& acc, const Tile<A_ROWS>& a, int a_row,
-                                             const Tile<8 * N>& b) {
-    const int lane = threadIdx.x % 32, matrix = lane / 8, r = lane % 8;
-    acc.clear();
-#pragma unroll
-    for (int k = 0; k < D_STEPS; k++) {
-        u32 left[M][4];
-#pragma unroll
-        for (int m = 0; m < M; m++)
-            load_matrix_x4(left[m], a.at(a_row + 16 * m + matrix % 2 * 8 + r, 2 * k + matrix / 2));
-#pragma unroll
-        for (int n = 0; n < N; n += 2) {
-            u32 right[4];
-            load_matrix_x4(right, b.at(8 * n + matrix / 2 * 8 + r, 2 * k + matrix % 2));
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                mma_bf16(acc.v[m][n], left[m], right[0], right[1]);
-                mma_bf16(acc.v[m][n + 1], left[m], right[2], right[3]);
-            }
-        }
-    }
-}
-
-// acc += weights · b, over the rows of b: the weights are accumulators, packed to bf16 here.
-template <int M, int N>
-__device__ __forceinline__ void weighted_rows(Accumulator<M, D_TILES>& acc, const Accumulator<M, N>& weights,
-                                              const Tile<8 * N>& b) {
-    const int lane = threadIdx.x % 32, matrix = lane / 8, r = lane % 8;
-#pragma unroll
-    for (int k = 0; k < N / 2; k++) {
-        u32 left[M][4];
-#pragma unroll
-        for (int m = 0; m < M; m++) {
-            const float(&low)[4] = weights.v[m][2 * k], (&high)[4] = weights.v[m][2 * k + 1];
-            left[m][0] = pack_bf16(low[0], low[1]);
-            left[m][1] = pack_bf16(low[2], low[3]);
-            left[m][2] = pack_bf16(high[0], high[1]);
-            left[m][3] = pack_bf16(high[2], high[3]);
-        }
-#pragma unroll
-        for (int n = 0; n < D_TILES; n += 2) {
-            u32 right[4];
-            load_matrix_x4_trans(right, b.at(16 * k + matrix % 2 * 8 + r, n + matrix / 2));
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                mma_bf16(acc.v[m][n], left[m], right[0], right[1]);
-                mma_bf16(acc.v[m][n + 1], left[m], right[2], right[3]);
-            }
-        }
-    }
-}
-
-// Of two neighbouring 16×8 tiles a lane holds columns 2t, 2t + 1 of each (packed: `low`, `high`). The four lanes of a row
-// trade words, so that lane t gets four neighbouring columns: those from 4·(t mod 2) on of tile t / 2.
-__device__ __forceinline__ uint2 neighbouring_columns(u32 low, u32 high) {
-    const int t = threadIdx.x % 4;
-    const u32 own = t < 2 ? low : high, other = __shfl_xor_sync(FULL_WARP, t < 2 ? high : low, 2);
-    const bool outer = t == 0 || t == 3;  // keeps its own word, hands on the one it was given
-    const u32 kept = outer ? own : other, got = __shfl_xor_sync(FULL_WARP, outer ? other : own, 1);
-    return t % 2 == 0 ? make_uint2(kept, got) : make_uint2(got, kept);
-}
-
-// rows_of[row + …] = acc·factor for the rows below `limit`; factors[m][half] belongs to rows 16·m + 8·half + g. With
-// 16-byte accesses (wide) the lanes of a row write whole 32-byte sectors.
-template <int M>
-__device__ __forceinline__ void store_rows(bf16* rows_of, i64 stride, int row, int limit,
-                                           const Accumulator<M, D_TILES>& acc, const float (&factors)[M][2], int wide) {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int at = row + 16 * m + 8 * half + g;
-            bf16* const p = rows_of + (at < limit ? at * stride : 0);
-#pragma unroll
-            for (int n = 0; n < D_TILES; n += 2) {
-                u32 words[2];
-#pragma unroll
-                for (int i = 0; i < 2; i++)
-                    words[i] = pack_bf16(acc.v[m][n + i][2 * half] * factors[m][half],
-                                         acc.v[m][n + i][2 * half + 1] * factors[m][half]);
-                if (wide) {
-                    const uint2 four = neighbouring_columns(words[0], words[1]);
-                    const int column = 8 * (n + t / 2) + t % 2 * 4;
-                    if (at < limit && column < D) *reinterpret_cast<uint2*>(p + column) = four;
-                } else {
-#pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        const int column = 8 * (n + i) + 2 * t;
-                        if (at < limit && column < D) p[column] = bf16{u16(words[i])};
-                        if (at < limit && column + 1 < D) p[column + 1] = bf16{u16(words[i] >> 16)};
-                    }
-                }
-            }
-        }
-    }
-}
-
-__device__ __forceinline__ float over_row_sum(float x) {
-    x += __shfl_xor_sync(FULL_WARP, x, 1);
-    return x + __shfl_xor_sync(FULL_WARP, x, 2);
-}
-__device__ __forceinline__ float over_row_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 1));
-    return fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 2));
-}
-
-// What a score is multiplied by to be an exponent of 2. With terms the scores are exponents already.
-__device__ __forceinline__ float exponent_factor(const Sizes& n) { return SCORE_TERMS ? 1.0f : n.scale * LOG2E; }
-
-// The query and the key of element i of half `half` of the 16×8 tile (m, tile) of scores whose rows begin at query t and
-// columns at key j; TRANSPOSED: rows at key j, columns at query t.
-template <bool TRANSPOSED>
-struct Place {
-    int query, key;
-
-    __device__ __forceinline__ Place(int t, int j, int m, int half, int tile, int i) {
-        const int row = 16 * m + 8 * half + threadIdx.x % 32 / 4, column = 8 * tile + 2 * (threadIdx.x % 4) + i;
-        query = t + (TRANSPOSED ? column : row);
-        key = j + (TRANSPOSED ? row : column);
-    }
-};
-
-// Raw products become exponents where there are score terms, and −∞ where a query does not see the key.
-template <bool TRANSPOSED, int M, int N>
-__device__ __forceinline__ void finish_scores(Accumulator<M, N>& scores, const Sizes& n, const ScoreTerms& terms, int t,
-                                              int j) {
-    constexpr int QUERIES = TRANSPOSED ? 8 * N : 16 * M, KEYS = TRANSPOSED ? 16 * M : 8 * N;
-    const bool whole = t + QUERIES <= n.queries && j + KEYS <= n.keys && j + KEYS <= n.visible(t);
-    if (!SCORE_TERMS && whole) return;
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-#pragma unroll
-            for (int tile = 0; tile < N; tile++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const Place<TRANSPOSED> at(t, j, m, half, tile, i);
-                    float& x = scores.v[m][tile][2 * half + i];
-                    if (SCORE_TERMS) x = (x * n.scale + terms.value(terms.query(at.query), terms.key(at.key))) * LOG2E;
-                    if (!n.exists(at.query, at.key)) x = -INFINITY_F;
-                }
-            }
-        }
-    }
-}
 
 // The running softmax of a warp's rows.
 template <int M>
@@ -410,39 +202,7 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
 #pragma unroll
     for (int m = 0; m < M; m++) factors[m][0] = factors[m][1] = n.scale;
     store_rows(dq.at(b, h), dq.row, first + row, n.queries, sums, factors, n.wide);
-    terms.finish(term_partials, reinterpret_cast<float*>(stages));
-}
-
-// Transposed scores of one tile: S becomes P, dP becomes dS. lse and delta of the tile's queries, in shared memory.
-template <int M, int N>
-__device__ __forceinline__ void backward_scores(Accumulator<M, N>& scores, Accumulator<M, N>& dweights,
-                                                const float* lse, const float* delta, float factor) {
-#pragma unroll
-    for (int tile = 0; tile < N; tile++) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int column = 8 * tile + 2 * (threadIdx.x % 4) + i;
-            const float column_lse = lse[column] * LOG2E, column_delta = delta[column];
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    float& p = scores.v[m][tile][2 * half + i];
-                    float& ds = dweights.v[m][tile][2 * half + i];
-                    p = exp2_approx(p * factor - column_lse);
-                    ds = p * (ds - column_delta);
-                }
-            }
-        }
-    }
-}
-
-// Starts the copy of `COUNT` numbers of queries first … to shared memory, zeros from `limit` on: there Q and dO are zero
-// too, so that whatever weight comes out adds nothing.
-template <int COUNT>
-__device__ __forceinline__ void load_numbers(float* shared, const float* numbers, int first, int limit) {
-    for (int i = threadIdx.x; i < COUNT; i += THREADS)
-        copy_async_4(shared + i, numbers + (first + i < limit ? first + i : 0), first + i < limit);
+    terms.finish(term_partials, blockIdx.x, reinterpret_cast<float*>(stages));
 }
 
 // dK and dV of the keys begin … of one key/value head: over the query heads that share it and their queries, in order.

@@ -174,6 +174,31 @@ __device__ __forceinline__ float block_max(float x, float* scratch) {
     return largest;
 }
 
+// ------------------------------------------------------------------------------------------------- turns among blocks
+
+/// One thread waits until `counter` holds `turn`, written by pass_turn of a block that is running already: a block that
+/// waits for one not yet started may wait for ever. PTX ld.acquire.gpu: the loads that follow, and those of the block
+/// after a barrier, see what the other block wrote before it passed the turn on, if they go past the L1 cache (__ldcg).
+/// The simulator runs blocks one after another, so there a turn that has not come is an error.
+__device__ __forceinline__ void wait_for_turn(const u32* counter, u32 turn) {
+#ifdef CLLM_SIMULATOR
+    sim::wait_for(counter, turn);
+#else
+    u32 now;
+    while (true) {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+        if (now == turn) break;
+        __nanosleep(32);
+    }
+#endif
+}
+
+/// One thread, after a barrier behind the block's writes: they are there for every block that sees the new turn.
+__device__ __forceinline__ void pass_turn(u32* counter, u32 turn) {
+    __threadfence();
+    atomicExch(counter, turn);
+}
+
 // ----------------------------------------------------------------------------------------------- asynchronous copies
 
 /// PTX cvta.to.shared: the address of a shared variable within the shared window, as PTX instructions take it.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cllm_gpu.architecture import SIZES, Architecture
+from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.config import (
     Config,
     DataConfig,
@@ -38,6 +38,8 @@ configs = st.builds(
         layers=st.none() | st.integers(1, 99),
         dropout=st.floats(0, 0.99),
         bias=st.booleans(),
+        attention=st.sampled_from(["standard", "crystalline"]),
+        lattice=st.builds(LatticeTerms, matches=st.integers(0, 8), symmetry_fraction=st.floats(0, 1)),
     ),
     data=st.builds(DataConfig, source=texts.filter(str.strip), cache=st.none() | st.just(Path("a b/ä\"'\\c"))),
     optimizer=st.builds(OptimizerConfig, rate=st.floats(1e-12, 1e6), epsilon=st.floats(1e-300, 1.0)),
@@ -67,6 +69,11 @@ def test_toml_and_json_give_back_what_was_written(config: Config) -> None:
         ({"optimizer": {"name": "adamx"}}, "optimizer.name is 'adamx'; choose one of sgd, adam, adamw"),
         ({"optimizer": {"rate": 0}}, "optimizer.rate is 0.0; it must be above 0"),
         ({"optimizer": {"rate": -1}}, "optimizer.rate is -1.0; it must be above 0"),
+        ({"optimizer": {"lattice_rate": 0}}, "optimizer.lattice_rate is 0.0; it must be above 0"),
+        ({"model": {"attention": "quartz"}}, "model.attention is 'quartz'; choose one of standard, crystalline"),
+        ({"model": {"lattice": 3}}, "model.lattice is a section; write it as [model.lattice]"),
+        ({"model": {"lattice": {"mathces": 3}}}, "unknown key model.lattice.mathces; did you mean matches?"),
+        ({"model": {"lattice": {"matches": 9}}}, "model.lattice.matches is 9; it must lie between 0 and 8"),
         ({"optimizer": {"weight_decay": -0.1}}, "optimizer.weight_decay is -0.1"),
         ({"optimizer": {"beta2": 1.0}}, "optimizer.beta2 is 1.0; it must be at least 0 and below 1"),
         ({"schedule": {"minimum_rate": 1.0}}, "must lie between 0 and optimizer.rate"),
@@ -100,6 +107,26 @@ def test_impossible_models(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError) as caught:
         dataclasses.replace(ModelConfig(), **changes).architecture(257)
     assert expected in str(caught.value)
+
+
+def test_one_line_turns_crystalline_attention_on(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('model.attention = "crystalline"\n')
+    assert load_toml(path).model.architecture(257).lattice == LatticeTerms()
+    path.write_text('[model]\nattention = "crystalline"\n[model.lattice]\nmatches = 5\nsame_token = false\n')
+    lattice = load_toml(path).model.architecture(257).lattice
+    assert lattice is not None
+    assert lattice.scalars == ("match_1", "match_2", "match_3", "match_4", "match_5")
+    path.write_text("[model.lattice]\nmatches = 5\n")  # what is not switched on changes nothing
+    assert load_toml(path).model.architecture(257) == ModelConfig().architecture(257)
+
+
+@pytest.mark.parametrize("lattice", [None, LatticeTerms(matches=1, symmetry_fraction=0.25)])
+def test_an_architecture_survives_a_manifest(lattice: LatticeTerms | None) -> None:
+    architecture = dataclasses.replace(ModelConfig().architecture(257), lattice=lattice)
+    values = json.loads(json.dumps(architecture.as_dict()))
+    assert Architecture.from_dict(values) == architecture
+    assert ("lattice" in values) is (lattice is not None)
 
 
 def test_a_vocabulary_has_a_limit() -> None:

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from cllm_gpu.architecture import Architecture
+from cllm_gpu.architecture import Architecture, LatticeTerms
 from cllm_gpu.backend import get_backend
 from cllm_gpu.errors import UserError
 from cllm_gpu.generation import CachedReader, TextStream, WindowReader, generate_text, generate_tokens, visible
@@ -29,6 +29,9 @@ ARCHITECTURES = {
     "one key head": dataclasses.replace(SHAPE, kv_heads=1),
     "odd context": dataclasses.replace(SHAPE, context=7),
     "context of one": dataclasses.replace(SHAPE, context=1),
+    "crystalline": dataclasses.replace(
+        SHAPE, lattice=LatticeTerms(matches=4, distance=True, prime_distance=True, symmetry_fraction=0.7)
+    ),
 }
 PROMPT = np.array([5, 200, 31, 0, 77])
 

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from cllm_gpu import workspace as workspace_module
-from cllm_gpu.architecture import SIZES, Architecture
-from cllm_gpu.model import IGNORE_INDEX
+from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
+from cllm_gpu.errors import UserError
+from cllm_gpu.lattice import lattice_points
+from cllm_gpu.model import IGNORE_INDEX, Transformer
 from cllm_gpu.parameters import INITIAL_DEVIATION, Layout, initial_values, parameter_specs
 from cllm_gpu.reference.attention import CPU_QUERY_BLOCK
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.workspace import KeyValueCache, Workspace, workspace_plan
 
 BASE = Architecture(vocabulary=23, context=9, layers=2, heads=3, kv_heads=3, width=18, mlp_width=29)
+EVERY_TERM = LatticeTerms(matches=8, distance=True, prime_distance=True, symmetry_fraction=1.0, learned_points=True)
 VARIANTS = {
     "tied-learned": {},
     "untied-rope": {"tied_head": False, "positions": "rope"},
@@ -29,6 +32,11 @@ VARIANTS = {
     "one-layer": {"layers": 1},
     "four-layers": {"layers": 4},
     "width-of-one-head": {"heads": 1, "kv_heads": 1, "width": 5, "mlp_width": 3},
+    "crystalline": {"lattice": LatticeTerms()},
+    "crystalline-all": {"lattice": EVERY_TERM},
+    "crystalline-all-rope-grouped": {"lattice": EVERY_TERM, "positions": "rope", "kv_heads": 1},
+    "crystalline-symmetry": {"lattice": LatticeTerms(matches=0, same_token=False, symmetry_fraction=0.7)},
+    "crystalline-points": {"lattice": LatticeTerms(matches=0, prime_distance=True, learned_points=True)},
 }
 SHAPES = [(3, 7), (2, 1)]  # B, T
 
@@ -81,7 +89,7 @@ def test_gradients_are_the_derivatives(name, shape, build_model, gradient_error,
         within(group, gradient_error(f, view, gradients[group], directions=1), 1e-7)
 
 
-@pytest.mark.parametrize("name", ["tied-learned", "untied-rope", "dropout", "no-bias"])
+@pytest.mark.parametrize("name", ["tied-learned", "untied-rope", "dropout", "no-bias", "crystalline-all"])
 def test_micro_batches_accumulate_to_one_batch(name, build_model, within):
     """The dropout of a part follows from where it stands in the whole batch. Sums in another order: a few roundings."""
     a = variant(name)
@@ -139,7 +147,13 @@ def test_losses_and_hits_are_those_of_the_logits(build_model):
     assert run(model, gradients, tokens, targets) == pytest.approx(float(losses.sum()), rel=1e-14)
 
 
-@pytest.mark.parametrize("name", ["tied-learned", "rope-no-bias-grouped", "grouped-untied", "four-layers"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tied-learned", "rope-no-bias-grouped", "grouped-untied", "four-layers",
+        "crystalline", "crystalline-all-rope-grouped", "crystalline-symmetry",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("pieces", [[1] * 8, [3, 1, 4], [8]])
 def test_a_cache_gives_the_logits_of_the_whole_sequence(name, pieces, build_model):
     a = variant(name)
@@ -263,7 +277,7 @@ def test_start_is_a_function_of_seed_and_name():
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["tied-learned", "dropout-rope-grouped-untied"])
+@pytest.mark.parametrize("name", ["tied-learned", "dropout-rope-grouped-untied", "crystalline-all"])
 def test_the_plan_is_what_is_allocated(name, training, backend):
     a = variant(name)
     asked = []
@@ -331,3 +345,63 @@ def test_more_tokens_than_the_context_is_refused_by_learned_positions(build_mode
     w = Workspace(BASE, model.backend, 1, BASE.context + 1, np.float64, training=False)
     with pytest.raises(ValueError, match="broadcast"):
         model.logits(w, np.zeros((1, BASE.context + 1), np.int32))
+
+
+# ---- crystalline attention
+
+
+def test_an_untrained_crystalline_model_is_the_standard_one(backend):
+    """Scalars start at 0 and the symmetry is off: equal logits, to the bit, in float32."""
+    tokens, _ = draw(BASE, 2, 9)
+    logits = []
+    for lattice in (None, LatticeTerms(matches=8, distance=True, prime_distance=True, learned_points=True)):
+        a = dataclasses.replace(BASE, lattice=lattice)
+        layout = Layout(parameter_specs(a), np.float32)
+        model = Transformer(a, backend, layout.views(initial_values(layout, 4)))
+        logits.append(model.logits(Workspace(a, backend, 2, 9, np.float32, training=False), tokens))
+    np.testing.assert_array_equal(logits[0], logits[1])
+
+
+def test_lattice_parameters_start_where_the_lattice_is_and_are_not_decayed():
+    a = dataclasses.replace(BASE, lattice=dataclasses.replace(EVERY_TERM, start=0.25))
+    layout = Layout(parameter_specs(a), np.float32)
+    parameters = layout.views(initial_values(layout, 1))
+    np.testing.assert_array_equal(parameters["lattice_points"], lattice_points(23).astype(np.float32))
+    assert parameters["blocks.1.lattice_scalars"].shape == (3, 11)
+    assert np.all(parameters["blocks.1.lattice_scalars"] == 0.25)
+    names = list(layout.specs)
+    assert names[-2:] == ["blocks.0.lattice_scalars", "blocks.1.lattice_scalars"]
+    assert layout.offsets["lattice_points"] >= layout.decayed
+    assert layout.ordinary == layout.offsets["blocks.0.lattice_scalars"]
+    standard = Layout(parameter_specs(BASE), np.float32)
+    assert standard.ordinary == standard.size
+
+
+def test_a_layer_sees_what_followed_the_context_earlier(build_model):
+    """With one huge μ_2 and nothing else to go by, the last position attends where its two tokens were followed."""
+    a = dataclasses.replace(BASE, context=12, lattice=LatticeTerms(matches=2, same_token=False))
+    model, _ = build_model(a, spread=0.0)
+    for layer in range(2):
+        model.parameters[f"blocks.{layer}.lattice_scalars"][:, 1] = 100.0
+    tokens = np.array([[7, 8, 9, 1, 2, 8, 4, 5, 9, 3, 7, 8]], np.int32)
+    w = Workspace(a, model.backend, 1, 12, np.float64, training=True)
+    model.logits(w, tokens)
+    weights = model.attention_weights(w, 0)
+    np.testing.assert_allclose(weights[0, :, 11, 2], 1.0, atol=1e-12)  # the 9 after the earlier 7, 8
+    assert model.attention_weights(w, 0, terms=False)[0, :, 11, 2].max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"matches": 9}, "matches is 9; it must lie between 0 and 8"),
+        ({"matches": -1}, "matches is -1"),
+        ({"symmetry_fraction": 1.5}, "symmetry_fraction is 1.5; it must lie between 0 and 1"),
+        ({"symmetry_fraction": math.nan}, "symmetry_fraction is nan"),
+        ({"start": math.inf}, "start is inf; it must be a finite number"),
+        ({"learned_points": True}, "learned_points needs a term that sees the points"),
+    ],
+)
+def test_impossible_terms_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        LatticeTerms(**changes)

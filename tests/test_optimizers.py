@@ -149,6 +149,29 @@ def test_a_gradient_whose_square_overflows_is_refused_or_clipped(name, backend):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_the_lattices_scalars_have_a_rate_of_their_own(config, backend):
+    """A step on scalars is one of the same optimizer at lattice_rate times the rate; the others do not notice."""
+    specs = [*SPECS, ParameterSpec("scalars", (2, 3), lattice=True)]
+    plain = [*SPECS, ParameterSpec("scalars", (6,))]
+    config = changed(config, weight_decay=0.3, clip_norm=0.0, lattice_rate=7.0)
+    moved = {}
+    for name, chosen, rate in (("own", specs, 0.01), ("ordinary", plain, 0.01), ("raised", plain, 0.07)):
+        layout = Layout(chosen, np.float64)
+        parameters, gradients = (layout.views(backend.zeros(layout.size, np.float64)) for _ in range(2))
+        generator = np.random.default_rng(3)
+        for views in (parameters, gradients):
+            for view in views.values():
+                view[...] = generator.standard_normal(view.size).reshape(view.shape)
+        optimizer = Optimizer(config, backend, layout)
+        optimizer.apply(parameters, gradients, rate=rate, gradient_norm=optimizer.gradient_norm(gradients))
+        moved[name] = {group: view.reshape(-1).copy() for group, view in parameters.items()}
+    for spec in SPECS:
+        np.testing.assert_array_equal(moved["own"][spec.name], moved["ordinary"][spec.name])
+    np.testing.assert_allclose(moved["own"]["scalars"], moved["raised"]["scalars"], rtol=1e-14)
+    assert np.abs(moved["own"]["scalars"] - moved["ordinary"]["scalars"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
 def test_state_and_count_are_all_a_resumed_run_needs(config, backend):
     whole = Setting(config, backend, np.float32)
     for _ in range(6):

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cllm_gpu.fused.attention import METHOD, METHODS, BackwardMethod
+
 FLASH2 = "FlashAttention-2 on an H100: FlashAttention-3 paper (Shah et al. 2024), figures 5 and 6; backward: its README"
 MMA = "goal for kernels on mma.sync: 69% to 87% of FlashAttention-2 on an H100, by size and direction"
 HOUSE = "the project's own goal"
@@ -19,6 +21,10 @@ ATTENTION: dict[tuple[int, str], tuple[tuple[int, ...], tuple[int, ...]]] = {
     (128, "forward"): ((205, 265, 290), (260, 319, 335)),
     (128, "backward"): ((145, 220, 255), (208, 285, 325)),
 }
+OURS: dict[BackwardMethod, str] = {
+    method: "ours" if method == METHOD else f"ours, {method}" for method in sorted(METHODS, key=lambda m: m != METHOD)
+}
+"""Each way of the attention backward → the side it is measured as, the one that is taken first."""
 COPY_FRACTIONS: dict[str, float] = {
     "AdamW": 0.90,
     "layer norm forward": 0.85,
@@ -72,28 +78,29 @@ Row = Mapping[str, Any]
 """A measured row as bench.gpu.measure writes it: kernel, side, size, milliseconds, tera_per_second, …"""
 
 
-def _ours(rows: Iterable[Row], kernel: str, **size: Any) -> list[Row]:
+def _ours(rows: Iterable[Row], kernel: str, side: str = "", **size: Any) -> list[Row]:
     return [
         row
         for row in rows
         if row["kernel"] == kernel
-        and row["side"].startswith("ours")
+        and (row["side"] == side if side else row["side"].startswith("ours"))
         and row["milliseconds"] is not None
         and all(row["size"].get(name) == value for name, value in size.items())
     ]
 
 
 def attention_bars(rows: Sequence[Row], card: str) -> list[Bar]:
-    """TFLOP/s of attention; the bars are for one card and are left out on another."""
+    """TFLOP/s of attention, each way of the backward; the bars are for one card and are left out on another."""
     if ATTENTION_CARD not in card:
         return []
     bars = []
     for (size, direction), (goals, stretches) in ATTENTION.items():
-        for length, goal, stretch in zip(LENGTHS, goals, stretches, strict=True):
-            found = _ours(rows, f"attention {direction}", T=length, D=size)
-            measured = found[0]["tera_per_second"] if found else None
-            what = f"attention {direction} D={size} T={length}"
-            bars.append(Bar(what, measured, goal, "TFLOP/s", f"{MMA}; stretch: {FLASH2}", stretch))
+        for side in OURS.values() if direction == "backward" else ("ours",):
+            for length, goal, stretch in zip(LENGTHS, goals, stretches, strict=True):
+                found = _ours(rows, f"attention {direction}", side, T=length, D=size)
+                measured = found[0]["tera_per_second"] if found else None
+                what = f"attention {direction}{side.removeprefix('ours')} D={size} T={length}"
+                bars.append(Bar(what, measured, goal, "TFLOP/s", f"{MMA}; stretch: {FLASH2}", stretch))
     return bars
 
 

@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 
 from bench.gpu.cases import DTYPES, ODD, SMALL, Bound
-from bench.gpu.table import MAKERS, make_case
+from bench.gpu.table import NAMES, fused_side, make_case
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.adam import adam_step_on_device
-from cllm_gpu.fused.attention import ScoreTerms, attention_backward, attention_forward
+from cllm_gpu.fused.attention import METHODS, CoordinateTerms, attention_backward, attention_forward
 from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.launcher import Launcher, Variant
 from cllm_gpu.fused.norm import squared_norm_on_device
-from cllm_gpu.fused.operations import FUSED
 from cllm_gpu.fused.sources import kernel_parameters, source_directory
 from cllm_gpu.fused.variants import all_variants
 
@@ -57,8 +56,9 @@ def exercise(launcher: Launcher, put: Put, *, quick: bool) -> Iterator[tuple[str
     """(what was called, its results) for every operation and every variant of a kernel; `quick`: fewer head sizes."""
     for storage in DTYPES:
         for sizes in (SMALL, ODD):
-            for name in MAKERS:
-                bound = Bound(make_case(name, storage, sizes), _operation(name, launcher), put)
+            for name in NAMES:
+                case = make_case(name, storage, sizes)
+                bound = Bound(case, fused_side(case, launcher), put)
                 bound.call()
                 yield f"{name} {storage}", bound.results()
         yield from _optimizer(launcher, put, storage)
@@ -66,11 +66,7 @@ def exercise(launcher: Launcher, put: Put, *, quick: bool) -> Iterator[tuple[str
         if variant.source == "attention.cu":
             size, terms = (dict(variant.defines)[name] for name in ("HEAD_SIZE", "SCORE_TERMS"))
             if size in QUICK_HEAD_SIZES or not quick:
-                yield _attention(launcher, put, variant.storage, size, with_terms=bool(terms))
-
-
-def _operation(name: str, launcher: Launcher) -> Callable[..., Any]:
-    return lambda *arguments, **options: FUSED[name](launcher, *arguments, **options)
+                yield from _attention(launcher, put, variant.storage, size, with_terms=bool(terms))
 
 
 def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -95,29 +91,32 @@ def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str
 
 def _attention(
     launcher: Launcher, put: Put, storage: str, size: int, *, with_terms: bool
-) -> tuple[str, dict[str, Any]]:
-    """More than one tile of queries and keys, packed operands, with score terms or without."""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """More than one tile of queries and keys, packed operands, with score terms or without; every backward."""
     rng = np.random.default_rng(size)
     length, heads = 130, 2
     terms = _terms(put, rng, length, heads) if with_terms else None
     whole, given = (rng.standard_normal((1, length, n * heads, size), np.float32) for n in (3, 1))
     packed, dout = put(whole.astype(DTYPES[storage])), put(given.astype(DTYPES[storage]))
-    gradients, out = (put(np.full_like(x, np.nan, DTYPES[storage])) for x in (whole, given))
+    out = put(np.full_like(given, np.nan, DTYPES[storage]))
     q, k, v = (packed[:, :, i * heads : (i + 1) * heads] for i in range(3))
-    dq, dk, dv = (gradients[:, :, i * heads : (i + 1) * heads] for i in range(3))
     lse = put(np.full((1, heads, length), np.nan, np.float32))
     options: dict[str, Any] = {"causal": True, "scale": size**-0.5, "terms": terms}
     attention_forward(launcher, q, k, v, out, lse, **options)
-    dweights = put(np.zeros((heads, 3), np.float32)) if with_terms else None
-    attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, dweights=dweights, **options)
-    results = {"out": out, "lse": lse, "gradients": gradients} | ({"dweights": dweights} if with_terms else {})
-    return f"attention {storage} D={size}{', score terms' * with_terms}", results
+    for method in METHODS:
+        gradients = put(np.full_like(whole, np.nan, DTYPES[storage]))
+        dq, dk, dv = (gradients[:, :, i * heads : (i + 1) * heads] for i in range(3))
+        options["dterms"] = put(np.zeros((heads, 3), np.float32)) if with_terms else None
+        attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, method=method, **options)
+        results = {"out": out, "lse": lse, "gradients": gradients}
+        results |= {"dterms": options["dterms"]} if with_terms else {}
+        yield f"attention {storage} D={size}{', score terms' * with_terms}, {method}", results
 
 
-def _terms(put: Put, rng: np.random.Generator, length: int, heads: int) -> ScoreTerms:
+def _terms(put: Put, rng: np.random.Generator, length: int, heads: int) -> CoordinateTerms:
     coordinates = rng.random((1, length, 4), np.float32)
     coordinates[..., 3] = rng.integers(0, 9, (1, length)).astype(np.int32).view(np.float32)
-    return ScoreTerms(put(coordinates), put(rng.random((heads, 3), np.float32)))
+    return CoordinateTerms(put(coordinates), put(rng.random((heads, 3), np.float32)))
 
 
 def _launcher(device: str) -> tuple[CountingLauncher, Put, Callable[[Any], Any]]:

@@ -31,7 +31,7 @@ def variants_of_the_check() -> list[Variant]:
     plain = [v for v in variants if ("HEAD_SIZE", 32) in v.defines and ("SCORE_TERMS", 0) in v.defines]
     for size in TEST_HEAD_SIZES:
         variants += [dataclasses.replace(v, defines=(("HEAD_SIZE", size), ("SCORE_TERMS", 0))) for v in plain]
-    return sorted(variants, key=lambda v: (v.source == "attention.cu", v.storage == "bfloat16"), reverse=True)
+    return sorted(variants, key=lambda v: (v.source.startswith("attention"), v.storage == "bfloat16"), reverse=True)
 
 
 def compile_variant(variant: Variant, module_class: Any = None) -> float:

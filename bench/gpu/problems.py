@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from bench.gpu import counts
-from bench.gpu.bars import LENGTHS, TORCH_ADAM
+from bench.gpu.bars import LENGTHS, OURS, TORCH_ADAM
 from bench.gpu.jobs import COMPARED, Job
 from bench.gpu.timing import Device
 from bench.gpu.torch_side import TorchSide
 from cllm_gpu.architecture import SIZES, Architecture
 from cllm_gpu.fused.adam import adam_step_on_device
-from cllm_gpu.fused.attention import attention_backward, attention_forward
+from cllm_gpu.fused.attention import BackwardMethod, attention_backward, attention_forward
 from cllm_gpu.fused.gemm import matmul
 from cllm_gpu.parameters import Layout, parameter_specs
 
@@ -81,7 +82,8 @@ class Attention:
 
     @property
     def needs_bytes(self) -> int:
-        return 24 * 2 * int(np.prod(self.shape))  # ours 8 arrays; torch's results and gradients of two backends
+        # ours 8 arrays and the fused backward's sums in fp32; torch's results and gradients of two backends
+        return 26 * 2 * int(np.prod(self.shape))
 
     def jobs(self, device: Device, torch: TorchSide | None) -> Iterator[Job]:
         q, k, v, dout = (device.random(self.shape, "bfloat16", seed) for seed in range(4))
@@ -104,11 +106,13 @@ class Attention:
         def forward() -> None:
             attention_forward(device.launcher, q, k, v, out, lse, **options)
 
-        def backward() -> None:
-            attention_backward(device.launcher, dout, q, k, v, out, lse, dq, dk, dv, **options)
+        def backward(method: BackwardMethod) -> None:
+            attention_backward(device.launcher, dout, q, k, v, out, lse, dq, dk, dv, method=method, **options)
 
         yield self._job("forward", "ours", forward, lambda: out)
-        yield self._job("backward", "ours", backward, lambda: _joined(device.xp, dq, dk, dv))
+        for method, side in OURS.items():
+            call = functools.partial(backward, method)
+            yield self._job("backward", side, call, lambda: _joined(device.xp, dq, dk, dv))
 
     def _torch(self, torch: TorchSide, side: str, backend: Any, inputs: Any, dout: Any) -> Iterator[Job]:
         q, k, v = (torch.give(x).transpose(1, 2).requires_grad_() for x in inputs)

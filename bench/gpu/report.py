@@ -58,13 +58,11 @@ def _of_ceiling(row: dict[str, Any], limits: dict[str, float | None]) -> str:
 
 
 def _beside_ours(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """How many times as long as our kernel another side takes."""
-    if row["side"].startswith("ours") or row["milliseconds"] is None:
-        return "-"
+    """How many times as long as our kernel, the first of ours where there are several, another side takes."""
     same = [
         r for r in rows if (r["kernel"], r["size"]) == (row["kernel"], row["size"]) and r["side"].startswith("ours")
     ]
-    if not same or same[0]["milliseconds"] is None:
+    if not same or same[0] is row or same[0]["milliseconds"] is None or row["milliseconds"] is None:
         return "-"
     return f"{row['milliseconds'] / same[0]['milliseconds']:.2f}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from bench.gpu.cases import Array, Case, Draw, Sizes
+from cllm_gpu.fused.launcher import Launcher
+from cllm_gpu.fused.operations import FUSED
+from cllm_gpu.lattice import ELEMENTS, symmetry_tables
 from cllm_gpu.reference.attention import attention_forward
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
@@ -184,6 +188,16 @@ def _rotary(d: Draw, direction: str) -> Case:
     return Case(f"rotary_{direction}", operands, updated=(name,), growth=4)
 
 
+def _symmetry(d: Draw, direction: str) -> Case:
+    s = d.sizes
+    cosine, sine, sign = (table.astype(np.float32) for table in symmetry_tables(max(1, s.head_size // 3)))
+    name = "x" if direction == "forward" else "dx"
+    tables = {"cosine": cosine, "sine": sine, "sign": sign}
+    elements = d.generator.integers(0, ELEMENTS, (s.batch, s.length)).astype(np.int32)
+    operands = {name: d(s.batch, s.length, s.heads, s.head_size), "elements": elements, **tables}
+    return Case(f"symmetry_{direction}", operands, updated=(name,), growth=4)
+
+
 def _attention_inputs(d: Draw) -> dict[str, Array]:
     s = d.sizes
     return {
@@ -299,6 +313,8 @@ MAKERS: dict[str, Callable[[Draw], Case]] = {
     "dropout_backward": lambda d: _dropout(d, "backward"),
     "rotary_forward": lambda d: _rotary(d, "forward"),
     "rotary_backward": lambda d: _rotary(d, "backward"),
+    "symmetry_forward": lambda d: _symmetry(d, "forward"),
+    "symmetry_backward": lambda d: _symmetry(d, "backward"),
     "attention_forward": _attention_forward,
     "attention_backward": _attention_backward,
     "attention_weights": _attention_weights,
@@ -309,6 +325,19 @@ MAKERS: dict[str, Callable[[Draw], Case]] = {
 }
 
 
+OTHER_WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "attention_backward, fused": ("attention_backward", {"method": "fused"}),
+}
+"""Operations that the fused side can do in another way: name → operation, its further options."""
+NAMES = (*MAKERS, *OTHER_WAYS)
+
+
 def make_case(name: str, storage: str, sizes: Sizes) -> Case:
-    """The case of an operation; the same operands at every call."""
-    return MAKERS[name](Draw(storage, sizes))
+    """The case of an operation, or of another way to do it; the same operands at every call."""
+    operation, options = OTHER_WAYS.get(name, (name, {}))
+    return dataclasses.replace(MAKERS[operation](Draw(storage, sizes)), fused_options=options)
+
+
+def fused_side(case: Case, launcher: Launcher) -> Callable[..., Any]:
+    """The case's operation launching through `launcher`, for Bound."""
+    return lambda *arguments, **options: FUSED[case.name](launcher, *arguments, **options, **case.fused_options)

@@ -16,8 +16,9 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "evaluate": "loss, perplexity, bits per byte and accuracy on a text",
     "gradcheck": "compare every analytic gradient with a numerical one",
-    "compare": "train with several optimizers and schedules and compare the curves",
+    "compare": "train with several optimizers, or several variants of a model, and compare",
     "report": "tables and pictures of finished runs",
+    "lattice": "draw the lattice, and what a model learnt of it",
     "info": "versions, device, and which operations run fused",
 }
 USER_ERROR = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,24 +10,31 @@ from typing import Annotated
 
 import tyro
 
-from cllm_gpu.backend import get_backend
-from cllm_gpu.cli.configured import base_configuration, open_data
+from cllm_gpu.backend import Backend, get_backend
+from cllm_gpu.cli import INTERRUPTED
+from cllm_gpu.cli.configured import base_configuration, early_flags, open_data
 from cllm_gpu.cli.parsing import parse
 from cllm_gpu.comparison import OptimizerName, Run, ScheduleName, compare, default_settings, run_setting
-from cllm_gpu.config import Config
+from cllm_gpu.config import Config, as_dict
+from cllm_gpu.data import Dataset
 from cllm_gpu.display import Display
 from cllm_gpu.errors import UserError
+from cllm_gpu.experiment_report import experiment_data, experiment_sheet, plot_experiment
+from cllm_gpu.experiments import RUNS, Experiment, SeedRun, load_experiment, run_experiment, run_variant
 from cllm_gpu.reporting import comparison_sheet, plot_comparison, print_sheet, require_plots, write_sheet
 from cllm_gpu.versions import environment
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Train one model from one seed with several optimizers and schedules, each over a grid of rates, and compare."""
+    """Compare runs: several optimizers and schedules, each over a grid of rates, or the variants of an experiment."""
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     config: Path | None = None
     """TOML file with the sections and names of the flags below."""
+    experiment: Path | None = None
+    """TOML file of variants to train from several seeds instead, such as experiments/crystalline_bytes.toml; a run
+    that is done is kept, so the same command goes on after a stop."""
     optimizers: tuple[OptimizerName, ...] = ("sgd", "adam", "adamw")
     """Optimizers to compare; the first is what the others are measured against."""
     schedules: tuple[ScheduleName, ...] = ()
@@ -37,19 +45,36 @@ class CompareOptions:
 
 def main(arguments: list[str]) -> int:
     """Compare; exit status 0."""
-    defaults = CompareOptions(base_configuration(arguments))
-    options = parse(CompareOptions, arguments, command="compare", default=defaults)
-    config = options.settings
-    if not options.optimizers:
-        raise UserError("--optimizers names none; give at least one of sgd, adam, adamw")
+    named = early_flags(arguments).experiment
+    experiment = load_experiment(named) if named else None
+    base = experiment.base if experiment else base_configuration(arguments)
+    options = parse(CompareOptions, arguments, command="compare", default=CompareOptions(base))
+    if experiment and options.config:
+        raise UserError("--config and --experiment are both given; the experiment's file has the configuration too")
     if options.picture:
         require_plots()
-    folder = config.output or Path("runs/comparison")
-    settings = default_settings(config, optimizers=options.optimizers, schedules=options.schedules)
+    return _experiment(experiment, options) if experiment else _optimizers(options)
+
+
+def _open(config: Config) -> tuple[Backend, Display, Dataset]:
     backend = get_backend(config.backend, workers=config.training.workers)
     display = Display(config.training.steps, backend.memory_held)
     display.message(backend.description)
-    dataset = open_data(config, display)
+    return backend, display, open_data(config, display)
+
+
+def _made(backend: Backend) -> dict[str, str]:
+    """How a result came about, for its file."""
+    return {"date": datetime.date.today().isoformat(), "backend": backend.description, **environment()}
+
+
+def _optimizers(options: CompareOptions) -> int:
+    config = options.settings
+    if not options.optimizers:
+        raise UserError("--optimizers names none; give at least one of sgd, adam, adamw")
+    folder = config.output or Path("runs/comparison")
+    settings = default_settings(config, optimizers=options.optimizers, schedules=options.schedules)
+    backend, display, dataset = _open(config)
     done: list[Run] = []
 
     def report(run: Run) -> None:
@@ -61,10 +86,45 @@ def main(arguments: list[str]) -> int:
     found = compare(settings, lambda c: run_setting(c, backend, dataset), baseline=options.optimizers[0], report=report)
     sheet = comparison_sheet(found)
     print_sheet(sheet)
-    made = {"date": datetime.date.today().isoformat(), "backend": backend.description, **environment()}
-    written = [*write_sheet(sheet, {"made": made, **found.as_dict()}, folder, "comparison")]
+    written = [*write_sheet(sheet, {"made": _made(backend), **found.as_dict()}, folder, "comparison")]
     if options.picture:
         written.append(folder / "comparison.png")
         plot_comparison(found, written[-1])
+    display.message("written: " + ", ".join(map(str, written)))
+    return 0
+
+
+def _experiment(experiment: Experiment, options: CompareOptions) -> int:
+    config = options.settings
+    assert options.experiment is not None
+    folder = config.output or Path("runs") / options.experiment.stem
+    experiment.variants(config)  # what a flag makes impossible is said before anything is opened
+    backend, display, dataset = _open(config)
+    # kept runs are those of the very backend, as with a resumed run
+    config = dataclasses.replace(
+        config, backend=backend.name, training=dataclasses.replace(config.training, workers=backend.workers)
+    )
+    total = len(experiment.seeds) * len(experiment.changes)
+    display.message(f"{total} runs of {config.training.steps} steps; kept in {folder / RUNS}")
+    done: list[SeedRun] = []
+
+    def report(run: SeedRun, known: bool) -> None:
+        done.append(run)
+        ended = f" ({run.stopped})" if run.stopped else " (kept from before)" if known else ""
+        display.message(f"{len(done):3d}/{total} {run.variant}, seed {run.seed}: loss {run.loss:.4f}{ended}")
+
+    try:
+        runs = run_experiment(experiment, config, folder, lambda n, c: run_variant(n, c, backend, dataset), report)
+    except KeyboardInterrupt:
+        display.message(f"stopped after {len(done)} of {total} runs; the same command goes on with the next")
+        return INTERRUPTED
+    sheet = experiment_sheet(experiment, runs)
+    print_sheet(sheet)
+    name = options.experiment.stem
+    data = {"made": _made(backend), "config": as_dict(config), **experiment_data(experiment, runs)}
+    written = [*write_sheet(sheet, data, folder, name)]
+    if options.picture:
+        written.append(folder / f"{name}.png")
+        plot_experiment(experiment, runs, written[-1])
     display.message("written: " + ", ".join(map(str, written)))
     return 0

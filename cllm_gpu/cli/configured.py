@@ -12,15 +12,16 @@ from cllm_gpu.display import Display
 
 
 def early_flags(arguments: list[str]) -> argparse.Namespace:
-    """The flags that decide what the others stand over: `config`, `output`, `resume`; mistakes are left to `parse`."""
+    """Flags that decide what the others stand over: config, experiment, output, resume; mistakes are `parse`'s."""
     early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     early.add_argument("--output", type=Path, nargs="?")
     early.add_argument("--config", type=Path, nargs="?")
+    early.add_argument("--experiment", type=Path, nargs="?")
     early.add_argument("--resume", action="store_true")
     try:
         known, _ = early.parse_known_args(arguments)
     except argparse.ArgumentError:
-        return argparse.Namespace(output=None, config=None, resume=False)
+        return argparse.Namespace(output=None, config=None, experiment=None, resume=False)
     return known
 
 

@@ -7,36 +7,32 @@ views into the fused qkv product are taken as they lie.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from cllm_gpu.errors import UserError
-from cllm_gpu.fused.launcher import (
-    Launcher,
-    Shapes,
-    Variant,
-    address_of,
-    blocks_for,
-    element_strides,
-    storage_of,
-)
+from cllm_gpu.fused import attention_fused
+from cllm_gpu.fused.attention_call import TERM_COUNT, AttentionCall, CoordinateTerms
+from cllm_gpu.fused.launcher import Launcher, blocks_for
 from cllm_gpu.reference import attention as reference
+from cllm_gpu.reference.score_terms import ScoreTerms
+
+__all__ = [
+    "METHOD",
+    "METHODS",
+    "BackwardMethod",
+    "CoordinateTerms",
+    "attention_backward",
+    "attention_forward",
+    "attention_weights",
+]
 
 THREADS = 128
-MAXIMUM_HEAD_SIZE = 128
-TERM_COUNT = 3  # numbers per head of the score terms: TERM_COUNT in attention.cuh
-
-
-@dataclass(frozen=True)
-class ScoreTerms:
-    """Additive terms of the scores, from numbers of each token (cuda/attention.cuh says which):
-
-    −α_h·‖(x, y)_i − (x, y)_j‖ − β_h·|z_i − z_j| + γ_h·[id_i = id_j]
-    """
-
-    coordinates: Any
-    """(B, S, 4) float32: x, y, z and an id's bits."""
-    weights: Any
-    """(H, 3) float32: α, β, γ."""
+BackwardMethod = Literal["two kernels", "fused"]
+METHODS: tuple[BackwardMethod, ...] = get_args(BackwardMethod)
+METHOD: BackwardMethod = "two kernels"
+"""The backward that is taken where none is named. The fused one does 5/7 of the operations, but its blocks wait for one
+another and add dQ up in memory; nobody has timed the two side by side yet (bench/kernels.py does, on a card). Two
+kernels need no scratch of dQ's size."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +80,10 @@ def attention_forward(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
+    terms: CoordinateTerms | ScoreTerms | None = None,
 ) -> None:
     """out (B, T, H, D) and lse (B, H, T) from q (B, T, H, D), k and v (B, S, K, D); K divides H; any strides."""
-    call = _Call("attention_forward", q, k, v, causal=causal, scale=scale, terms=terms)
+    call = AttentionCall("attention_forward", q, k, v, causal=causal, scale=scale, terms=terms)
     call.check("out", out, "B T H D")
     call.check("lse", lse, "B H T")
     tiles = tiles_of(call.variant.storage, q.shape[3], terms=terms is not None)
@@ -117,118 +113,80 @@ def attention_backward(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
-    dweights: Any | None = None,
+    terms: CoordinateTerms | ScoreTerms | None = None,
+    dterms: Any | None = None,
     accumulate_terms: bool = False,
+    method: BackwardMethod = METHOD,
 ) -> None:
     """dq, dk, dv (shapes of q, k, v; any strides) from dout (B, T, H, D) and what the forward took and gave.
 
-    With `terms` also dweights (H, 3) float32, the gradients of α, β and γ, added to when `accumulate_terms`.
+    With `terms` also dterms (H, 3) float32, the gradients of α, β and γ, added to when `accumulate_terms`.
+    `method`: "two kernels" (dk and dv, then dq) or "fused" (all three in one); each gives the same bits every time, and
+    the two differ by roundings. dq, dk, dv must not share memory with what is read. UserError for another method.
     """
-    call = _Call("attention_backward", q, k, v, causal=causal, scale=scale, terms=terms)
+    if method not in METHODS:
+        raise UserError(f"attention_backward: argument method is {method!r}; it must be {' or '.join(METHODS)}")
+    call = AttentionCall("attention_backward", q, k, v, causal=causal, scale=scale, terms=terms)
     for name, array in (("dout", dout), ("out", out), ("dq", dq)):
         call.check(name, array, "B T H D")
     for name, array in (("dk", dk), ("dv", dv)):
         call.check(name, array, "B S K D")
     call.check("lse", lse, "B H T")
+    if terms is not None and (dterms is None or tuple(dterms.shape) != (q.shape[2], TERM_COUNT)):
+        raise UserError(f"attention_backward: argument dterms must have shape ({q.shape[2]}, {TERM_COUNT})")
     delta = launcher.scratch("attention_delta", lse.shape, "float32")
     _delta(launcher, call, dout, out, delta)
+    operands = {"dout": dout, "q": q, "k": k, "v": v}
     saved = {"lse": lse, "delta": delta}
-    tiles = tiles_of(call.variant.storage, q.shape[3], terms=terms is not None)
+    launch = attention_fused.launch if method == "fused" else _two_kernels
+    partials = launch(launcher, call, operands, saved, {"dq": dq, "dk": dk, "dv": dv})
+    if partials is not None:
+        _finish_terms(launcher, call, partials, dterms, accumulate=accumulate_terms)
+
+
+def _two_kernels(
+    launcher: Launcher, call: AttentionCall, operands: dict[str, Any], saved: dict[str, Any], gradients: dict[str, Any]
+) -> Any | None:
+    """dk and dv by one kernel, dq by another; the score terms' partial sums (B, H, tiles, 3), where there are any."""
+    q, k, dq = operands["q"], operands["k"], gradients["dq"]
+    tiles = tiles_of(call.variant.storage, q.shape[3], terms=call.terms is not None)
     batch, positions, kv_heads, _ = k.shape
+    of_keys = operands | {"dk": gradients["dk"], "dv": gradients["dv"]}
     launcher.launch(
         call.variant,
         "attention_backward_keys",
         (blocks_for(positions, tiles.key_rows) * kv_heads * batch,),
         THREADS,
-        saved | call.arguments(dout=dout, q=q, k=k, v=v, dk=dk, dv=dv),
+        saved | call.arguments(**of_keys),
         shared_bytes=tiles.key_shared,
-        strided=frozenset({"dout", "q", "k", "v", "dk", "dv"}),
+        strided=frozenset(of_keys),
     )
     batch, length, heads, _ = q.shape
     query_tiles = blocks_for(length, tiles.query_rows)
     partials = None
-    if terms is not None:
+    if call.terms is not None:
         partials = launcher.scratch("score_terms", (batch, heads, query_tiles, TERM_COUNT), "float32")
     launcher.launch(
         call.variant,
         "attention_backward_queries",
         (query_tiles * heads * batch,),
         THREADS,
-        saved | {"term_partials": partials} | call.arguments(dout=dout, q=q, k=k, v=v, dq=dq),
+        saved | {"term_partials": partials} | call.arguments(**operands, dq=dq),
         shared_bytes=tiles.query_shared,
-        strided=frozenset({"dout", "q", "k", "v", "dq"}),
+        strided=frozenset({*operands, "dq"}),
     )
-    if terms is not None:
-        _finish_terms(launcher, call, partials, dweights, accumulate=accumulate_terms)
+    return partials
 
 
-def attention_weights(launcher: Launcher, q: Any, k: Any, *, causal: bool, scale: float) -> Any:
+def attention_weights(
+    launcher: Launcher, q: Any, k: Any, *, causal: bool, scale: float, terms: ScoreTerms | None = None
+) -> Any:
     """The weights P (B, H, T, S) themselves, for inspection: O(T·S) memory, never used in training; float32."""
     wide_q, wide_k = (x.astype("float32", copy=False) for x in (q, k))
-    return reference.attention_weights(launcher.xp, wide_q, wide_k, causal=causal, scale=scale)
+    return reference.attention_weights(launcher.xp, wide_q, wide_k, causal=causal, scale=scale, terms=terms)
 
 
-class _Call:
-    """What the kernels of one call share: the checked operands, their sizes and the variant."""
-
-    def __init__(
-        self, operation: str, q: Any, k: Any, v: Any, *, causal: bool, scale: float, terms: ScoreTerms | None
-    ) -> None:
-        self.check = Shapes(operation)
-        _, length, heads, size = self.check("q", q, "B T H D")
-        _, positions, kv_heads, _ = self.check("k", k, "B S K D")
-        self.check("v", v, "B S K D")
-        if not 1 <= size <= MAXIMUM_HEAD_SIZE:
-            raise UserError(f"{operation}: argument q has head size {size}; at most {MAXIMUM_HEAD_SIZE} is supported")
-        if heads % kv_heads:
-            raise UserError(f"{operation}: argument k has {kv_heads} heads, which do not divide q's {heads}")
-        if causal and positions < length:
-            raise UserError(f"{operation}: argument k has {positions} positions, fewer than the {length} queries")
-        if not (scale > 0.0):
-            raise UserError(f"{operation}: argument scale is {scale}; it must be above 0")
-        if positions == 0:
-            raise UserError(f"{operation}: argument k has no position")
-        self.terms = terms
-        if terms is not None:
-            self.check("terms.coordinates", terms.coordinates, "B S 4")
-            if terms.coordinates.shape[2] != 4 or tuple(terms.weights.shape) != (heads, TERM_COUNT):
-                shapes = f"{terms.coordinates.shape} and {terms.weights.shape}"
-                raise UserError(f"{operation}: terms have shapes {shapes}; they must be (B, S, 4) and (H, 3)")
-            if address_of(terms.coordinates) % 16:
-                raise UserError(f"{operation}: terms.coordinates are not aligned to 16 bytes")
-        defines = (("HEAD_SIZE", size), ("SCORE_TERMS", int(terms is not None)))
-        self.variant = Variant("attention.cu", storage_of(operation, "q", q), defines=defines)
-        self._operation = operation
-        self._sizes = {
-            "heads": heads,
-            "kv_heads": kv_heads,
-            "queries": length,
-            "keys": positions,
-            "causal": int(causal),
-            "scale": scale,
-        }
-
-    def arguments(self, **operands: Any) -> dict[str, Any]:
-        """Operands with their strides, sizes and score terms, as a kernel takes them."""
-        coordinates = None if self.terms is None else self.terms.coordinates
-        weights = None if self.terms is None else self.terms.weights
-        return self.operands(**operands) | {"coordinates": coordinates, "term_weights": weights} | self._sizes
-
-    def operands(self, **operands: Any) -> dict[str, Any]:
-        """Operands with their strides, and whether all of them can be read 16 bytes at a time."""
-        wide = True
-        strides: dict[str, int] = {}
-        for name, array in operands.items():
-            parts = element_strides(self._operation, name, array)
-            strides |= {f"{name}_{axis}": part for axis, part in zip(("batch", "row", "head"), parts, strict=True)}
-            width = 16 // array.dtype.itemsize
-            aligned = address_of(array) % 16 == 0 and all(part % width == 0 for part in parts)
-            wide = wide and aligned and array.shape[3] % width == 0
-        return operands | strides | {"wide": int(wide)}
-
-
-def _delta(launcher: Launcher, call: _Call, dout: Any, out: Any, delta: Any) -> None:
+def _delta(launcher: Launcher, call: AttentionCall, dout: Any, out: Any, delta: Any) -> None:
     """delta (B, H, T) = Σ_d dout·out."""
     batch, length, heads, _ = out.shape
     rows = batch * length * heads
@@ -244,10 +202,8 @@ def _delta(launcher: Launcher, call: _Call, dout: Any, out: Any, delta: Any) -> 
     )
 
 
-def _finish_terms(launcher: Launcher, call: _Call, partials: Any, dweights: Any, *, accumulate: bool) -> None:
+def _finish_terms(launcher: Launcher, call: AttentionCall, partials: Any, dterms: Any, *, accumulate: bool) -> None:
     batch, heads, tiles, _ = partials.shape
-    if dweights is None or tuple(dweights.shape) != (heads, TERM_COUNT):
-        raise UserError(f"attention_backward: argument dweights must have shape ({heads}, {TERM_COUNT})")
     launcher.launch(
         call.variant,
         "attention_terms_finish",
@@ -255,7 +211,7 @@ def _finish_terms(launcher: Launcher, call: _Call, partials: Any, dweights: Any,
         32,
         {
             "partials": partials,
-            "gradients": dweights,
+            "gradients": dterms,
             "batch": batch,
             "heads": heads,
             "tiles": tiles,

@@ -97,6 +97,7 @@ class Launcher:
         self._kernels: dict[tuple[Variant, str], Any] = {}
         self._plans: dict[tuple[Variant, str], dict[str, tuple[Parameter, Any]]] = {}
         self._scratch: dict[tuple[str, str], Any] = {}
+        self._counters: Any = None
 
     def launch(
         self,
@@ -135,7 +136,11 @@ class Launcher:
         kernel = self.kernel(variant, name)
         if shared_bytes > MAXIMUM_SHARED_BYTES and kernel.max_dynamic_shared_size_bytes < shared_bytes:
             kernel.max_dynamic_shared_size_bytes = shared_bytes
-        kernel(grid, (block,), tuple(values), shared_mem=shared_bytes)
+        try:
+            kernel(grid, (block,), tuple(values), shared_mem=shared_bytes)
+        except BaseException:
+            self._counters = None  # a launch that ended midway leaves them anywhere
+            raise
 
     def scratch(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
         """Uninitialised array of this shape that is reused by the next caller of this name: no steady allocation."""
@@ -144,6 +149,18 @@ class Launcher:
         if flat is None or flat.size < size:
             flat = self._scratch[name, dtype] = self.xp.empty(size, dtype=dtype)
         return flat[:size].reshape(shape)
+
+    def counters(self, count: int) -> Any:
+        """`count` uint32 zeros for a kernel that leaves them zero, so that they are cleared once and not at every call.
+
+        New ones are made when more are needed and after a launch that failed. Like all scratch they are for launches
+        that follow one another on one stream; on two at once blocks could wait for each other for ever. The first call
+        must lie outside of a stream capture, which would record the clearing instead of doing it. A kernel that dies
+        on a GPU takes its context along, so there is no next call to find counters that it left behind.
+        """
+        if self._counters is None or self._counters.size < count:
+            self._counters = self.xp.zeros(count, dtype="uint32")
+        return self._counters[:count]
 
     def kernel(self, variant: Variant, name: str) -> Any:
         """The compiled kernel `name`, as the array module's RawModule gives it."""
@@ -248,10 +265,10 @@ def address_of(array: Any) -> int:
 def element_strides(operation: str, name: str, array: Any) -> tuple[int, ...]:
     """Strides in elements of all axes but the last, which must be contiguous; UserError otherwise.
 
-    The stride of an axis of one element is never used, so whatever it is, it is let through.
+    The stride of an axis of one element, or of an empty array, is never used, so whatever it is, it is let through.
     """
     size = array.dtype.itemsize
-    if array.shape[-1] > 1 and array.strides[-1] != size:
+    if array.size and array.shape[-1] > 1 and array.strides[-1] != size:
         raise UserError(f"{operation}: argument {name} has strides {array.strides}; its last axis must be contiguous")
     if any(stride % size for stride in array.strides[:-1]):
         raise UserError(f"{operation}: argument {name} has strides {array.strides}, not whole elements")

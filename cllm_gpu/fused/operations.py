@@ -17,6 +17,7 @@ from cllm_gpu.fused import (
     norm,
     rotary,
     sgd,
+    symmetry,
 )
 from cllm_gpu.fused.launcher import Launcher
 from cllm_gpu.operations import NAMES, Operation, Operations
@@ -36,6 +37,8 @@ FUSED: dict[str, Operation] = {
     "dropout_backward": dropout.dropout_backward,
     "rotary_forward": rotary.rotary_forward,
     "rotary_backward": rotary.rotary_backward,
+    "symmetry_forward": symmetry.symmetry_forward,
+    "symmetry_backward": symmetry.symmetry_backward,
     "attention_forward": attention.attention_forward,
     "attention_backward": attention.attention_backward,
     "attention_weights": attention.attention_weights,

@@ -9,17 +9,19 @@ HEAD_SIZES = (32, 64, 80, 96, 128)
 TERMS_HEAD_SIZES = (64, 128)
 """Head sizes compiled with score terms too."""
 _PLAIN = ("adam.cu", "cross_entropy.cu", "dropout.cu", "gelu.cu", "layernorm.cu")
+_WITH_TABLES = ("rotary.cu", "symmetry.cu")
 _WITH_GRADIENT = ("column_sum.cu", "embedding.cu")
 
 
 def all_variants() -> list[Variant]:
     """Every source in float32 and bf16, with its other choices."""
     both = ("float32", "bfloat16")
-    variants = [Variant(source, storage) for source in (*_PLAIN, "rotary.cu", *_WITH_GRADIENT) for storage in both]
+    variants = [Variant(source, storage) for source in (*_PLAIN, *_WITH_TABLES, *_WITH_GRADIENT) for storage in both]
     variants += [Variant(source, "bfloat16", "float32") for source in _WITH_GRADIENT]
     variants.append(Variant("rotary.cu", "bfloat16", defines=(("CLLM_REAL_TABLE", 1),)))
     variants += [
-        Variant("attention.cu", storage, defines=(("HEAD_SIZE", size), ("SCORE_TERMS", terms)))
+        Variant(source, storage, defines=(("HEAD_SIZE", size), ("SCORE_TERMS", terms)))
+        for source in ("attention.cu", "attention_fused.cu")
         for storage in both
         for size in HEAD_SIZES
         for terms in ((0, 1) if size in TERMS_HEAD_SIZES else (0,))

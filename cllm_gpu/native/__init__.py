@@ -14,6 +14,7 @@ from cllm_gpu.native.linear import linear_backward, linear_forward
 from cllm_gpu.native.pointwise import dropout_backward, dropout_forward, gelu_backward, gelu_forward
 from cllm_gpu.native.rotary import rotary_backward, rotary_forward
 from cllm_gpu.native.rows import cross_entropy, layernorm_backward, layernorm_forward, residual_layernorm_forward
+from cllm_gpu.native.symmetry import symmetry_backward, symmetry_forward
 from cllm_gpu.operations import Operation
 
 NATIVE: dict[str, Operation] = {
@@ -30,6 +31,8 @@ NATIVE: dict[str, Operation] = {
     "dropout_backward": dropout_backward,
     "rotary_forward": rotary_forward,
     "rotary_backward": rotary_backward,
+    "symmetry_forward": symmetry_forward,
+    "symmetry_backward": symmetry_backward,
     "attention_forward": attention_forward,
     "attention_backward": attention_backward,
     "cross_entropy": cross_entropy,

@@ -7,19 +7,31 @@ from typing import Any
 
 from cllm_gpu.native.arguments import address, strided
 from cllm_gpu.native.library import Library, check_status
+from cllm_gpu.native.score_terms import term_arguments
+from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 
 
 def attention_forward(
-    library: Library, q: Any, k: Any, v: Any, out: Any, lse: Any, *, causal: bool, scale: float
+    library: Library,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    *,
+    causal: bool,
+    scale: float,
+    terms: ScoreTerms | None = None,
 ) -> None:
-    """As the reference; q, k, v and out contiguous along the head dimension, lse contiguous."""
+    """As the reference; q, k, v and out contiguous along the head dimension, lse contiguous; scale not 0 with terms."""
     kernels, dtype = library.kernels(q), q.dtype
     sizes = _sizes(q, k)
+    given = term_arguments(terms, None, q, k, scale)
     addresses, strides = _strided(
         dtype, [("q", q, q.shape), ("k", k, k.shape), ("v", v, k.shape), ("out", out, q.shape)]
     )
     status = kernels.attention_forward(
-        sizes, causal, *addresses, strides, address("lse", lse, _lse_shape(q), dtype), scale
+        sizes, causal, *addresses, strides, address("lse", lse, _lse_shape(q), dtype), scale, given
     )
     if status:
         check_status(status, "attention_forward", 0)
@@ -39,17 +51,20 @@ def attention_backward(
     *,
     causal: bool,
     scale: float,
+    terms: ScoreTerms | None = None,
+    dterms: ScoreTermGradients | None = None,
 ) -> None:
-    """As the reference; every array contiguous along the head dimension, lse contiguous."""
+    """As the reference; every array contiguous along its last axis, lse contiguous; scale not 0 with terms."""
     kernels, dtype = library.kernels(q), q.dtype
     sizes, like_q, like_k = _sizes(q, k), q.shape, k.shape
+    given = term_arguments(terms, dterms, q, k, scale)
     addresses, strides = _strided(
         dtype,
         [("dout", dout, like_q), ("q", q, like_q), ("k", k, like_k), ("v", v, like_k), ("out", out, like_q),
          ("dq", dq, like_q), ("dk", dk, like_k), ("dv", dv, like_k)],
     )  # fmt: skip
     status = kernels.attention_backward(
-        sizes, causal, *addresses, strides, address("lse", lse, _lse_shape(q), dtype), scale
+        sizes, causal, *addresses, strides, address("lse", lse, _lse_shape(q), dtype), scale, given
     )
     if status:
         check_status(status, "attention_backward", 0)

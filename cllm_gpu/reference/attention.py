@@ -8,6 +8,7 @@ Backward (Dao et al. 2022, "FlashAttention", appendix B), from what the forward 
 
 Queries are the last T of S key positions: with `causal`, query t sees keys 0 … S − T + t. The weights of one block of
 queries of one key/value head (of several while they fit the cache; on a GPU: of one batch item) exist at a time.
+`terms` are added to S before the mask (`cllm_gpu.reference.score_terms`).
 """
 
 from __future__ import annotations
@@ -15,15 +16,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms, TermBlock
 from cllm_gpu.reference.tiling import tile_elements
 
 CPU_QUERY_BLOCK = 128
 
 
-def attention_forward(xp: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *, causal: bool, scale: float) -> None:
+def attention_forward(
+    xp: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    *,
+    causal: bool,
+    scale: float,
+    terms: ScoreTerms | None = None,
+) -> None:
     """out (B, T, H, D) and lse (B, H, T) from q (B, T, H, D), k and v (B, S, K, D); K divides H; any strides."""
     for b, heads, queries, keys in _blocks(xp, q, k, causal=causal):
         scores = _scores(xp, q, k, b, heads, queries, keys, causal=causal, scale=scale)
+        if terms is not None:
+            _block_terms(xp, terms, q, k, b, queries, keys).add_to(scores, _by_kv_head(terms.scalars, k, heads))
         maximum = scores.max(axis=-1, keepdims=True)
         scores -= maximum
         xp.exp(scores, out=scores)
@@ -49,14 +64,23 @@ def attention_backward(
     *,
     causal: bool,
     scale: float,
+    terms: ScoreTerms | None = None,
+    dterms: ScoreTermGradients | None = None,
 ) -> None:
-    """dq, dk, dv (shapes of q, k, v; any strides) from dout (B, T, H, D) and what the forward took and gave."""
+    """dq, dk, dv (shapes of q, k, v; any strides) from dout (B, T, H, D) and what the forward took and gave.
+
+    With `terms` the gradients of their scalars and points are added to those in `dterms`.
+    """
     dk[...] = 0.0
     dv[...] = 0.0
     for b, heads, queries, keys in _blocks(xp, q, k, causal=causal):
         key, value = _kv(k, b, heads, keys), _kv(v, b, heads, keys)
         g = _by_group(dout, k, b, heads, queries)
         weights = _scores(xp, q, k, b, heads, queries, keys, causal=causal, scale=scale)
+        block = None
+        if terms is not None:
+            block, scalars = _block_terms(xp, terms, q, k, b, queries, keys), _by_kv_head(terms.scalars, k, heads)
+            block.add_to(weights, scalars)
         weights -= _lse(lse, k, b, heads, queries)[..., None]
         xp.exp(weights, out=weights)
         _kv(dv, b, heads, keys)[...] += xp.matmul(weights.swapaxes(-1, -2), g).sum(axis=1, keepdims=True)
@@ -64,19 +88,23 @@ def attention_backward(
         dscores = xp.matmul(g, value.swapaxes(-1, -2))
         dscores -= delta
         dscores *= weights
+        if block is not None and dterms is not None:
+            block.add_gradients(dscores, scalars, _by_kv_head(dterms.scalars, k, heads), dterms.points)
         dscores *= scale
         _by_group(dq, k, b, heads, queries)[...] = xp.matmul(dscores, key)
         query = _by_group(q, k, b, heads, queries)
         _kv(dk, b, heads, keys)[...] += xp.matmul(dscores.swapaxes(-1, -2), query).sum(axis=1, keepdims=True)
 
 
-def attention_weights(xp: Any, q: Any, k: Any, *, causal: bool, scale: float) -> Any:
+def attention_weights(xp: Any, q: Any, k: Any, *, causal: bool, scale: float, terms: ScoreTerms | None = None) -> Any:
     """The weights P (B, H, T, S) themselves, for inspection: O(T·S) memory, never used in training."""
     batch, length, heads, _ = q.shape
     weights = xp.zeros((batch, heads, length, k.shape[1]), dtype=q.dtype)
     group = heads // k.shape[2]
     for b, kv_heads, queries, keys in _blocks(xp, q, k, causal=causal):
         scores = _scores(xp, q, k, b, kv_heads, queries, keys, causal=causal, scale=scale)
+        if terms is not None:
+            _block_terms(xp, terms, q, k, b, queries, keys).add_to(scores, _by_kv_head(terms.scalars, k, kv_heads))
         scores -= scores.max(axis=-1, keepdims=True)
         xp.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)
@@ -130,3 +158,14 @@ def _scores(
         future = xp.triu(xp.full((count, count), -xp.inf, dtype=scores.dtype), 1)
         scores[..., keys.stop - count :] += future
     return scores
+
+
+def _block_terms(xp: Any, terms: ScoreTerms, q: Any, k: Any, b: int, queries: slice, keys: slice) -> TermBlock:
+    """The score terms of one block; `queries` count from the first query, positions from the first key."""
+    before = k.shape[1] - q.shape[1]
+    return TermBlock(xp, terms, b, slice(before + queries.start, before + queries.stop), keys, q.dtype)
+
+
+def _by_kv_head(scalars: Any, k: Any, heads: slice) -> Any:
+    """View (kv heads, group, n) of scalars (H, n)."""
+    return scalars.reshape(k.shape[2], -1, scalars.shape[1])[heads]

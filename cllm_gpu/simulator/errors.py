@@ -11,6 +11,7 @@ KINDS = (
     "race",
     "asynchronous copy",
     "divergence",
+    "waiting",
     "warp mask",
     "shared memory",
     "arithmetic",

@@ -65,13 +65,16 @@ def test_attention_bars_are_for_one_card_and_find_their_rows() -> None:
     rows = [
         row("attention forward", "ours", 190.0, B=16, T=1024, H=32, D=64),
         row("attention forward", "torch flash", 999.0, B=16, T=1024, H=32, D=64),
+        row("attention backward", "ours, fused", 230.0, B=4, T=4096, H=16, D=128),
         row("attention backward", "ours", 100.0, B=4, T=4096, H=16, D=128),
     ]
     found = {bar.what: bar for bar in attention_bars(rows, "NVIDIA H200")}
-    assert len(found) == 12
+    assert len(found) == 18  # two head sizes, three lengths: forward, and backward in two ways
     assert found["attention forward D=64 T=1024"].measured == 190.0
     assert found["attention forward D=64 T=1024"].verdict == "reached"
     assert found["attention backward D=128 T=4096"].verdict == "below"
+    assert found["attention backward, fused D=128 T=4096"].verdict == "reached"
+    assert found["attention backward, fused D=128 T=1024"].verdict == "not measured"
     assert found["attention backward D=64 T=16384"].verdict == "not measured"
     assert attention_bars(rows, "NVIDIA A100-SXM4-80GB") == []
 
@@ -111,6 +114,18 @@ def test_adam_is_compared_over_the_same_parameters() -> None:
 
 def test_a_run_without_rows_has_every_bar_not_measured() -> None:
     found = all_bars([], {"copy_terabytes": None}, "NVIDIA H200")
-    assert len(found) == 12 + 1 + len(bars.COPY_FRACTIONS)
+    assert len(found) == 18 + 1 + len(bars.COPY_FRACTIONS)
     assert {bar.verdict for bar in found} == {"not measured"}
     assert all(bar.source for bar in found)
+
+
+def test_the_table_says_how_long_every_other_side_takes() -> None:
+    """Beside the first of ours: the fused backward and torch's, not the first itself, not another size's."""
+    rows = [
+        row("attention backward", "ours", 100.0, 2.0, T=1024),
+        row("attention backward", "ours, fused", 125.0, 1.6, T=1024),
+        row("attention backward", "torch flash", 200.0, 1.0, T=1024),
+        row("attention backward", "ours", 100.0, 9.0, T=4096),
+    ]
+    lines = report.kernel_table(rows).splitlines()[2:]
+    assert [line.split()[-1] for line in lines] == ["-", "0.80", "0.50", "-"]

@@ -53,13 +53,15 @@ def test_every_kernel_is_launched_in_both_dtypes(launched: Any) -> None:
     assert set(launcher.launches) == exercise.all_kernels()
     for source in {source for source, _ in exercise.all_kernels()}:
         assert {v.storage for v in variants if v.source == source} == {"float32", "bfloat16"}
-    for source in ("attention.cu", "layernorm.cu"):
+    for source in ("attention.cu", "attention_fused.cu", "layernorm.cu"):
         assert set(kernel_parameters(source)) == {name for s, name in launcher.launches if s == source}
 
 
 def test_every_attention_variant_is_launched(launched: Any) -> None:
     _, variants = launched
-    assert {v for v in all_variants() if v.source == "attention.cu"} <= variants
+    wanted = {v for v in all_variants() if v.source.startswith("attention")}
+    assert {v.source for v in wanted} == {"attention.cu", "attention_fused.cu"}
+    assert wanted <= variants
 
 
 def test_a_kernel_that_is_left_out_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -91,7 +91,7 @@ def test_a_whole_run_on_a_fake_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["machine"] == MACHINE
     assert {row["side"] for row in content["rows"]} == {
-        "ours", "ours, float32", "ours, bf16 gradient and copy", "device copy", "cuBLAS"
+        "ours", "ours, fused", "ours, float32", "ours, bf16 gradient and copy", "device copy", "cuBLAS"
     }  # fmt: skip
     assert all(row["milliseconds"] == 2.0 for row in content["rows"])
     copy = next(row for row in content["rows"] if row["kernel"] == "copy ceiling")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.fused.adam import adam_step_on_device
-from cllm_gpu.fused.attention import ScoreTerms, attention_backward, attention_forward
+from cllm_gpu.fused.attention import METHODS, CoordinateTerms, attention_backward, attention_forward
 from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.cross_entropy import cross_entropy
 from cllm_gpu.fused.dropout import dropout_forward
@@ -17,6 +17,8 @@ from cllm_gpu.fused.layernorm import layernorm_backward, layernorm_forward, resi
 from cllm_gpu.fused.norm import squared_norm_on_device
 from cllm_gpu.fused.rotary import rotary_forward
 from cllm_gpu.fused.sgd import sgd_step
+from cllm_gpu.fused.symmetry import symmetry_forward
+from cllm_gpu.lattice import symmetry_tables
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
 from tests.fused.devices import DTYPES, Device
@@ -99,17 +101,23 @@ def _sequence(make: _Maker, results: Results) -> None:
     make.collect(results, "embedding_backward", tokens=table, positions=learned)
     rotary_forward(launcher, heads, *(make.device.put(x) for x in rotary_tables(np, 9, 16, np.float32)))
     make.collect(results, "rotary", x=heads)
+    tables = (make.device.put(table.astype(np.float32)) for table in symmetry_tables(7))
+    symmetry_forward(launcher, heads, make.integers(24, *heads.shape[:2]), *tables)
+    make.collect(results, "symmetry", x=heads)
 
 
 def _attention(make: _Maker, results: Results, prefix: str, queries: int, keys: int, heads: int, size: int) -> None:
     launcher = make.device.launcher
     q, dout, out, dq = (make.draw(1, queries, heads, size) for _ in range(4))
     k, v, dk, dv = (make.draw(1, keys, 1, size) for _ in range(4))
-    lse, dweights = make.draw(1, heads, queries, dtype=np.float32), make.draw(heads, 3, dtype=np.float32)
+    lse, dterms = make.draw(1, heads, queries, dtype=np.float32), make.draw(heads, 3, dtype=np.float32)
     weights = make.draw(heads, 3, dtype=np.float32)
-    for terms in (None, ScoreTerms(make.draw(1, keys, 4, dtype=np.float32), weights)):
+    for terms in (None, CoordinateTerms(make.draw(1, keys, 4, dtype=np.float32), weights)):
         options: dict[str, Any] = {"causal": True, "scale": 0.2, "terms": terms}
         attention_forward(launcher, q, k, v, out, lse, **options)
-        attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, dweights=dweights, **options)
         name = f"{prefix}.{'plain' if terms is None else 'terms'}"
-        make.collect(results, name, out=out, lse=lse, dq=dq, dk=dk, dv=dv, dweights=dweights)
+        make.collect(results, name, out=out, lse=lse)
+        for method in METHODS:
+            saved = (out, lse)
+            attention_backward(launcher, dout, q, k, v, *saved, dq, dk, dv, dterms=dterms, method=method, **options)
+            make.collect(results, f"{name}.{method}", dq=dq, dk=dk, dv=dv, dterms=dterms)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cllm_gpu.fused.attention import attention_backward, attention_forward, attention_weights
+from cllm_gpu.errors import UserError
+from cllm_gpu.fused.attention import (
+    METHOD,
+    METHODS,
+    BackwardMethod,
+    attention_backward,
+    attention_forward,
+    attention_weights,
+)
 from cllm_gpu.fused.launcher import Variant
 from cllm_gpu.fused.sources import source_directory
 from cllm_gpu.reference import attention as reference
-from cllm_gpu.simulator import settings
+from cllm_gpu.simulator import KernelError, settings
 from tests.fused.comparison import close
 from tests.fused.devices import BFLOAT16, DTYPES, Device, simulator_device
 
@@ -37,9 +46,11 @@ class Case:
 
 
 CASES = [
+    Case(1, 130, 150, 4, 2, 16, True),  # first what finds most: several tiles of each, grouped queries
     Case(1, 1, 1, 1, 1, 32, True),
     Case(2, 65, 65, 2, 2, 64, True, packed=True),
     Case(1, 130, 130, 4, 2, 64, True, packed=True),  # two tiles, grouped queries
+    Case(1, 128, 128, 2, 1, 64, True),  # whole tiles of every size
     Case(1, 40, 40, 2, 1, 80, False),
     Case(2, 33, 70, 2, 2, 96, False),
     Case(1, 5, 131, 2, 1, 128, True),  # decoding with a cache: queries are the last positions
@@ -51,6 +62,10 @@ CASES = [
     Case(1, 35, 35, 2, 2, 18, True, packed=True),  # even, yet no whole groups of 4 or 8
     Case(1, 70, 3, 2, 2, 32, False),
 ]
+
+
+FUSED_KERNEL = ("attention_fused.cu", "attention_backward_fused")
+EITHER = pytest.mark.parametrize("method", METHODS, ids=lambda method: {"fused": "in-one"}.get(method, method))
 
 
 class Problem:
@@ -80,14 +95,24 @@ class Problem:
         self.lse = device.put(np.full((b, h, t), np.nan, np.float32))
         self.options: dict[str, Any] = {"causal": case.causal, "scale": self.scale}
 
-    def run(self, device: Device) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    def run(
+        self, device: Device, method: BackwardMethod = METHOD
+    ) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """out, dq, dk, dv as float64, and lse."""
         attention_forward(device.launcher, *self.inputs, self.out, self.lse, **self.options)
-        attention_backward(
-            device.launcher, self.dout, *self.inputs, self.out, self.lse, *self.gradients, **self.options
-        )
+        self.backward(device, method)
         arrays = (self.out, *self.gradients)
         return [device.get(x).astype(np.float64) for x in arrays], device.get(self.lse)
+
+    def backward(self, device: Device, method: BackwardMethod) -> list[bytes]:
+        """The gradients alone, over not-a-numbers; the bits of dq, dk, dv."""
+        for array in self.gradients:
+            array[...] = device.put(np.full((), np.nan, self.dtype))
+        saved = (self.out, self.lse)
+        attention_backward(
+            device.launcher, self.dout, *self.inputs, *saved, *self.gradients, method=method, **self.options
+        )
+        return [device.get(x).tobytes() for x in self.gradients]
 
     def reference(self) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
         """The same in float64."""
@@ -131,31 +156,43 @@ def plain_bf16(problem: Problem) -> list[np.ndarray[Any, Any]]:
     return [x.transpose(0, 2, 1, 3) for x in (out, dq, dk, dv)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention_in_float32(device: Device, rng: Any, case: Case) -> None:
+def check_float32(device: Device, rng: Any, case: Case, methods: Sequence[BackwardMethod]) -> None:
+    """By eps: sums over keys or queries; an exponent is off by a few eps; dP − δ cancels numbers of order 1."""
     problem = Problem(device, rng, case, "float32")
-    got, lse = problem.run(device)
     want, want_lse = problem.reference()
-    # sums over keys or queries; the exponent's argument has an error of a few eps; dP − δ cancels numbers of order 1
-    for name, ours, theirs in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
-        close(name, ours, theirs, storage="float32", factor=40 + case.keys, least=1.0)
-    close("lse", lse, want_lse, storage="float32", factor=20)
+    for method in methods:
+        got, lse = problem.run(device, method)
+        for name, ours, theirs in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
+            close(f"{name}, {method}", ours, theirs, storage="float32", factor=40 + case.keys, least=1.0)
+        close("lse", lse, want_lse, storage="float32", factor=20)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention_in_bfloat16(device: Device, rng: Any, case: Case) -> None:
+def check_bfloat16(device: Device, rng: Any, case: Case, methods: Sequence[BackwardMethod]) -> None:
     """|ours − exact| ≤ k·|plain bf16 − exact| + two roundings: k = 2 for the output, 3 for the gradients."""
     problem = Problem(device, rng, case, "bfloat16")
-    got, lse = problem.run(device)
     want, want_lse = problem.reference()
-    close("lse", lse, want_lse, storage="float32", factor=40)
     plain = plain_bf16(problem)
-    for name, ours, theirs, rough in zip(("out", "dq", "dk", "dv"), got, want, plain, strict=True):
-        rounding = 2.0 * np.abs(_rounded(theirs + 0.3 - 0.3) - theirs).max()
-        bound = (2.0 if name == "out" else 3.0) * np.abs(rough - theirs).max() + rounding
-        error = np.abs(ours - theirs).max()
-        print(f"{name}: error {error:.3g}, bound {bound:.3g}")
-        assert error <= bound, f"{name}: error {error:.3g} passes {bound:.3g}"
+    for method in methods:
+        got, lse = problem.run(device, method)
+        close("lse", lse, want_lse, storage="float32", factor=40)
+        for name, ours, theirs, rough in zip(("out", "dq", "dk", "dv"), got, want, plain, strict=True):
+            rounding = 2.0 * np.abs(_rounded(theirs + 0.3 - 0.3) - theirs).max()
+            bound = (2.0 if name == "out" else 3.0) * np.abs(rough - theirs).max() + rounding
+            error = np.abs(ours - theirs).max()
+            print(f"{name}, {method}: error {error:.3g}, bound {bound:.3g}")
+            assert error <= bound, f"{name}, {method}: error {error:.3g} passes {bound:.3g}"
+
+
+@EITHER
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_in_float32(device: Device, rng: Any, case: Case, method: BackwardMethod) -> None:
+    check_float32(device, rng, case, [method])
+
+
+@EITHER
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_in_bfloat16(device: Device, rng: Any, case: Case, method: BackwardMethod) -> None:
+    check_bfloat16(device, rng, case, [method])
 
 
 def test_attention_weights(device: Device, rng: Any) -> None:
@@ -203,19 +240,67 @@ def test_strides_beyond_32_bits(storage: str) -> None:
     assert np.array_equal(lse, want_lse)
 
 
-def test_matrix_loads_have_no_bank_conflicts() -> None:
-    """The swizzle: every ldmatrix of the forward and both backward kernels takes as few passes as its bytes need."""
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "case", [Case(2, 300, 300, 2, 1, 64, True, packed=True), Case(1, 70, 300, 1, 1, 64, False)], ids=str
+)
+def test_the_fused_backward_leaves_its_counters_at_zero(device: Device, rng: Any, case: Case, storage: str) -> None:
+    """So the next call finds its turns: the same bits at every call, whatever calls of other sizes lie between."""
+    problem = Problem(device, rng, case, storage)
+    problem.run(device)
+    first = problem.backward(device, "fused")
+    count = 1 + case.batch * case.heads * case.queries
+    assert not device.get(device.launcher.counters(count)).any()
+    other = Problem(device, rng, Case(1, 130, 130, 1, 1, 64, True), storage)
+    other.run(device, "fused")
+    assert problem.backward(device, "fused") == first
+
+
+def test_counters_of_a_launch_that_ended_midway_are_forgotten() -> None:
+    """On the simulator; on a GPU a kernel that dies takes its context along."""
     device = simulator_device()
-    case = Case(1, 130, 130, 1, 1, 128, True)
-    problem = Problem(device, np.random.default_rng(1), case, "bfloat16")
+    problem = Problem(device, np.random.default_rng(3), Case(1, 130, 130, 1, 1, 64, True), "bfloat16")
+    problem.run(device)
+    first = problem.backward(device, "fused")
+    counters = device.launcher.counters(2)
+    counters[1] = 7  # as a kernel that was stopped would leave it
+    with pytest.raises(KernelError, match="waits for another block, which has not run, to write") as caught:
+        problem.backward(device, "fused")
+    assert caught.value.kind == "waiting"
+    assert problem.backward(device, "fused") == first
+
+
+def test_a_method_that_is_none_is_refused(device: Device, rng: Any) -> None:
+    problem = Problem(device, rng, Case(1, 2, 2, 1, 1, 8, True), "float32")
+    method: Any = "quick"
+    with pytest.raises(UserError, match="argument method is 'quick'; it must be two kernels or fused"):
+        problem.run(device, method)
+
+
+def _traffic(device: Device, source: str, kernel: str) -> Any:
+    variant = Variant(source, "bfloat16", defines=(("HEAD_SIZE", 128), ("SCORE_TERMS", 0)))
+    return device.launcher.kernel(variant, kernel).last_traffic
+
+
+def test_matrix_loads_have_no_bank_conflicts() -> None:
+    """The swizzle: every ldmatrix of the forward and the backward kernels takes as few passes as its bytes need.
+
+    So do the stores of dS in the fused kernel, and its running sums of dQ take whole sectors of memory.
+    """
+    device = simulator_device()
+    problem = Problem(device, np.random.default_rng(1), Case(1, 130, 130, 1, 1, 128, True), "bfloat16")
     with settings(check=True, count_traffic=True):
         problem.run(device)
+        problem.backward(device, "fused")
     wrappers = (source_directory() / "common.cuh").read_text(encoding="utf-8").splitlines()
     loads = {i for i, text in enumerate(wrappers, 1) if "sim::load_matrix" in text}
-    variant = Variant("attention.cu", "bfloat16", defines=(("HEAD_SIZE", 128), ("SCORE_TERMS", 0)))
-    for name in ("attention_forward", "attention_backward_keys", "attention_backward_queries"):
-        traffic = device.launcher.kernel(variant, name).last_traffic
-        lines = [x for x in traffic.lines if x.place.file == "common.cuh" and x.place.line in loads and x.shared]
+    two_kernels = ("attention_forward", "attention_backward_keys", "attention_backward_queries")
+    for source, name in [*(("attention.cu", name) for name in two_kernels), FUSED_KERNEL]:
+        lines = [x for x in _traffic(device, source, name).lines if x.place.file == "common.cuh"]
+        lines = [x for x in lines if x.place.line in loads and x.shared]
         assert len(lines) == 2  # plain and transposed
         assert sum(line.instructions for line in lines) > 1000
         assert [line.conflicts for line in lines] == [0, 0], name
+    own = [x for x in _traffic(device, *FUSED_KERNEL).lines if x.place.file == "attention_fused_bfloat16.cuh"]
+    assert {x.shared for x in own} == {True, False}
+    assert all(x.passes == x.ideal and x.instructions > 10 for x in own), own

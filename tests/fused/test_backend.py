@@ -41,7 +41,9 @@ def test_includes_are_spliced_once_and_lines_keep_their_numbers() -> None:
     """A compiler's cache hashes the text it is given, so the headers must be in it."""
     text = load_source("attention.cu")
     assert '#include "' not in text
-    for header in ("common.cuh", "storage.cuh", "attention.cuh", "attention_float32.cuh", "attention_bfloat16.cuh"):
+    tiles = ("attention_tiles_float32.cuh", "attention_tiles_bfloat16.cuh")
+    own = ("attention_float32.cuh", "attention_bfloat16.cuh")
+    for header in ("common.cuh", "storage.cuh", "attention.cuh", *tiles, *own):
         assert text.count(f'#line 1 "{header}"') == 1
     lines = text.splitlines()
     start = max(i for i, line in enumerate(lines) if line.endswith('"attention.cu"'))

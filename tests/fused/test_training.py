@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.architecture import SIZES, Architecture
+from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.backend import Backend, get_backend
+from cllm_gpu.errors import UserError
 from cllm_gpu.fused.operations import FUSED
 from cllm_gpu.model import Transformer
 from cllm_gpu.operations import REFERENCE
@@ -148,3 +149,15 @@ def _copy_parameters(architecture: Architecture, start: Any, layout: Layout) -> 
     for key, view in parameters.items():
         view[...] = source[key].astype(layout.dtype)
     return parameters
+
+
+def test_a_crystalline_model_is_refused_in_one_line() -> None:
+    """Its score terms are not in the CUDA kernels: an error that says what can be done, not a slow path."""
+    backend = _backend("simulator")
+    architecture = _tiny(lattice=LatticeTerms())
+    layout = Layout(parameter_specs(architecture), np.float32)
+    model = Transformer(architecture, backend, layout.views(initial_values(layout, 1)))
+    workspace = Workspace(architecture, backend, 1, 4, np.float32, training=False)
+    with pytest.raises(UserError, match="the lattice is not in the CUDA kernels yet; train with") as caught:
+        model.logits(workspace, np.zeros((1, 4), np.int32))
+    assert "\n" not in str(caught.value)

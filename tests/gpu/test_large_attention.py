@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cllm_gpu.fused.attention import METHODS
 from tests.fused import test_attention as fused
 from tests.fused.devices import Device, cupy_device, simulator_device
 
@@ -20,11 +21,12 @@ CASES = [
     fused.Case(64, 256, 256, 6, 6, 64, True, packed=True),  # many blocks
 ]
 SMALL = fused.Case(1, 200, 200, 2, 1, 64, True, packed=True)
-CHECKS = {"float32": fused.test_attention_in_float32, "bfloat16": fused.test_attention_in_bfloat16}
+CHECKS = {"float32": fused.check_float32, "bfloat16": fused.check_bfloat16}
 
 
 def _check(device: Device, storage: str, case: fused.Case) -> None:
-    CHECKS[storage](device, np.random.default_rng(11), case)
+    """Every way of the backward against one reference, which takes most of the time."""
+    CHECKS[storage](device, np.random.default_rng(11), case, METHODS)
 
 
 @pytest.mark.gpu

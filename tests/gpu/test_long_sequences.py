@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from bench.gpu.cases import DTYPES
-from cllm_gpu.fused.attention import attention_backward, attention_forward
+from cllm_gpu.fused.attention import BackwardMethod, attention_backward, attention_forward
 from cllm_gpu.reference import attention as reference
 from tests.fused.devices import Device, cupy_device
+from tests.fused.test_attention import EITHER
 
 HEAD_SIZE = 64
 ROWS = 64
@@ -23,7 +24,7 @@ def _slices(length: int) -> dict[str, tuple[slice, slice]]:
     return {"first": (slice(0, ROWS), slice(0, ROWS)), "last": (slice(length - ROWS, length), slice(0, length))}
 
 
-def check_ends(device: Device, storage: str, length: int) -> None:
+def check_ends(device: Device, storage: str, length: int, method: BackwardMethod) -> None:
     """Output of both ends; dq of both ends; dk and dv of the last keys, which only the last queries see."""
     xp, rng = device.launcher.xp, np.random.default_rng(5)
     q, k, v, dout = (
@@ -33,7 +34,7 @@ def check_ends(device: Device, storage: str, length: int) -> None:
     lse = xp.empty((1, 1, length), dtype="float32")
     options: dict[str, Any] = {"causal": True, "scale": HEAD_SIZE**-0.5}
     attention_forward(device.launcher, q, k, v, out, lse, **options)
-    attention_backward(device.launcher, dout, q, k, v, out, lse, dq, dk, dv, **options)
+    attention_backward(device.launcher, dout, q, k, v, out, lse, dq, dk, dv, method=method, **options)
     for name, (queries, keys) in _slices(length).items():
         few = [x.astype(np.float64) for x in (q[:, queries], k[:, keys], v[:, keys])]
         want, want_lse = xp.empty_like(few[0]), xp.empty((1, 1, ROWS))
@@ -57,17 +58,19 @@ def _close(what: str, got: Any, want: Any, storage: str) -> None:
 
 
 @pytest.mark.parametrize("storage", list(DTYPES))
-def test_both_ends(device: Device, storage: str) -> None:
-    check_ends(device, storage, 150)
+@EITHER
+def test_both_ends(device: Device, storage: str, method: BackwardMethod) -> None:
+    check_ends(device, storage, 150, method)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("storage", list(DTYPES))
-def test_65536_positions(storage: str) -> None:
+@EITHER
+def test_65536_positions(storage: str, method: BackwardMethod) -> None:
     """T·T = 2^32; memory stays linear in T: the scores alone would take 8 GB or more."""
     device = cupy_device()
     pool = device.launcher.xp.get_default_memory_pool()
     pool.free_all_blocks()
     before = pool.total_bytes()
-    check_ends(device, storage, 65536)
+    check_ends(device, storage, 65536, method)
     assert pool.total_bytes() - before < 1 << 30

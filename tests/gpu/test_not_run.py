@@ -28,12 +28,12 @@ pytestmark = pytest.mark.skipif(gpu_obstacle() is None, reason="there is a GPU h
 def test_not_run_is_reported_with_the_reason() -> None:
     done = _run()
     assert done.returncode == 0, done.stdout
-    assert "2 skipped" in done.stdout
+    assert "4 skipped" in done.stdout
     assert f"not run, needs a GPU: {gpu_obstacle()}" in done.stdout
 
 
 def test_a_required_gpu_that_is_missing_is_a_failure() -> None:
     done = _run(CLLM_REQUIRE_GPU="1")
     assert done.returncode == 1, done.stdout
-    assert "2 failed" in done.stdout or "2 errors" in done.stdout
+    assert "4 failed" in done.stdout or "4 errors" in done.stdout
     assert f"CLLM_REQUIRE_GPU=1, but {gpu_obstacle()}" in done.stdout

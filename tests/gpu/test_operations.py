@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from bench.gpu.cases import DTYPES, LARGE, ODD, SMALL, Bound, Case, Sizes
-from bench.gpu.table import MAKERS, make_case
+from bench.gpu.table import MAKERS, NAMES, OTHER_WAYS, fused_side, make_case
+from cllm_gpu.fused.attention import METHOD, METHODS
 from cllm_gpu.fused.operations import FUSED
 from cllm_gpu.operations import REFERENCE
 from tests.fused.devices import Device
@@ -31,7 +32,7 @@ def _upcast(case: Case) -> Case:
 def check_case(device: Device, case: Case, *, storage: str) -> None:
     """Run `case` fused and as the reference on one device; every result within the case's bound."""
     xp = device.launcher.xp
-    fused = Bound(case, lambda *a, **o: FUSED[case.name](device.launcher, *a, **o), device.put)
+    fused = Bound(case, fused_side(case, device.launcher), device.put)
     exact = Bound(_upcast(case), lambda *a, **o: REFERENCE[case.name](xp, *a, **o), device.put)
     for bound in (fused, exact):
         bound.reset()
@@ -63,14 +64,14 @@ def _is_sum(what: str) -> bool:
 
 @pytest.mark.parametrize("storage", list(DTYPES))
 @pytest.mark.parametrize("sizes", [SMALL, ODD], ids=["small", "odd"])
-@pytest.mark.parametrize("name", list(MAKERS))
+@pytest.mark.parametrize("name", NAMES)
 def test_operation_against_the_reference(device: Device, name: str, sizes: Sizes, storage: str) -> None:
     check_case(device, make_case(name, storage, sizes), storage=storage)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("storage", list(DTYPES))
-@pytest.mark.parametrize("name", list(MAKERS))
+@pytest.mark.parametrize("name", NAMES)
 def test_large_operation_against_the_reference(name: str, storage: str) -> None:
     from tests.fused.devices import cupy_device
 
@@ -79,6 +80,11 @@ def test_large_operation_against_the_reference(name: str, storage: str) -> None:
 
 def test_every_operation_has_a_case() -> None:
     assert set(MAKERS) == set(REFERENCE) == set(FUSED)
+
+
+def test_every_way_of_the_attention_backward_has_a_case() -> None:
+    others = {options["method"] for name, options in OTHER_WAYS.values() if name == "attention_backward"}
+    assert others | {METHOD} == set(METHODS)
 
 
 @pytest.mark.parametrize("damaged", ["gelu_forward", "layernorm_backward", "attention_forward"])

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from bench.gpu.cases import DTYPES, LARGE, SMALL, Bound
-from bench.gpu.table import MAKERS, make_case
-from cllm_gpu.fused.operations import FUSED
+from bench.gpu.table import NAMES, fused_side, make_case
 from tests.fused.devices import Device
 
 REPEATS = 1000
@@ -41,11 +40,11 @@ def differing_runs(xp: Any, bound: Bound, repeats: int) -> int:
 
 
 @pytest.mark.parametrize("storage", list(DTYPES))
-@pytest.mark.parametrize("name", list(MAKERS))
+@pytest.mark.parametrize("name", NAMES)
 def test_equal_bits_at_every_run(device: Device, name: str, storage: str) -> None:
     on_gpu = device.launcher.xp.__name__ == "cupy"
     case = make_case(name, storage, LARGE if on_gpu else SMALL)
-    bound = Bound(case, lambda *a, **o: FUSED[name](device.launcher, *a, **o), device.put)
+    bound = Bound(case, fused_side(case, device.launcher), device.put)
     repeats = REPEATS if on_gpu else 2
     different = differing_runs(device.launcher.xp, bound, repeats)
     assert different == 0, f"{name} ({storage}): {different} of {repeats} runs have other bits than the first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from cllm_gpu.compiler import find_compiler
 from cllm_gpu.native import NATIVE, Library, blas, load_library
 from cllm_gpu.operations import REFERENCE
+from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 
 Array = np.ndarray[Any, Any]
 
@@ -34,7 +36,7 @@ def _missing(reason: str) -> None:
 
 @pytest.fixture
 def agree(library: Library, within: Callable[[str, float, float], None]) -> Callable[..., None]:
-    """agree(operation, arrays, terms=n, **settings): the native operation against the reference.
+    """agree(operation, arrays, terms=n, lattice=…, **settings): the native operation against the reference.
 
     `arrays` are float64 (or integers, or None). The reference gets them in float64, the native operation in float64
     and in float32; every array is compared afterwards, and the results where they are numbers. The bound is
@@ -44,20 +46,36 @@ def agree(library: Library, within: Callable[[str, float, float], None]) -> Call
 
     def run(functions: Any, first: Any, name: str, arrays: list[Any], dtype: Any, settings: Any) -> list[Any]:
         own = [_convert(x, dtype) for x in arrays]
-        result = functions[name](first, *own, **settings)
-        return [*own, None if result is None else np.float64(result)]
+        given = {key: convert_terms(value, dtype) for key, value in settings.items()}
+        result = functions[name](first, *own, **given)
+        gradients = given.get("dterms") or ScoreTermGradients(None, None)
+        return [*own, gradients.scalars, gradients.points, None if result is None else np.float64(result)]
 
-    def check(name: str, arrays: list[Any], *, terms: int, **settings: Any) -> None:
+    def check(name: str, arrays: list[Any], *, terms: int, lattice: Any = None, **settings: Any) -> None:
+        settings = settings | (lattice or {})
         for dtype in (np.float64, np.float32):
             start = [x if x is None or x.dtype.kind == "i" else x.astype(dtype).astype(np.float64) for x in arrays]
-            expected = run(REFERENCE, np, name, start, np.float64, settings)
-            measured = run(NATIVE, library, name, start, dtype, settings)
+            rounded = {key: convert_terms(value, dtype, np.float64) for key, value in settings.items()}
+            expected = run(REFERENCE, np, name, start, np.float64, rounded)
+            measured = run(NATIVE, library, name, start, dtype, rounded)
             for index, (want, have) in enumerate(zip(expected, measured, strict=True)):
                 if want is not None and np.asarray(want).dtype.kind == "f":
                     bound = 8 * float(np.finfo(dtype).eps) * terms
                     within(f"{name} array {index} {np.dtype(dtype)}", relative_error(have, want), bound)
 
     return check
+
+
+def convert_terms(value: Any, *dtypes: Any) -> Any:
+    """Score terms or their gradients with copies of their arrays rounded to each dtype in turn; else value itself."""
+    if not isinstance(value, ScoreTerms | ScoreTermGradients):
+        return value
+    arrays = {}
+    for name in ("points", "scalars"):
+        arrays[name] = getattr(value, name)
+        for dtype in dtypes:
+            arrays[name] = _convert(arrays[name], dtype)
+    return dataclasses.replace(value, **arrays)
 
 
 def _convert(x: Any, dtype: Any) -> Any:

@@ -50,6 +50,23 @@ def _kernel(body: str) -> str:
     )
 
 
+def _in_turn(**changes: str) -> str:
+    """Blocks add to one row in the order of their index; `changes` replace lines, by their marks."""
+    lines = {
+        "wait": "    if (t == 0) wait_for_turn(turn, blockIdx.x);",
+        "after": "    __syncthreads();",
+        "sum": "    __stcg(y + t, (blockIdx.x ? __ldcg(y + t) : 0.0f) + x[i]);  // sum",
+        "before": "    __syncthreads();",
+        "fence": "    if (t == 0) __threadfence();",
+        "pass": "    if (t == 0) atomicExch(turn, blockIdx.x + 1);",
+    }
+    sound = [f"{line} //+" if mark in changes else line for mark, line in lines.items()]
+    defective = [f"    {line}  //-" for line in changes.values()]
+    at = list(lines).index(next(iter(changes))) + 1
+    counter = "    unsigned* turn = reinterpret_cast<unsigned*>(y + n - 2);"
+    return _kernel("\n".join([counter, *sound[:at], *defective, *sound[at:]]))
+
+
 DEFECTS = (
     Defect(
         "missing barrier between writing and reading shared memory",
@@ -425,6 +442,46 @@ DEFECTS = (
     if (last && t == 0) y[0] = y[1] + y[2];"""),
         grid=2,
         n=128,
+    ),
+    Defect("a turn that is not waited for", "race", _in_turn(wait=""), grid=3, n=192, line_of="// sum"),
+    Defect(
+        "a turn that is waited for at another address",
+        "race",
+        _in_turn(wait="if (t == 0) atomicAdd(turn + 1, 1u);"),
+        grid=3,
+        n=192,
+        line_of="// sum",
+    ),
+    Defect(
+        "a turn that one thread has, used by the others without a barrier", "race", _in_turn(after=""), grid=3, n=192
+    ),
+    Defect("a turn passed on before the others have written", "race", _in_turn(before=""), grid=3, n=192),
+    Defect("a turn passed on without a fence", "race", _in_turn(fence=""), grid=3, n=192, line_of="// sum"),
+    Defect(
+        "a fence before the writes instead of behind them",
+        "race",
+        _in_turn(fence="").replace("    __stcg", "    if (t == 0) __threadfence();  //-\n    __stcg"),
+        grid=3,
+        n=192,
+        line_of="// sum",
+    ),
+    Defect(
+        "a turn that nobody passes on",
+        "waiting",
+        _in_turn(**{"pass": ""}),
+        grid=3,
+        n=192,
+        words="another block, which has not run, to write 1 where 0 stands",
+        line_of="wait_for_turn",
+    ),
+    Defect(
+        "turns in the order opposite to the blocks'",
+        "waiting",
+        _in_turn(wait="if (t == 0) wait_for_turn(turn, gridDim.x - 1 - blockIdx.x);"),
+        grid=3,
+        n=192,
+        words="write 2 where 0 stands",
+        line_of="gridDim.x - 1",
     ),
     Defect(
         "more static shared memory than a block may have",

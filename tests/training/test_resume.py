@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cllm_gpu.architecture import LatticeTerms
 from cllm_gpu.checkpoints import load_checkpoint, newest_checkpoint
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
@@ -31,17 +32,26 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def same_state(first: Trainer, second: Trainer) -> bool:
-    arrays = [(first.parameters.flat, second.parameters.flat)]
-    arrays += [(state.flat, second.optimizer.state[name].flat) for name, state in first.optimizer.state.items()]
-    return all(np.array_equal(a, b) for a, b in arrays)
+    flats = [(first.parameters, second.parameters)]
+    flats += [(state, second.optimizer.state[name]) for name, state in first.optimizer.state.items()]
+    return all(np.array_equal(a[name], b[name]) for a, b in flats for name in a)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("stop", [5, 6])
+LATTICE = LatticeTerms(matches=2, distance=True, learned_points=True, symmetry_fraction=0.5)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "stop", "attention"),
+    [("sgd", 5, "standard"), ("sgd", 6, "crystalline"), ("adamw", 5, "crystalline"), ("adamw", 6, "standard")],
+)
 def test_stopped_and_resumed_equals_uninterrupted(
-    make_trainer: MakeTrainer, config: Config, tmp_path: Path, optimizer: str, stop: int
+    make_trainer: MakeTrainer, config: Config, tmp_path: Path, optimizer: str, stop: int, attention: Any
 ) -> None:
-    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, name=optimizer))
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, attention=attention, lattice=LATTICE),
+        optimizer=dataclasses.replace(config.optimizer, name=optimizer),
+    )
     whole = make_trainer(config, tmp_path / "whole")
     whole.train()
 

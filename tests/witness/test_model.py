@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from cllm_gpu.architecture import Architecture
+from cllm_gpu.architecture import Architecture, LatticeTerms
+from cllm_gpu.lattice import lattice_points
 from cllm_gpu.model import EPSILON, IGNORE_INDEX
 from cllm_gpu.reference.dropout import Dropout, dropout_forward
 from cllm_gpu.workspace import Workspace
@@ -25,6 +26,15 @@ VARIANTS = {
     "grouped-rope": {"positions": "rope", "kv_heads": 2},
     "one-kv-head": {"kv_heads": 1},
     "dropout": {"dropout": 0.25},
+    "crystalline": {"lattice": LatticeTerms()},
+    "crystalline-all-rope-grouped": {
+        "lattice": LatticeTerms(
+            matches=5, distance=True, prime_distance=True, symmetry_fraction=0.8, learned_points=True
+        ),
+        "positions": "rope",
+        "kv_heads": 2,
+        "width": 40,
+    },
     "dropout-rope-grouped-untied": {"dropout": 0.1, "positions": "rope", "kv_heads": 2, "tied_head": False},
 }
 SHAPES = {"B3T11": (3, 11), "B2T1": (2, 1)}
@@ -62,15 +72,57 @@ class Autograd:
         z = torch.complex(x[..., :half].contiguous(), x[..., half:].contiguous()) * turn
         return torch.cat([z.real, z.imag], dim=-1)
 
-    def attention(self, x, name):
+    def crystallised(self, x, tokens):
+        """x (B, T, H, D): the first pairs as complex numbers, conjugated to reflect, times exp(i·angle·(m + 1))."""
+        torch, pairs = self.torch, self.a.symmetry_pairs
+        z = torch.complex(x[..., 0 : 2 * pairs : 2].contiguous(), x[..., 1 : 2 * pairs : 2].contiguous())
+        z = torch.where((tokens % 24 >= 12)[..., None, None], z.conj(), z)
+        angles = math.pi / 6 * (tokens % 12).double()[..., None, None] * torch.arange(1, pairs + 1)
+        z = z * torch.polar(torch.ones_like(angles), angles).to(z.dtype)
+        turned = torch.stack([z.real, z.imag], dim=-1).flatten(-2)
+        return torch.cat([turned, x[..., 2 * pairs :]], dim=-1)
+
+    def lattice_scores(self, tokens, name):
+        """The terms (B, H, T, T) from dense T×T arrays, matches by comparing shifted copies of the sequence."""
+        torch, lattice, length = self.torch, self.a.lattice, tokens.shape[1]
+        features = []
+        if lattice.uses_points:
+            constant = torch.tensor(lattice_points(self.a.vocabulary)).to(self.p["token_embedding"].dtype)
+            points = self.p.get("lattice_points", constant)[tokens]
+            difference = points[:, :, None] - points[:, None]
+            square = (difference**2).sum(dim=-1)
+            equal = square == 0  # autograd's derivative of √0 is infinite
+            features += [-torch.where(equal, 0, torch.sqrt(torch.where(equal, 1, square)))] * lattice.distance
+            features += [-difference[..., 2].abs()] * lattice.prime_distance
+        features += [tokens[:, :, None] == tokens[:, None]] * lattice.same_token
+        for n in range(1, lattice.matches + 1):
+            match = torch.ones(tokens.shape[0], length, length, dtype=torch.bool)
+            for m in range(n):
+                earlier = torch.full_like(tokens, -1)
+                earlier[:, m:] = tokens[:, : length - m]  # t_{i−m}
+                before = torch.full_like(tokens, -2)
+                before[:, m + 1 :] = tokens[:, : max(length - m - 1, 0)]  # t_{j−1−m}
+                match &= earlier[:, :, None] == before[:, None]
+            features.append(match)
+        scalars = self.p[f"{name}.lattice_scalars"]
+        return sum(scalars[:, i, None, None] * f[:, None] for i, f in enumerate(features))
+
+    def attention(self, x, name, tokens):
         a, (batch, length, _) = self.a, x.shape
         qkv = self.linear(x, f"{name}.qkv").reshape(batch, length, -1, a.head_size)
         q, k, v = qkv.split([a.heads, a.kv_heads, a.kv_heads], dim=2)
+        if a.symmetry_pairs:
+            q, k = self.crystallised(q, tokens), self.crystallised(k, tokens)
         if a.positions == "rope":
             q, k = self.rotated(q), self.rotated(k)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         k, v = (y.repeat_interleave(a.heads // a.kv_heads, dim=1) for y in (k, v))
-        out = self.torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if a.lattice is None:
+            out = self.torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            future = self.torch.ones(length, length, dtype=bool).triu(1)
+            scores = self.lattice_scores(tokens, name).masked_fill(future, -math.inf)
+            out = self.torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=scores)
         return self.linear(out.transpose(1, 2).reshape(batch, length, a.width), f"{name}.projection")
 
     def logits(self, tokens):
@@ -80,7 +132,7 @@ class Autograd:
         x = self.dropped(x, 0)
         for layer in range(self.a.layers):
             name = f"blocks.{layer}"
-            x = x + self.dropped(self.attention(self.norm(x, f"{name}.attention_norm"), name), 2 * layer + 1)
+            x = x + self.dropped(self.attention(self.norm(x, f"{name}.attention_norm"), name, tokens), 2 * layer + 1)
             hidden = self.linear(self.norm(x, f"{name}.mlp_norm"), f"{name}.mlp_up")
             hidden = self.torch.nn.functional.gelu(hidden, approximate="tanh")
             x = x + self.dropped(self.linear(hidden, f"{name}.mlp_down"), 2 * layer + 2)

@@ -4,13 +4,13 @@
 // which Pᵀ is the packed right-hand side of Oᵀ = Vᵀ·Pᵀ, and softmax runs down the columns without a horizontal sum.
 // Backward, a block of queries at a time, with keys along the vector: P and dS are the left-hand sides of dV += Pᵀ·dO
 // and dK += dSᵀ·Q as they stand; only dS is packed once, for dQ = dS·K. Tiles no query of which may see are skipped.
+// `terms`, null without any, adds to the products of a tile and takes gradients from its dS.
 // Memory: one block's weights, at most SCORE_BYTES each (one panel of queries where the keys alone exceed that).
 #pragma once
 
 #include "exponential.hpp"
 #include "gemm.hpp"
-
-#include <cmath>
+#include "score_terms.hpp"
 
 constexpr index_t SCORE_BYTES = 256 << 10;
 
@@ -24,11 +24,10 @@ template <class T> struct Heads {
 struct AttentionShape {
     index_t batch, queries, keys, heads, kv_heads, size;
     bool causal;
-    index_t seen(index_t query) const { return causal ? keys - queries + query + 1 : keys; }
+    index_t before() const { return keys - queries; }  // keys before the first query's own
+    index_t seen(index_t query) const { return causal ? before() + query + 1 : keys; }
     // first query that sees key `key`
-    index_t first_seeing(index_t key) const {
-        return causal ? std::max<index_t>(0, key - (keys - queries)) : 0;
-    }
+    index_t first_seeing(index_t key) const { return causal ? std::max<index_t>(0, key - before()) : 0; }
 };
 
 template <int STEP> constexpr index_t round_up(index_t x) { return (x + STEP - 1) / STEP * STEP; }
@@ -61,17 +60,16 @@ void write_transposed(const T* x, index_t rows, index_t columns, const T* factor
 template <class T>
 void softmax_columns(T* x, index_t keys, index_t first_query, const AttentionShape& shape, T scale, T* sums, T* lse) {
     constexpr int n = lanes<T>;
-    using lane_t = typename std::remove_reference<decltype(ivec<T>{}[0])>::type;
     const index_t common = shape.causal ? std::min(keys, shape.seen(first_query)) : keys;
     for (int strip = 0; strip < NV; ++strip) {
         T* column = x + strip * n;
         ivec<T> lane;
-        for (int l = 0; l < n; ++l) lane[l] = lane_t(strip * n + l);
+        for (int l = 0; l < n; ++l) lane[l] = lane_t<T>(strip * n + l);
         vec<T> most = splat(-T(__builtin_inf())), total{};
         for (index_t s = 0; s < keys; ++s) {
             vec<T> score = load(column + s * NR<T>) * scale;
             if (s >= common) {  // key `common` is seen from lane 1 on, the next from lane 2 on, …
-                score = select<T>(lane > ivec<T>{} + lane_t(s - common), score, splat(-T(__builtin_inf())));
+                score = select<T>(lane > ivec<T>{} + lane_t<T>(s - common), score, splat(-T(__builtin_inf())));
                 store(column + s * NR<T>, score);
             }
             most = maximum<T>(most, score);
@@ -91,7 +89,8 @@ void softmax_columns(T* x, index_t keys, index_t first_query, const AttentionSha
 
 template <class T>
 void attention_forward(
-    const AttentionShape& shape, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> out, T* lse, T scale
+    const AttentionShape& shape, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> out, T* lse, T scale,
+    TermTile<T>* terms
 ) {
     const index_t size = shape.size, group = shape.heads / shape.kv_heads;
     const index_t keys = round_up<MR>(shape.keys), width = round_up<MR>(size);
@@ -105,8 +104,10 @@ void attention_forward(
     T* attended = weights + NR<T> * keys;
     T* inverse = attended + NR<T> * (width + lanes<T>);
     T* log_sum = inverse + NR<T>;
-    for (index_t b = 0; b < shape.batch; ++b)
+    for (index_t b = 0; b < shape.batch; ++b) {
+        if (terms) terms->start_item(b);
         for (index_t h = 0; h < shape.heads; ++h) {
+            if (terms) terms->start_head(h);
             if (h % group == 0) {
                 pack<T, MR>(k.at(b, h / group), 1, k.row, shape.keys, size, packed_k);
                 pack<T, MR>(v.at(b, h / group), v.row, 1, size, shape.keys, packed_v);
@@ -120,6 +121,7 @@ void attention_forward(
                         size, packed_k + s * size, MR, packed_q, weights + s * NR<T>, NR<T>,
                         int(std::min<index_t>(MR, seen - s)), NR<T>, false, nullptr
                     );
+                if (terms) terms->add_to_columns(weights, shape.before() + t, seen);
                 softmax_columns(weights, seen, t, shape, scale, inverse, log_sum);
                 for (index_t d = 0; d < size; d += MR)
                     micro_kernel<T>(
@@ -130,6 +132,7 @@ void attention_forward(
                 std::memcpy(lse + (b * shape.heads + h) * shape.queries + t, log_sum, count * sizeof(T));
             }
         }
+    }
 }
 
 // ---- backward
@@ -195,7 +198,8 @@ template <class T> INLINE T dot(index_t count, const T* a, const T* b) {
 template <class T>
 void backward_rows(
     const AttentionShape& shape, const BackwardScratch<T>& w, index_t t, index_t count, const T* q, index_t q_row,
-    const T* dout, index_t dout_row, const T* out, index_t out_row, const T* lse, T* dq, index_t dq_row, T scale
+    const T* dout, index_t dout_row, const T* out, index_t out_row, const T* lse, T* dq, index_t dq_row, T scale,
+    TermTile<T>* terms
 ) {
     const index_t size = shape.size;
     for (index_t i = 0; i < count; i += MR) {
@@ -212,6 +216,8 @@ void backward_rows(
             micro_kernel<T>(
                 size, w.left, MR, w.value_columns + s * size, dscores + s, w.pitch, rows, NR<T>, false, nullptr
             );
+        const index_t position = shape.before() + t + i;
+        if (terms) terms->add_to_rows(weights, w.pitch, rows, position, seen);
         for (int r = 0; r < rows; ++r) {
             const T delta = dot(size, dout + (i + r) * dout_row, out + (i + r) * out_row);
             weights_and_dscores(
@@ -219,6 +225,7 @@ void backward_rows(
                 delta, scale
             );
         }
+        if (terms) terms->take_gradients(dscores, w.pitch, rows, position, seen);
         pack_panel<T, MR>(dscores, 1, w.pitch, rows, seen, w.left);
         for (index_t d = 0; d < size; d += NR<T>)
             micro_kernel<T>(
@@ -254,13 +261,16 @@ template <class T> void copy_rows(index_t rows, index_t width, const T* from, in
 template <class T>
 void attention_backward(
     const AttentionShape& shape, Heads<const T> dout, Heads<const T> q, Heads<const T> k, Heads<const T> v,
-    Heads<const T> out, const T* lse, Heads<T> dq, Heads<T> dk, Heads<T> dv, T scale
+    Heads<const T> out, const T* lse, Heads<T> dq, Heads<T> dk, Heads<T> dv, T scale,
+    TermTile<T>* terms
 ) {
     static thread_local Scratch memory;
     const BackwardScratch<T> w(shape, memory);
     const index_t size = shape.size, group = shape.heads / shape.kv_heads;
-    for (index_t b = 0; b < shape.batch; ++b)
+    for (index_t b = 0; b < shape.batch; ++b) {
+        if (terms) terms->start_item(b);
         for (index_t h = 0; h < shape.heads; ++h) {
+            if (terms) terms->start_head(h);
             const index_t kv = h / group;
             if (h % group == 0) {
                 pack<T, NR<T>>(k.at(b, kv), 1, k.row, shape.keys, size, w.key_columns);
@@ -276,13 +286,17 @@ void attention_backward(
                 pack<T, NR<T>>(block_dout, dout.row, 1, size, count, w.dout_rows);
                 backward_rows(
                     shape, w, t, count, block_q, q.row, block_dout, dout.row, out.at(b, h) + t * out.row, out.row,
-                    lse + (b * shape.heads + h) * shape.queries + t, dq.at(b, h) + t * dq.row, dq.row, scale
+                    lse + (b * shape.heads + h) * shape.queries + t, dq.at(b, h) + t * dq.row, dq.row, scale,
+                    terms
                 );
                 backward_columns(shape, w, t, count);
             }
+            if (terms) terms->finish_head(h);
             if (h % group == group - 1) {
                 copy_rows(shape.keys, size, w.dk, w.columns, dk.at(b, kv), dk.row);
                 copy_rows(shape.keys, size, w.dv, w.columns, dv.at(b, kv), dv.row);
             }
         }
+        if (terms) terms->finish_item(b);
+    }
 }

@@ -76,34 +76,58 @@ template <class T, class U> Heads<T> heads(U* data, const index_t* strides) {
     return {data, strides[0], strides[1], strides[2]};
 }
 
+// work(the tiles' terms), or work(null) without any
+template <class T, class F> int guarded_with(const ScoreTerms<T>* given, const AttentionShape& shape, T scale, F work) {
+    static thread_local Scratch memory;
+    return guarded([&] {
+        if (!given) {
+            work(nullptr);
+        } else {
+            TermTile<T> terms(*given, shape.keys, scale, memory);
+            work(&terms);
+        }
+        return DONE;
+    });
+}
+
 template <class T>
 int attention_forward(
     const index_t* sizes, int causal, const T* q, const T* k, const T* v, T* out, const index_t* strides, T* lse,
-    T scale
+    T scale, const ScoreTerms<T>* given
 ) {
     const AttentionShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], causal != 0};
-    return guarded([&] {
+    return guarded_with<T>(given, shape, scale, [&](TermTile<T>* terms) {
         ::attention_forward<T>(
             shape, heads<const T>(q, strides), heads<const T>(k, strides + 3), heads<const T>(v, strides + 6),
-            heads<T>(out, strides + 9), lse, scale
+            heads<T>(out, strides + 9), lse, scale, terms
         );
-        return DONE;
     });
 }
 
 template <class T>
 int attention_backward(
     const index_t* sizes, int causal, const T* dout, const T* q, const T* k, const T* v, const T* out, T* dq, T* dk,
-    T* dv, const index_t* strides, const T* lse, T scale
+    T* dv, const index_t* strides, const T* lse, T scale, const ScoreTerms<T>* given
 ) {
     const AttentionShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], causal != 0};
-    return guarded([&] {
+    return guarded_with<T>(given, shape, scale, [&](TermTile<T>* terms) {
         ::attention_backward<T>(
             shape, heads<const T>(dout, strides), heads<const T>(q, strides + 3), heads<const T>(k, strides + 6),
             heads<const T>(v, strides + 9), heads<const T>(out, strides + 12), lse, heads<T>(dq, strides + 15),
-            heads<T>(dk, strides + 18), heads<T>(dv, strides + 21), scale
+            heads<T>(dk, strides + 18), heads<T>(dv, strides + 21), scale, terms
         );
-        return DONE;
+    });
+}
+
+template <class T>
+int symmetry(
+    index_t b, index_t t, index_t h, index_t d, index_t pairs, T* x, index_t item, index_t row, index_t head,
+    const std::int32_t* elements, const T* cosine, const T* sine, const T* sign, int backward
+) {
+    static thread_local Scratch memory;
+    return guarded([&] {
+        const SymmetryTables<T> tables(pairs, cosine, sine, sign, backward != 0, memory);
+        return ::symmetry<T>(b, t, h, d, x, item, row, head, elements, tables) ? DONE : BAD_INDEX;
     });
 }
 
@@ -191,6 +215,12 @@ double sgd_step(index_t size, index_t decayed, T* p, const T* g, T* velocity, co
     ) {                                                                                                                \
         rotary<T>(b, t, h, half, x, item, row, head, cosine, sine, direction);                                         \
     }                                                                                                                  \
+    EXPORT int symmetry_##name(                                                                                        \
+        index_t b, index_t t, index_t h, index_t d, index_t pairs, T* x, index_t item, index_t row, index_t head,      \
+        const std::int32_t* elements, const T* cosine, const T* sine, const T* sign, int backward                      \
+    ) {                                                                                                                \
+        return symmetry<T>(b, t, h, d, pairs, x, item, row, head, elements, cosine, sine, sign, backward);             \
+    }                                                                                                                  \
     EXPORT void dropout_##name(                                                                                        \
         index_t size, const T* x, T* out, std::uint64_t first, std::uint64_t seed, std::uint32_t stream0,              \
         std::uint32_t stream1, std::uint64_t threshold, T scale                                                        \
@@ -200,15 +230,15 @@ double sgd_step(index_t size, index_t decayed, T* p, const T* g, T* velocity, co
     }                                                                                                                  \
     EXPORT int attention_forward_##name(                                                                               \
         const index_t* sizes, int causal, const T* q, const T* k, const T* v, T* out, const index_t* strides, T* lse,  \
-        T scale                                                                                                        \
+        T scale, const ScoreTerms<T>* terms                                                                            \
     ) {                                                                                                                \
-        return attention_forward<T>(sizes, causal, q, k, v, out, strides, lse, scale);                                 \
+        return attention_forward<T>(sizes, causal, q, k, v, out, strides, lse, scale, terms);                          \
     }                                                                                                                  \
     EXPORT int attention_backward_##name(                                                                              \
         const index_t* sizes, int causal, const T* dout, const T* q, const T* k, const T* v, const T* out, T* dq,      \
-        T* dk, T* dv, const index_t* strides, const T* lse, T scale                                                    \
+        T* dk, T* dv, const index_t* strides, const T* lse, T scale, const ScoreTerms<T>* terms                        \
     ) {                                                                                                                \
-        return attention_backward<T>(sizes, causal, dout, q, k, v, out, dq, dk, dv, strides, lse, scale);              \
+        return attention_backward<T>(sizes, causal, dout, q, k, v, out, dq, dk, dv, strides, lse, scale, terms);       \
     }                                                                                                                  \
     EXPORT double adam_step_##name(                                                                                    \
         index_t size, index_t decayed, T* p, const T* g, T* m, T* v, const double* numbers, int decoupled              \

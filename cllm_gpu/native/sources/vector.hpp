@@ -6,6 +6,7 @@
 // where load gives zeros and store writes nothing beyond the last element.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -27,19 +28,27 @@ template <> struct vector_types<float> {
     typedef float value __attribute__((vector_size(CLLM_VECTOR_BYTES)));
     typedef float unaligned __attribute__((vector_size(CLLM_VECTOR_BYTES), aligned(4), may_alias));
     typedef std::int32_t integer __attribute__((vector_size(CLLM_VECTOR_BYTES)));
+    typedef std::int32_t lane;
+    typedef std::int32_t unaligned_integer __attribute__((vector_size(CLLM_VECTOR_BYTES), aligned(4), may_alias));
 };
 template <> struct vector_types<double> {
     typedef double value __attribute__((vector_size(CLLM_VECTOR_BYTES)));
     typedef double unaligned __attribute__((vector_size(CLLM_VECTOR_BYTES), aligned(8), may_alias));
     typedef std::int64_t integer __attribute__((vector_size(CLLM_VECTOR_BYTES)));
+    typedef std::int64_t lane;
+    typedef std::int64_t unaligned_integer __attribute__((vector_size(CLLM_VECTOR_BYTES), aligned(8), may_alias));
 };
 template <class T> using vec = typename vector_types<T>::value;
 template <class T> using ivec = typename vector_types<T>::integer;
+template <class T> using lane_t = typename vector_types<T>::lane;  // the integer as wide as T
 template <class T> constexpr int lanes = CLLM_VECTOR_BYTES / sizeof(T);
 
 template <class T> INLINE vec<T> splat(T x) { return x - vec<T>{}; }  // x - 0 is x, so this is one broadcast
 template <class T> INLINE vec<T> load(const T* p) {
     return *reinterpret_cast<const typename vector_types<T>::unaligned*>(p);
+}
+template <class T> INLINE ivec<T> load_integers(const lane_t<T>* p) {
+    return *reinterpret_cast<const typename vector_types<T>::unaligned_integer*>(p);
 }
 template <class T> INLINE void store(T* p, vec<T> x) {
     *reinterpret_cast<typename vector_types<T>::unaligned*>(p) = x;
@@ -91,10 +100,28 @@ template <class T> INLINE void transpose(vec<T> (&x)[lanes<T>]) {
     }
 }
 
-// ---- comparisons, sums
+template <class T, int... I> INLINE vec<T> swap_neighbours(vec<T> x, sequence<I...>) {
+    return CLLM_SHUFFLE(T, x, x, (I ^ 1)...);  // x1 x0 x3 x2 ...
+}
+template <class T, int... I> INLINE ivec<T> lane_numbers(sequence<I...>) { return ivec<T>{I...}; }
+template <class T> INLINE ivec<T> lane_numbers() {
+    return lane_numbers<T>(typename make_sequence<lanes<T>>::type());
+}
+template <class T> INLINE vec<T> swap_neighbours(vec<T> x) {
+    return swap_neighbours<T>(x, typename make_sequence<lanes<T>>::type());
+}
+
+// ---- comparisons, roots, sums
 
 template <class T> INLINE vec<T> select(ivec<T> mask, vec<T> yes, vec<T> no) { return mask ? yes : no; }
 template <class T> INLINE vec<T> maximum(vec<T> a, vec<T> b) { return a > b ? a : b; }
+template <class T> INLINE vec<T> square_root(vec<T> x) {  // one instruction: both compilers see through the loop
+    T part[lanes<T>];
+    std::memcpy(part, &x, sizeof x);
+    for (T& y : part) y = std::sqrt(y);
+    std::memcpy(&x, part, sizeof x);
+    return x;
+}
 
 template <class T> INLINE T sum(vec<T> x) {  // pairwise: one fixed order
     T part[lanes<T>];

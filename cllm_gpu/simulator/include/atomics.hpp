@@ -44,6 +44,10 @@ __forceinline__ T atomicCAS(T* address, sim::Same<T> compare, sim::Same<T> value
     });
 }
 
+namespace sim {
+__forceinline__ void wait_for(const unsigned* address, unsigned value, SIM_HERE) { sim_wait_for(address, value, SIM_SITE); }
+}  // namespace sim
+
 template <class T>
 __forceinline__ T __ldg(const T* address) { return *address; }
 template <class T>

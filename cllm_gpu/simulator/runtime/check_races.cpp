@@ -3,8 +3,8 @@
 //
 // Two accesses of one block are ordered by a block barrier between them; two of one warp also by a __syncwarp. Votes,
 // shuffles and matrix instructions order nothing (CUDA programming guide: they "do not imply a memory barrier"). Two
-// accesses of different blocks are ordered only when the first block issued a fence and an atomic after its access and
-// the second an atomic before its own.
+// accesses of different blocks are ordered only by a fence and an atomic after the first and an atomic at the same
+// address before the second: check_order.cpp.
 #include <algorithm>
 #include <cstdio>
 #include <vector>
@@ -17,11 +17,7 @@ namespace {
 
 std::uint16_t warp_syncs[maximum_warps];
 
-struct BlockHistory {
-    std::uint32_t first_interval, released;  // last interval in which the block published its writes
-};
-std::vector<BlockHistory> history;
-bool fenced, acquired;
+std::vector<std::uint32_t> first_intervals;  // of each block of the launch, in the order in which they ran
 
 /// The earlier access certainly happened before what the running thread does now.
 bool ordered(const Past& past) {
@@ -30,20 +26,15 @@ bool ordered(const Past& past) {
         if (past.thread == current->number && !past.many_lanes) return true;
         return past.thread / 32 == current->warp() && past.warp_syncs != warp_syncs[current->warp()];
     }
-    if (past.interval >= history.back().first_interval) return true;
-    if (!acquired) return false;
-    std::size_t low = 0, high = history.size() - 1;
-    while (low + 1 < high) {
-        const std::size_t middle = (low + high) / 2;
-        (history[middle].first_interval <= past.interval ? low : high) = middle;
-    }
-    return past.interval <= history[low].released;
+    if (past.interval >= first_intervals.back()) return true;
+    const auto after = std::upper_bound(first_intervals.begin(), first_intervals.end(), past.interval);
+    return happened_before(past, static_cast<std::size_t>(after - first_intervals.begin()) - 1);
 }
 
 [[noreturn]] void report_race(const Region& region, std::uintptr_t address, bool write, const Past& past,
                               bool past_write, const Code& code) {
     char text[500];
-    const bool other_block = past.interval < history.back().first_interval;
+    const bool other_block = past.interval < first_intervals.back();
     const unsigned* size = launch->block;
     const bool same_thread = !other_block && past.thread == current->number;
     const unsigned t = same_thread ? past.other_thread : past.thread;
@@ -63,6 +54,7 @@ Past remember(const Past& before, std::uint8_t bytes, bool atomic, std::uint32_t
     now.thread = static_cast<std::uint16_t>(current->number);
     now.warp_syncs = warp_syncs[current->warp()];
     now.bytes = bytes, now.atomic = atomic, now.code = code;
+    now.fences = fences.of(current->number);
     if (before.interval == now.interval && before.thread != now.thread) {
         now.other_thread = before.thread;
         now.many_warps = before.many_warps || before.thread / 32 != now.thread / 32;
@@ -78,8 +70,8 @@ Past remember(const Past& before, std::uint8_t bytes, bool atomic, std::uint32_t
 void check_cell(Region& region, std::size_t index, std::uint8_t bytes, bool write, bool atomic, const Code& code,
                 std::uint32_t number, std::uintptr_t address) {
     Cell& cell = region.cell(index);
-    if (region.space == Space::shared && cell.write.interval < history.back().first_interval) cell.write = Past{};
-    if (region.space == Space::shared && cell.read.interval < history.back().first_interval) cell.read = Past{};
+    if (region.space == Space::shared && cell.write.interval < first_intervals.back()) cell.write = Past{};
+    if (region.space == Space::shared && cell.read.interval < first_intervals.back()) cell.read = Past{};
     const bool both_atomic = atomic && cell.write.atomic;
     if (cell.write.interval && (cell.write.bytes & bytes) && !both_atomic && !ordered(cell.write))
         report_race(region, address, write, cell.write, true, code);
@@ -133,7 +125,12 @@ void check_access(std::uintptr_t address, int bytes, bool write, bool atomic, co
     }
 }
 
-void races_begin() { history.clear(); }
+std::uint16_t warp_syncs_of(int warp) { return warp_syncs[warp]; }
+
+void races_begin() {
+    first_intervals.clear();
+    order_begin_launch();
+}
 
 /// Marks the bytes as being filled by a copy (`pending`) or as filled by it.
 void set_pending(const void* shared, int bytes, bool pending) {
@@ -148,8 +145,8 @@ void set_pending(const void* shared, int bytes, bool pending) {
 using namespace sim;
 
 void checks_begin_block() {
-    history.push_back({block.interval, 0});
-    fenced = acquired = false;
+    first_intervals.push_back(block.interval);
+    order_begin_block();
     for (auto& syncs : warp_syncs) ++syncs;
     checks_reset_shared();
 }
@@ -160,12 +157,15 @@ void checks_access(const void* address, int bytes, bool write, Site site) {
     check_access(reinterpret_cast<std::uintptr_t>(address), bytes, write, false, Code{current->code, site});
 }
 
-void checks_fence(int scope) { fenced = fenced || scope > 0; }
-
 void checks_atomic(const void* address, int bytes, Site site) {
     check_access(reinterpret_cast<std::uintptr_t>(address), bytes, true, true, Code{current->code, site});
-    acquired = true;
-    if (fenced) history.back().released = block.interval;
+    acquire(address);
+    release(address);
+}
+
+void checks_wait(const void* address, int bytes, Site site) {
+    check_access(reinterpret_cast<std::uintptr_t>(address), bytes, true, true, Code{current->code, site});
+    acquire(address);
 }
 
 void checks_copy_issued(const void* shared, const void* global, int bytes, int source_bytes, Site site) {

@@ -24,6 +24,8 @@ SIM_HOOK(void checks_warp_barrier(unsigned, void* const*))
 SIM_HOOK(void checks_access(const void*, int, bool, sim::Site))
 SIM_HOOK(void checks_aligned(const void*, int, const char*, sim::Site))
 SIM_HOOK(void checks_atomic(const void*, int, sim::Site))
+/// A wait for a value that another block writes.
+SIM_HOOK(void checks_wait(const void*, int, sim::Site))
 SIM_HOOK(void checks_fence(int))
 /// cp.async: shared, global, bytes, bytes read.
 SIM_HOOK(void checks_copy_issued(const void*, const void*, int, int, sim::Site))

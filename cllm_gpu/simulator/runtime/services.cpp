@@ -23,4 +23,12 @@ void sim_atomic_access(const void* address, int bytes, sim::Site site) {
     static unsigned atomics = 0;
     if (++atomics % 64 == 0) sim::let_others_run();  // the thread may be waiting for another one at a lock
 }
+
+void sim_wait_for(const unsigned* address, unsigned value, sim::Site site) {
+    SIM_ENTER;
+    checks_wait(address, sizeof *address, site);
+    if (*address == value) return;
+    sim::fault("waiting", site, "waits for another block, which has not run, to write %u where %u stands", value,
+               *address);
+}
 }

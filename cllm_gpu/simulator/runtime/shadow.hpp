@@ -24,6 +24,7 @@ struct Past {
     std::uint8_t atomic = 0;
     std::uint8_t many_lanes = 0;  // further lanes of the same warp took part
     std::uint8_t many_warps = 0;
+    std::uint16_t fences = 0;     // how many the thread had issued in the interval
     std::uint32_t code = 0;      // index into `codes`
 };
 
@@ -59,6 +60,24 @@ void traffic_record(const Region& region, std::uintptr_t address, int bytes, con
 void traffic_flush();
 void traffic_begin();
 void races_begin();
+
+/// How many fences each thread of the block has issued in one barrier interval, the last one with any; 0: none yet.
+struct Fences {
+    std::uint32_t interval = 0;
+    std::uint16_t counts[maximum_threads] = {};
+    std::uint16_t of(int thread) const { return interval == block.interval ? counts[thread] : 0; }
+};
+extern Fences fences;
+
+/// Order between blocks, by fences and atomics.
+void order_begin_launch();
+void order_begin_block();
+void acquire(const void* address);
+void release(const void* address);
+/// An access of the block that ran as number `its_block` certainly happened before what the running thread does now.
+bool happened_before(const Past& past, std::size_t its_block);
+/// How often the lanes of the warp have met at a __syncwarp.
+std::uint16_t warp_syncs_of(int warp);
 
 std::uint32_t code_index(const Code& code);
 const Code& code_at(std::uint32_t index);

@@ -1,0 +1,126 @@
+"""cllm-gpu lattice"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from cllm_gpu.architecture import MAXIMUM_VOCABULARY
+from cllm_gpu.backend import get_backend
+from cllm_gpu.cli.parsing import parse
+from cllm_gpu.errors import UserError
+from cllm_gpu.lattice_pictures import (
+    LABELLED,
+    draw_lattice,
+    draw_scalars,
+    draw_weights,
+    learned_scalars,
+    prompt_weights,
+)
+from cllm_gpu.reporting import require_plots, save_figure
+from cllm_gpu.tokenizers import Tokenizer
+from cllm_gpu.trained import TrainedModel, open_trained, require_tokenizer
+
+BYTES = 257
+LONGEST_PROMPT = 128
+
+
+@dataclass(frozen=True)
+class LatticeOptions:
+    """Draw the lattice of a vocabulary; for a trained crystalline model also what it learnt and how it attends."""
+
+    model: Annotated[Path | None, tyro.conf.Positional] = None
+    """Run folder or checkpoint (None: only the lattice)."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint of a run folder."""
+    vocabulary: int | None = None
+    """Tokens of the lattice (None: the model's, else those of bytes)."""
+    prompt: str = "for key in keys:\n    value = values[key]\n    print(key, va"
+    """Text whose attention is drawn."""
+    layer: int | None = None
+    """Layer to draw (None: that of the head drawn)."""
+    head: int | None = None
+    """Head to draw (None: the one whose attention the terms change most)."""
+    output: Path = Path("lattice")
+    """Folder for the pictures, a PNG and an SVG of each."""
+    backend: str | None = None
+    """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
+
+
+def main(arguments: list[str]) -> int:
+    """Draw; exit status 0."""
+    options = parse(LatticeOptions, arguments, command="lattice")
+    require_plots()
+    trained = open_trained(options.model, get_backend(options.backend), options.checkpoint) if options.model else None
+    figures = {"lattice": _lattice(options, trained)}
+    if trained is not None and options.model is not None:
+        figures |= _learnt(options, trained, options.model)
+    for name, figure in figures.items():
+        for ending in ("png", "svg"):
+            path = options.output / f"{name}.{ending}"
+            save_figure(figure, path)
+            print(f"written: {path}")
+    return 0
+
+
+def _lattice(options: LatticeOptions, trained: TrainedModel | None) -> Any:
+    own_size = trained.model.architecture.vocabulary if trained else BYTES
+    vocabulary = own_size if options.vocabulary is None else options.vocabulary
+    if not 1 <= vocabulary <= MAXIMUM_VOCABULARY:
+        raise UserError(f"--vocabulary is {vocabulary}; it must lie between 1 and {MAXIMUM_VOCABULARY}")
+    names = None
+    if vocabulary <= LABELLED:
+        tokenizer = trained.tokenizer if trained else None
+        own = tokenizer is not None and tokenizer.vocabulary == vocabulary
+        names = [_name(tokenizer, t) if own else chr(t) if 32 < t < 127 else "" for t in range(vocabulary)]
+    return draw_lattice(vocabulary, names)
+
+
+def _name(tokenizer: Tokenizer | None, token: int) -> str:
+    """A token as it can be written beside a point; empty where it is no visible text."""
+    text = "" if tokenizer is None else tokenizer.decode([token])
+    marks = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+    written = "".join(marks.get(c, c) for c in text)
+    # a dollar sign would begin a formula
+    return written.replace("$", r"\$") if written.isprintable() and "\ufffd" not in written else ""
+
+
+def _learnt(options: LatticeOptions, trained: TrainedModel, path: Path) -> dict[str, Any]:
+    """The scalars and the attention of a prompt."""
+    scalars, names = learned_scalars(trained.model)
+    if not names:
+        raise UserError(
+            f"the model in {path} has no lattice terms; train one with --model.attention crystalline, "
+            "or give --vocabulary without a model"
+        )
+    tokenizer = require_tokenizer(trained, path)
+    tokens = tokenizer.encode(options.prompt).astype(np.int64)[
+        : min(LONGEST_PROMPT, trained.model.architecture.context)
+    ]
+    if tokens.size < 2:
+        raise UserError("--prompt has fewer than two tokens; give a longer text")
+    layer, head, with_terms, without = _chosen(options, trained, tokens)
+    written = [_name(tokenizer, int(token)) or f"{token}" for token in tokens]
+    title = f"attention of layer {layer}, head {head}"
+    return {"scalars": draw_scalars(scalars, names), "weights": draw_weights(with_terms, without, written, title)}
+
+
+def _chosen(options: LatticeOptions, trained: TrainedModel, tokens: Any) -> tuple[int, int, Any, Any]:
+    """The layer and head asked for, or those whose weights the terms change most, and the weights."""
+    a = trained.model.architecture
+    for name, value, count in (("layer", options.layer, a.layers), ("head", options.head, a.heads)):
+        if value is not None and not 0 <= value < count:
+            raise UserError(f"--{name} is {value}; the model has {name}s 0 to {count - 1}")
+    best: tuple[float, int, int, Any, Any] | None = None
+    for layer in range(a.layers) if options.layer is None else (options.layer,):
+        with_terms, without = prompt_weights(trained.model, tokens, layer)
+        for head in range(a.heads) if options.head is None else (options.head,):
+            change = float(np.abs(with_terms[head] - without[head]).sum())
+            if best is None or change > best[0]:
+                best = (change, layer, head, with_terms[head], without[head])
+    assert best is not None
+    return best[1:]

@@ -1,0 +1,67 @@
+"""The attention backward in one kernel: launches cuda/attention_fused.cu. Called by `attention_backward`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cllm_gpu.fused.attention_call import TERM_COUNT, AttentionCall
+from cllm_gpu.fused.launcher import Launcher, blocks_for
+
+
+@dataclass(frozen=True)
+class FusedTiles:
+    """How the fused kernel cuts its work: the constants of the same meaning in attention_fused_*.cuh."""
+
+    threads: int
+    keys: int
+    """Rows of K and V that a block keeps."""
+    queries: int
+    """Rows of Q and dO of a step."""
+    shared_bytes: int
+    sums: int
+    """Floats of the running sums of dQ, for a tile of queries of a head; 0: they stand in dq."""
+
+
+def tiles_of(storage: str, head_size: int, *, terms: bool) -> FusedTiles:
+    """Threads, tiles and memory of the kernel of a dtype and head size."""
+    if storage == "float32":
+        row, weights = (head_size + 3) // 4 * 4 + 4, 40
+        return FusedTiles(128, 32, 32, 4 * (2 * 32 * row + 2 * 32 * row + 2 * 32 * weights), 0)
+    padded = (head_size + 15) // 16 * 16
+    row_bytes = 128 * ((padded + 63) // 64)  # pages of 64 columns
+    narrow = head_size <= 64
+    threads, queries = 128 if narrow else 256, 32 if narrow or terms else 64
+    column_parts = threads // 32 // (queries // 16)  # dQ: 16 queries by part_tiles·8 columns for each warp
+    part_tiles = 2 * blocks_for(padded // 16, column_parts)
+    stage = 2 * row_bytes * queries + 8 * queries
+    return FusedTiles(threads, 128, queries, 2 * row_bytes * 128 + 2 * stage + 128 * 128, 4 * threads * part_tiles)
+
+
+def launch(
+    launcher: Launcher, call: AttentionCall, operands: dict[str, Any], saved: dict[str, Any], gradients: dict[str, Any]
+) -> Any | None:
+    """dq, dk and dv of `gradients`; the score terms' partial sums (B, H, tiles, 3), where there are any."""
+    batch, length, heads, size = operands["q"].shape
+    _, positions, kv_heads, _ = operands["k"].shape
+    tiles = tiles_of(call.variant.storage, size, terms=call.terms is not None)
+    key_tiles, query_tiles = blocks_for(positions, tiles.keys), blocks_for(length, tiles.queries)
+    sums = partials = None
+    if tiles.sums:
+        sums = launcher.scratch("attention_query_sums", (batch * heads * query_tiles * tiles.sums,), "float32")
+    if call.terms is not None:
+        partials = launcher.scratch("score_terms", (batch, heads, key_tiles, TERM_COUNT), "float32")
+        partials = partials if length else partials[:, :, :0]  # no query: no step that would write them
+    everything = operands | gradients
+    launcher.launch(
+        call.fused_variant,
+        "attention_backward_fused",
+        (key_tiles * kv_heads * batch,),
+        tiles.threads,
+        saved
+        | {"query_sums": sums, "term_partials": partials, "turns": launcher.counters(1 + batch * heads * query_tiles)}
+        | call.arguments(**everything),
+        shared_bytes=tiles.shared_bytes,
+        strided=frozenset(everything),
+    )
+    return partials

@@ -26,6 +26,7 @@ _HIDDEN = (
     "more tiles of keys, zeros where no key is; every score in them is hidden from every query: its weight is 0, "
     "maxima and sums stay"
 )
+_PAST_LAST = "more tiles of each head, all past its last query: rows of zeros, no score of which exists, add nothing"
 _UNUSED_COPY = (
     "one more tile is copied, zeros where no key is, to the stage not in use; nothing reads or writes it after"
 )
@@ -88,7 +89,7 @@ EQUIVALENT: dict[Key, str] = {
         "first += BACKWARD_ROWS) {",
         "< -> <=",
         1,
-    ): "one more tile, past the last query: rows of zeros, of which no score exists, add nothing to dK and dV",
+    ): _PAST_LAST,
     (
         "attention_bfloat16.cuh",
         "const int end = n.visible(last - 1);",
@@ -118,7 +119,14 @@ EQUIVALENT: dict[Key, str] = {
         "const auto stage_of = [&](int step) { return stages + step % 2 * KEYS_STAGE; };",
         "- -> +",
         1,
-    ): "at most one more tile, past the last query: zeros, hidden from all, add nothing to dK and dV",
+    ): _PAST_LAST,
+    (
+        "attention_bfloat16.cuh",
+        "const int tiles = (n.queries + KEYS_QUERIES - 1) / KEYS_QUERIES - skipped, steps = tiles * n.group();",
+        "const auto stage_of = [&](int step) { return stages + step % 2 * KEYS_STAGE; };",
+        "- -> +",
+        2,
+    ): _PAST_LAST,
     ("attention_fused_bfloat16.cuh", _FIRST_STAGE, "copy_async_commit();", "< -> <=", 1): (
         "equal only without any query, where a load reads nothing and nobody reads what it writes"
     ),

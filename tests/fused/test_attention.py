@@ -51,7 +51,7 @@ CASES = [
     Case(2, 65, 65, 2, 2, 64, True, packed=True),
     Case(1, 130, 130, 4, 2, 64, True, packed=True),  # two tiles, grouped queries
     Case(1, 128, 128, 2, 1, 64, True),  # whole tiles of every size
-    Case(1, 40, 40, 2, 1, 80, False),
+    Case(1, 40, 48, 2, 1, 80, False),  # one whole tile of keys
     Case(2, 33, 70, 2, 2, 96, False),
     Case(1, 5, 131, 2, 1, 128, True),  # decoding with a cache: queries are the last positions
     Case(1, 1, 66, 3, 3, 64, True),

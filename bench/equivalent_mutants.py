@@ -32,6 +32,15 @@ _UNUSED_COPY = (
 )
 _EACH_KEY_TILE = ("for (int begin = 0; begin < n.visible(last - 1); begin += TILE_KEYS) {", "__syncthreads();")
 _FIRST_STAGE = "if (at < query_tiles) Stage{stages}.load(q, dout, lse, delta, n, b, h, at * TILE_QUERIES);"
+_LOAD_SUMS = (
+    "if (turn.place > 0 && first_tile + i < D_TILES) earlier[i] = __ldcg(sums + i * THREADS + threadIdx.x);",
+    "}",
+)
+_STORE_SUMS = (
+    "if (!turn.final && first_tile + i < D_TILES)",
+    "__stcg(sums + i * THREADS + threadIdx.x, make_float4(v[0], v[1], v[2], v[3]));",
+)
+_NO_COLUMNS = "more tiles past the head size, for which there are sums, too: they meet no others and none goes to dQ"
 _NEXT_FORWARD = ("if (begin + FORWARD_KEYS < end) start(begin + FORWARD_KEYS);", "copy_async_commit();")
 _NUMBERS = "copy_async_4(shared + i, numbers + (first + i < limit ? first + i : 0), first + i < limit);"
 _OTHER_NUMBER = (
@@ -130,6 +139,10 @@ EQUIVALENT: dict[Key, str] = {
     ("attention_fused_bfloat16.cuh", _FIRST_STAGE, "copy_async_commit();", "< -> <=", 1): (
         "equal only without any query, where a load reads nothing and nobody reads what it writes"
     ),
+    ("attention_fused_bfloat16.cuh", *_LOAD_SUMS, "< -> <=", 1): _NO_COLUMNS,
+    ("attention_fused_bfloat16.cuh", *_LOAD_SUMS, "+ -> -", 1): _NO_COLUMNS,
+    ("attention_fused_bfloat16.cuh", *_STORE_SUMS, "< -> <=", 1): _NO_COLUMNS,
+    ("attention_fused_bfloat16.cuh", *_STORE_SUMS, "+ -> -", 1): _NO_COLUMNS,
     ("attention_tiles_bfloat16.cuh", *_WHOLE, "<= -> <", 1): _MASK_IDLE,
     ("attention_tiles_bfloat16.cuh", *_WHOLE, "<= -> <", 2): _MASK_IDLE,
     ("attention_tiles_bfloat16.cuh", *_WHOLE, "<= -> <", 3): _MASK_IDLE,

@@ -57,7 +57,7 @@ CASES = [
     Case(1, 1, 66, 3, 3, 64, True),
     Case(1, 140, 140, 1, 1, 128, True),
     Case(1, 48, 48, 2, 2, 8, True, packed=True),  # head sizes off the usual list; one whole tile of dQ's keys
-    Case(1, 20, 20, 1, 1, 19, True),
+    Case(1, 20, 40, 1, 1, 19, True),
     Case(1, 21, 35, 2, 1, 17, True),  # one column over whole groups of 4, 8 and 16
     Case(1, 35, 35, 2, 2, 18, True, packed=True),  # even, yet no whole groups of 4 or 8
     Case(1, 70, 3, 2, 2, 32, False),

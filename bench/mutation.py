@@ -212,25 +212,24 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def judge(file: str, asked: argparse.Namespace) -> mutation.Report:
+def judge(file: str, asked: argparse.Namespace, compiled: Path) -> mutation.Report:
     """Try the mutants of one file; the result goes to the result file when none was left out."""
     text = (ROOT / "cuda" / file).read_text(encoding="utf-8")
     journal = Journal(file, text, again=asked.again, extend=asked.extend)
-    with tempfile.TemporaryDirectory() as compiled:
-        report = mutation.run(
-            ROOT / "cuda",
-            [file],
-            functools.partial(check, TESTS[file], journal.caught, Path(compiled)),
-            kinds=[kind for kind in asked.kinds.split(",") if kind],
-            limit=asked.limit,
-            seed=asked.seed,
-            seconds=asked.seconds,
-            seconds_each=SECONDS_EACH,
-            processes=asked.processes,
-            equivalent=EQUIVALENT,
-            known=journal.known,
-            progress=journal.add,
-        )
+    report = mutation.run(
+        ROOT / "cuda",
+        [file],
+        functools.partial(check, TESTS[file], journal.caught, compiled),
+        kinds=[kind for kind in asked.kinds.split(",") if kind],
+        limit=asked.limit,
+        seed=asked.seed,
+        seconds=asked.seconds,
+        seconds_each=SECONDS_EACH,
+        processes=asked.processes,
+        equivalent=EQUIVALENT,
+        known=journal.known,
+        progress=journal.add,
+    )
     if report.untried == 0 and not asked.kinds:
         record.merge(file, record.entry(file, text, TESTS[file], report, journal.taken_over), TESTS)
     return report
@@ -245,11 +244,12 @@ def main() -> int:
     for module in _WARM:
         importlib.import_module(module)
     total = mutation.Report()
-    for file in asked.files or TESTS:
-        report = judge(file, asked)
-        print(f"{file}\n{report}\n", flush=True)
-        total.verdicts += report.verdicts
-        total.untried += report.untried
+    with tempfile.TemporaryDirectory() as compiled:
+        for file in asked.files or TESTS:
+            report = judge(file, asked, Path(compiled))
+            print(f"{file}\n{report}\n", flush=True)
+            total.verdicts += report.verdicts
+            total.untried += report.untried
     print(f"all files\n{total}")
     return 0 if total.share >= REQUIRED_SHARE else 1
 

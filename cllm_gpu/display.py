@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from cllm_gpu.architecture import Architecture
@@ -27,6 +35,36 @@ WIDE = 120
 """Columns from which on the live line is written out in full."""
 PLAIN_LINES = 40
 """Lines of progress a whole run prints where there is no terminal."""
+PLAIN_SECONDS = 10.0
+"""Between two lines of progress over a text where there is no terminal."""
+
+
+@contextlib.contextmanager
+def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Callable[[int, int], None]]:
+    """`progress(done, total)` in bytes, shown: a live bar, or a plain line every PLAIN_SECONDS and at the end.
+
+    `then`: what begins when all is read, of unknown length.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[amount]}"))
+    live = console.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not live, transient=True) as bar:
+        task = bar.add_task(doing, total=None, amount="")
+        told = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            amount = f"{readable_size(done)} of {readable_size(total)}"
+            finished = done >= total
+            if finished and then:
+                bar.update(task, visible=False)
+                bar.add_task(then, total=None, amount="")
+            else:
+                bar.update(task, completed=done, total=max(1, total), amount=amount)
+            if not live and (finished or time.monotonic() - told >= PLAIN_SECONDS):
+                told = time.monotonic()
+                console.print(f"{doing}: {amount}{f', {then} …' if finished and then else ''}", markup=False)
+
+        yield progress
 
 
 class Display:

@@ -9,7 +9,6 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-
 NOTICE = b"\nstopping after this step; the same again stops at once, without saving\n"
 
 

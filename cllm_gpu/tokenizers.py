@@ -27,6 +27,10 @@ class Tokenizer(Protocol):
     """What training, generation and checkpoints ask of a tokenizer."""
 
     @property
+    def name(self) -> str:
+        """What the user called it: "bytes", "patterns", or the path of its file."""
+
+    @property
     def vocabulary(self) -> int:
         """Number of ids, end of text included."""
 
@@ -83,8 +87,24 @@ def tokenizer_from_dict(d: dict[str, Any]) -> Tokenizer:
     if kind == "patterns":
         return PatternTokenizer()
     if kind == "huggingface" and isinstance(d.get("json"), str):
-        return HuggingFaceTokenizer(d["json"], "stored tokenizer")
+        return HuggingFaceTokenizer(d["json"], str(d.get("name") or "stored tokenizer"))
     raise UserError(f"unknown stored tokenizer of kind {kind!r}: this version knows bytes, patterns and huggingface")
+
+
+def identified(name: str, fingerprint: str) -> str:
+    """A tokenizer in messages: its name and the beginning of its fingerprint, which tells files of one name apart."""
+    return f"{name or 'of unknown name'} ({fingerprint[:8]})"
+
+
+def require_same(stored: dict[str, Any], own: Tokenizer | None) -> None:
+    """UserError naming both unless `stored` (what `as_dict` gave, {} for none) maps text as `own` does."""
+    there = tokenizer_from_dict(stored) if stored else None
+    found, here = (identified(one.name, one.fingerprint) if one else "none" for one in (there, own))
+    if (there and there.fingerprint) != (own and own.fingerprint):
+        raise UserError(
+            f"the checkpoint was trained with another tokenizer: {found}, here it is {here}; "
+            "resume with the tokenizer it had"
+        )
 
 
 def utf8(text: str) -> bytes:
@@ -110,6 +130,7 @@ def checked_ids(ids: Iterable[int], vocabulary: int) -> npt.NDArray[np.int64]:
 class ByteTokenizer:
     """One id per UTF-8 byte (0 to 255) and 256 for the end of text: lossless for any text."""
 
+    name = "bytes"
     vocabulary = 257
     end_of_text = 256
     fingerprint = hashlib.sha256(b"cllm_gpu tokenizer: UTF-8 bytes, 256 ends the text").hexdigest()
@@ -134,6 +155,7 @@ class ByteTokenizer:
 class PatternTokenizer:
     """The letters A to Z (0 to 25) and 26 for the end of text; white space is dropped, anything else refused."""
 
+    name = "patterns"
     vocabulary = len(LETTERS) + 1
     end_of_text = len(LETTERS)
     fingerprint = hashlib.sha256(b"cllm_gpu tokenizer: letters A to Z, 26 ends the text").hexdigest()
@@ -169,6 +191,7 @@ class HuggingFaceTokenizer:
     def __init__(self, json_text: str, name: str) -> None:
         """`json_text`: content of a tokenizer.json; `name` is for messages. UserError where it is none."""
         self._json = json_text
+        self.name = name.encode("utf-8", "replace").decode("utf-8")  # a path may hold what UTF-8 cannot write
         settings, end_name = _parse_settings(json_text, name)
         self._tokenizer = _build(settings, name)
         ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -204,7 +227,7 @@ class HuggingFaceTokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def as_dict(self) -> dict[str, Any]:
-        return {"kind": "huggingface", "json": self._json}
+        return {"kind": "huggingface", "name": self.name, "json": self._json}
 
 
 def _parse_settings(json_text: str, name: str) -> tuple[dict[str, Any], str]:

@@ -35,6 +35,7 @@ from cllm_gpu.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.runs import METRICS
 from cllm_gpu.schedules import rate_at
+from cllm_gpu.tokenizers import require_same
 
 DTYPE = np.dtype(np.float32)
 SMOOTHING = 0.95
@@ -359,14 +360,12 @@ class Trainer:
 
     def _require_same(self, checkpoint: Checkpoint) -> None:
         """UserError where the checkpoint's model, tokenizer or data are not this run's."""
+        require_same(checkpoint.tokenizer, self.dataset.tokenizer)  # first: it decides on the model's vocabulary too
         own = self.architecture.as_dict()
         for name in own | checkpoint.architecture:
             value, found = own.get(name), checkpoint.architecture.get(name)
             if found != value:
                 raise UserError(f"the checkpoint is of another model: {name} is {found} in it, {value} here")
-        tokenizer = self.dataset.tokenizer
-        if checkpoint.tokenizer != (tokenizer.as_dict() if tokenizer else {}):
-            raise UserError("the checkpoint was trained with another tokenizer: resume with the tokenizer it had")
         if checkpoint.state["data"] != self.dataset.identity:
             raise UserError(
                 f"{self.dataset.train.name} is not what the checkpoint was trained on, or has changed since: "

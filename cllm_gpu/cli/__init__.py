@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model, or resume a run",
     "generate": "continue a prompt with a trained model",
     "evaluate": "loss, perplexity, bits per byte and accuracy on a text",
+    "tokenize": "learn a tokenizer from a text, prepare token shards",
     "gradcheck": "compare every analytic gradient with a numerical one",
     "compare": "train with several optimizers, or several variants of a model, and compare",
     "report": "tables and pictures of finished runs",

@@ -12,11 +12,11 @@ from cllm_gpu.data.batches import require_length
 from cllm_gpu.data.llmc import is_llmc, open_llmc
 from cllm_gpu.data.prepare import SHARD_NAMES, Progress, prepared_folder
 from cllm_gpu.data.shards import ShardHeader, is_shard, open_shard
-from cllm_gpu.data.sources import find_corpus
+from cllm_gpu.data.sources import Corpus, find_corpus
 from cllm_gpu.data.split import Part, require_fraction
 from cllm_gpu.data.tokens import TokenSource
 from cllm_gpu.errors import UserError
-from cllm_gpu.tokenizers import Tokenizer, load_tokenizer
+from cllm_gpu.tokenizers import Tokenizer, identified, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,25 @@ def open_dataset(
     return dataset
 
 
+def text_corpus(source: str) -> Corpus:
+    """`find_corpus` for what needs text; UserError for a source that is tokens already."""
+    if source == "patterns":
+        raise UserError("patterns is no text: its letters are made as tokens, for --data.tokenizer patterns")
+    if _llmc_files(source) is not None or _shard_folder(source) is not None:
+        raise UserError(f"{source} holds tokens, not text: give the text they were made from")
+    return find_corpus(source)
+
+
 def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes | None = None) -> Dataset:
     """The two shards of `folder`, verified. UserError where they were made with another tokenizer or apart."""
     opened = {part: open_shard(folder / SHARD_NAMES[part]) for part in Part}
     headers: dict[Part, ShardHeader] = {part: header for part, (header, _) in opened.items()}
     for part, header in headers.items():
         if header.fingerprint.hex() != tokenizer.fingerprint:
+            found = identified(header.tokenizer, header.fingerprint.hex())
             raise UserError(
-                f"{folder / SHARD_NAMES[part]} was made with another tokenizer (vocabulary {header.vocabulary}, here "
-                f"{tokenizer.vocabulary}): give that one, or prepare the text again"
+                f"{folder / SHARD_NAMES[part]} was made with another tokenizer: {found}, here it is "
+                f"{identified(tokenizer.name, tokenizer.fingerprint)}; give that one, or prepare the text again"
             )
         if header.part != part or header.identity != (identity or headers[Part.TRAIN].identity):
             raise UserError(f"{folder / SHARD_NAMES[part]} belongs to another set: delete {folder} and prepare again")

@@ -37,8 +37,7 @@ def prepared_folder(
     gives it the final name. A folder that lost a shard is made again. UserError for bad text and where the cache cannot
     be written.
     """
-    facts = f"{VERSION}\n{corpus.identity}\n{tokenizer.fingerprint}\n{fraction!r}\n{seed}\n{corpus.skip_undecodable}"
-    identity = hashlib.sha256(facts.encode()).digest()
+    identity = _identity(corpus, tokenizer, fraction, seed)
     target = cache / f"tokens-{identity.hex()[:24]}"
     if target.is_dir():
         if all((target / name).exists() for name in SHARD_NAMES.values()):
@@ -48,6 +47,29 @@ def prepared_folder(
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
         _publish(folder, target)
     return target, identity
+
+
+def new_folder(
+    corpus: Corpus, tokenizer: Tokenizer, target: Path, *, fraction: float, seed: int, progress: Progress | None
+) -> None:
+    """Make `target`, a folder with the corpus's shards that is itself a source of data.
+
+    It is complete or not there. UserError where `target` exists, cannot be written, or the text is bad.
+    """
+    if target.exists() or target.is_symlink():
+        raise UserError(f"{target} exists already: name a new folder for the shards, or remove it first")
+    identity = _identity(corpus, tokenizer, fraction, seed)
+    with _unfinished_folder(target.parent) as folder:
+        write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
+        with clear_errors("write", target):
+            os.rename(folder, target)
+            sync_folder(target.parent)
+
+
+def _identity(corpus: Corpus, tokenizer: Tokenizer, fraction: float, seed: int) -> bytes:
+    """SHA-256 of all that decides on the shards' content."""
+    facts = f"{VERSION}\n{corpus.identity}\n{tokenizer.fingerprint}\n{fraction!r}\n{seed}\n{corpus.skip_undecodable}"
+    return hashlib.sha256(facts.encode()).digest()
 
 
 def write_shards(
@@ -62,13 +84,10 @@ def write_shards(
 ) -> None:
     """Write train.tokens and validation.tokens into `folder`, in memory bounded by a few pieces of text."""
     headers = {part: _header(part, tokenizer, identity) for part in Part}
-    by_document = corpus.has_documents(documents_needed(fraction))
     total = corpus.total_bytes
-    pieces = corpus.pieces()
-    routed = split_by_document(pieces, fraction, seed) if by_document else split_by_position(pieces, fraction, total)
     with contextlib.ExitStack() as stack:
         writers = {p: stack.enter_context(ShardWriter(folder / SHARD_NAMES[p], headers[p])) for p in Part}
-        _stream(routed, writers, tokenizer, _throttled(progress, total))
+        _stream(split_pieces(corpus, fraction, seed), writers, tokenizer, throttled(progress, total))
         for header in headers.values():
             header.skipped = corpus.skipped
     for part in Part:
@@ -79,6 +98,14 @@ def write_shards(
             )
 
 
+def split_pieces(corpus: Corpus, fraction: float, seed: int) -> Iterator[Routed]:
+    """All text of a corpus, as pieces with their sides: what shards are made from and tokenizers learn from."""
+    pieces = corpus.pieces()
+    if corpus.has_documents(documents_needed(fraction)):
+        return split_by_document(pieces, fraction, seed)
+    return split_by_position(pieces, fraction, corpus.total_bytes)
+
+
 def _header(part: Part, tokenizer: Tokenizer, identity: bytes) -> ShardHeader:
     return ShardHeader(
         part=part,
@@ -86,6 +113,7 @@ def _header(part: Part, tokenizer: Tokenizer, identity: bytes) -> ShardHeader:
         end_of_text=tokenizer.end_of_text,
         fingerprint=bytes.fromhex(tokenizer.fingerprint),
         identity=identity,
+        tokenizer=tokenizer.name,
     )
 
 
@@ -115,7 +143,7 @@ def _groups(routed: Iterator[Routed]) -> Iterator[list[Routed]]:
         yield group
 
 
-def _throttled(progress: Progress | None, total: int) -> Callable[[int], None]:
+def throttled(progress: Progress | None, total: int) -> Callable[[int], None]:
     """`progress` for every megabyte and at the end; a no-operation without it."""
     told = 0
 

@@ -4,6 +4,7 @@ Offset  Field
 0       magic "CLLMTOKS"; uint32 version; uint32 bytes of the header; uint32 bytes per token (2 or 4); uint32 part
 24      uint64 vocabulary, end-of-text id, tokens, documents, text bytes, files skipped
 72      SHA-256 of the tokenizer (its fingerprint), of what the shard was made from, and of the tokens
+168     name of the tokenizer, UTF-8, zeros after it (96 bytes; zeros only in shards of earlier versions)
 480     SHA-256 of the 480 bytes before
 
 The tokens' checksum is SHA-256 over the SHA-256 of each block of 4 MiB, so that it is checked as a stream on all
@@ -34,7 +35,8 @@ MAGIC = b"CLLMTOKS"
 VERSION = 1
 HEADER_BYTES = 512
 BLOCK_BYTES = 4 * 1024 * 1024
-_FIELDS = struct.Struct("<8sIIII6Q32s32s32s")
+_FIELDS = struct.Struct("<8sIIII6Q32s32s32s96s")
+_NAME_BYTES = 96
 _SIGNED_BYTES = HEADER_BYTES - 32
 _NO_HASH = bytes(32)
 
@@ -53,6 +55,8 @@ class ShardHeader:
     text_bytes: int = 0
     skipped: int = 0
     checksum: bytes = _NO_HASH
+    tokenizer: str = ""
+    """Its name, for messages; the end of it where it is long."""
 
     @property
     def dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
@@ -64,9 +68,17 @@ class ShardHeader:
         fields = _FIELDS.pack(
             *(MAGIC, VERSION, HEADER_BYTES, self.dtype.itemsize, self.part),
             *(self.vocabulary, self.end_of_text, self.tokens, self.documents, self.text_bytes, self.skipped),
-            *(self.fingerprint, self.identity, self.checksum),
+            *(self.fingerprint, self.identity, self.checksum, _name_bytes(self.tokenizer)),
         ).ljust(_SIGNED_BYTES, b"\0")
         return fields + hashlib.sha256(fields).digest()
+
+
+def _name_bytes(name: str) -> bytes:
+    data = name.encode("utf-8", "replace")
+    if len(data) <= _NAME_BYTES:
+        return data
+    mark = "…".encode()
+    return mark + data[len(mark) - _NAME_BYTES :].decode("utf-8", "ignore").encode()
 
 
 class ShardWriter:
@@ -186,10 +198,11 @@ def _unpack(path: Path, head: bytes, size: int) -> ShardHeader:
         raise UserError(f"{path} is truncated: {size} bytes are less than its header; delete it and prepare again")
     if hashlib.sha256(head[:_SIGNED_BYTES]).digest() != head[_SIGNED_BYTES:]:
         raise UserError(f"{path} is damaged: its header does not match its checksum; delete it and prepare again")
-    _, _, _, itemsize, part, *counts, fingerprint, identity, checksum = _FIELDS.unpack(head[: _FIELDS.size])
+    _, _, _, itemsize, part, *counts, fingerprint, identity, checksum, name = _FIELDS.unpack(head[: _FIELDS.size])
     vocabulary, end_of_text, tokens, documents, text_bytes, skipped = counts
     header = ShardHeader(
-        *(part, vocabulary, end_of_text, fingerprint, identity, tokens, documents, text_bytes, skipped, checksum)
+        *(part, vocabulary, end_of_text, fingerprint, identity, tokens, documents, text_bytes, skipped, checksum),
+        tokenizer=name.rstrip(b"\0").decode("utf-8", "replace"),
     )
     wanted = HEADER_BYTES + tokens * itemsize
     if size != wanted:

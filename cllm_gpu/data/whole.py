@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cllm_gpu.data.sources import find_corpus
+from cllm_gpu.data.dataset import text_corpus
 from cllm_gpu.data.tokens import Tokens, TokenSource, narrow
 from cllm_gpu.errors import UserError
 from cllm_gpu.tokenizers import Tokenizer
@@ -16,7 +16,7 @@ def open_text(source: str, tokenizer: Tokenizer) -> TokenSource:
     The end of text stands before the first document too, so its first token is predicted like every other's.
     UserError, one line, for whatever is wrong with the source.
     """
-    corpus = find_corpus(source)
+    corpus = text_corpus(source)
     end = narrow(np.array([tokenizer.end_of_text], dtype=np.uint32), tokenizer.vocabulary)
     arrays: list[Tokens] = [end]
     text_bytes = 0

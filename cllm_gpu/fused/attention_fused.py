@@ -51,7 +51,6 @@ def launch(
         sums = launcher.scratch("attention_query_sums", (batch * heads * query_tiles * tiles.sums,), "float32")
     if call.terms is not None:
         partials = launcher.scratch("score_terms", (batch, heads, key_tiles, TERM_COUNT), "float32")
-        partials = partials if length else partials[:, :, :0]  # no query: no step that would write them
     everything = operands | gradients
     launcher.launch(
         call.fused_variant,
@@ -64,4 +63,5 @@ def launch(
         shared_bytes=tiles.shared_bytes,
         strided=frozenset(everything),
     )
-    return partials
+    # no query: nothing to sum, whether or not the kernel wrote zeros
+    return partials if partials is None or length else partials[:, :, :0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from cllm_gpu.data import Batches, open_dataset, prepare, shards
-from cllm_gpu.data.sources import Corpus
+from cllm_gpu.data.sources import Corpus, find_corpus
 from cllm_gpu.errors import UserError
+from cllm_gpu.tokenizers import load_tokenizer
 
 
 @pytest.fixture
@@ -76,7 +78,11 @@ def test_a_prepared_folder_or_shard_is_a_source(open_source, tmp_path: Path, boo
         again = open_source(source)
         assert np.array_equal(again.train.read(0, 100), prepared.train.read(0, 100))
         assert len(again.validation) == len(prepared.validation)
-    with pytest.raises(UserError, match=r"made with another tokenizer \(vocabulary 257, here 276\)"):
+    with pytest.raises(
+        UserError,
+        match=r"train.tokens was made with another tokenizer: bytes \([0-9a-f]{8}\), here it is "
+        r"\S+tokenizer.json \([0-9a-f]{8}\); give that one",
+    ):
         open_source(folder, tokenizer=str(bpe_path))
     (folder / "validation.tokens").unlink()
     with pytest.raises(UserError, match=r"cannot read .*validation.tokens"):
@@ -93,6 +99,37 @@ def test_parts_of_two_sets_do_not_mix(open_source, tmp_path: Path, book: Path) -
     shutil.copy(one / "train.tokens", one / "validation.tokens")
     with pytest.raises(UserError, match=r"validation.tokens belongs to another set"):
         open_source(one)
+
+
+def prepare_folder(source: Path, target: Path, tokenizer: str = "bytes") -> None:
+    prepare.new_folder(find_corpus(str(source)), load_tokenizer(tokenizer), target, fraction=0.1, seed=1, progress=None)
+
+
+def test_a_folder_made_ahead_of_time(open_source, tmp_path: Path, book: Path, bpe_path: Path) -> None:
+    tokenizer = str(bpe_path)
+    prepare_folder(book, tmp_path / "sets" / "book", tokenizer)
+    ahead, cached = open_source(tmp_path / "sets" / "book", tokenizer=tokenizer), open_source(book, tokenizer=tokenizer)
+    assert ahead.identity == cached.identity
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == ["book"]
+    with pytest.raises(UserError, match=r"book exists already: name a new folder for the shards"):
+        prepare_folder(book, tmp_path / "sets" / "book")
+    (tmp_path / "bad.txt").write_bytes(b"fine text\n" * 100 + b"\xff")
+    with pytest.raises(UserError, match="at byte 1000"):
+        prepare_folder(tmp_path / "bad.txt", tmp_path / "sets" / "bad")
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == ["book"]
+
+
+def test_documents_end_with_the_end_of_text(open_source, tmp_path: Path, bpe_path: Path) -> None:
+    texts = [f"text {i} says <|endoftext|> in words" for i in range(40)]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    dataset = open_source(tmp_path / "lines.jsonl", tokenizer=str(bpe_path))
+    found = []
+    for source in (dataset.train, dataset.validation):
+        tokens = source.read(0, len(source))
+        ends = np.flatnonzero(tokens == dataset.tokenizer.end_of_text)
+        assert ends[-1] == len(tokens) - 1
+        found += [dataset.tokenizer.decode(part) for part in np.split(tokens, ends + 1)[:-1]]
+    assert sorted(found) == sorted(texts)
 
 
 def test_a_damaged_cache_is_noticed(open_source, tmp_path: Path, book: Path) -> None:

@@ -172,3 +172,22 @@ class FullDisk:
 
     def close(self) -> None:
         self._file.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("bytes", "bytes"),
+        ("é" * 48, "é" * 48),
+        ("/a/long/place/" * 9 + "tokenizer.json", "…" + ("/a/long/place/" * 9 + "tokenizer.json")[-93:]),
+        ("€" * 33, "…" + "€" * 31),
+        ("a\udcff.json", "a?.json"),
+        ("", ""),
+    ],
+)
+def test_the_tokenizers_name_travels(tmp_path: Path, name: str, found: str) -> None:
+    written = header()
+    written.tokenizer = name
+    with ShardWriter(tmp_path / "s.tokens", written) as writer:
+        writer.add(np.array([1], dtype=np.uint32), 1)
+    assert open_shard(tmp_path / "s.tokens")[0].tokenizer == found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ from hypothesis import strategies as st
 
 from cllm_gpu.errors import UserError
 from cllm_gpu.tokenizers import (
+    END_OF_TEXT_NAMES,
     ByteTokenizer,
     HuggingFaceTokenizer,
     PatternTokenizer,
     Tokenizer,
     load_tokenizer,
+    require_same,
     tokenizer_from_dict,
 )
 
@@ -125,7 +129,7 @@ def test_every_tokenizer_survives_its_dictionary(bpe_path: Path) -> None:
     bpe_path.unlink()  # what a checkpoint stores must not need the file
     for tokenizer in chosen:
         again = tokenizer_from_dict(json.loads(json.dumps(tokenizer.as_dict())))
-        assert again.fingerprint == tokenizer.fingerprint
+        assert (again.fingerprint, again.name) == (tokenizer.fingerprint, tokenizer.name)
         assert (again.vocabulary, again.end_of_text) == (tokenizer.vocabulary, tokenizer.end_of_text)
         assert again.encode("ABC").tolist() == tokenizer.encode("ABC").tolist()
     assert len({tokenizer.fingerprint for tokenizer in chosen}) == 3
@@ -174,3 +178,29 @@ def test_a_tokenizer_of_another_kind() -> None:
     assert ids == [2, 4, 3]
     assert tokenizer.decode([*ids, 1]) == "cats sat"
     assert tokenizer.decode_bytes(ids) == b"cats sat"
+
+
+def test_another_tokenizer_is_refused_with_both_names(bpe_json: str) -> None:
+    one = HuggingFaceTokenizer(bpe_json, "one.json")
+    two = HuggingFaceTokenizer(bpe_json.replace("<|endoftext|>", "</s>"), "one.json")
+    require_same(one.as_dict(), one)
+    require_same(one.as_dict(), HuggingFaceTokenizer(bpe_json, "moved/one.json"))
+    require_same({"kind": "huggingface", "json": bpe_json}, one)  # as stored before names were
+    require_same({}, None)
+    names = {tokenizer: f"{tokenizer.name} ({tokenizer.fingerprint[:8]})" for tokenizer in (one, two, ByteTokenizer())}
+    assert names[one] != names[two]
+    for (found, there), (own, here) in itertools.permutations(names.items(), 2):
+        with pytest.raises(UserError, match=re.escape(f"another tokenizer: {there}, here it is {here};")):
+            require_same(found.as_dict(), own)
+    with pytest.raises(UserError, match=re.escape(f"another tokenizer: none, here it is {names[one]};")):
+        require_same({}, one)
+    with pytest.raises(UserError, match=re.escape(f"another tokenizer: {names[one]}, here it is none;")):
+        require_same(one.as_dict(), None)
+
+
+def test_a_tokenizer_without_end_of_text_says_what_is_accepted(bpe_json: str) -> None:
+    with pytest.raises(UserError) as raised:
+        HuggingFaceTokenizer(bpe_json.replace("<|endoftext|>", "<|nothing|>"), "mine.json")
+    assert str(raised.value).startswith("mine.json has no end-of-text token: one of ")
+    assert all(name in str(raised.value) for name in END_OF_TEXT_NAMES)
+    assert "\n" not in str(raised.value)

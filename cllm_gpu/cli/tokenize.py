@@ -1,0 +1,166 @@
+"""cllm-gpu tokenize"""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from cllm_gpu.cli.parsing import parse
+from cllm_gpu.config import DataConfig
+from cllm_gpu.data.bpe import Reading, learn_bpe, measure, require_vocabulary
+from cllm_gpu.data.dataset import open_prepared, text_corpus
+from cllm_gpu.data.prepare import new_folder
+from cllm_gpu.data.sources import Corpus
+from cllm_gpu.data.split import Part, require_fraction
+from cllm_gpu.display import reading_text
+from cllm_gpu.errors import UserError
+from cllm_gpu.files import clear_errors, readable_size, write_atomically
+from cllm_gpu.tokenizers import HuggingFaceTokenizer, Tokenizer, identified, load_tokenizer
+
+VOCABULARY = 8192
+OUTPUT = Path("tokenizer.json")
+
+
+@dataclass(frozen=True)
+class TokenizeOptions:
+    """Learn a byte-level BPE from a text, or use a tokenizer; prepare its shards.
+
+    cllm-gpu tokenize stdlib --vocabulary 8192 --output tokenizer.json
+
+    cllm-gpu tokenize FILE --tokenizer tokenizer.json --shards FOLDER
+    """
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """"stdlib", a text file, folder, glob or .jsonl file."""
+    vocabulary: int | None = None
+    """Tokens to learn, the 256 bytes and the end of text among them (None: 8192)."""
+    output: Path | None = None
+    """File to write, which must not exist yet (None: tokenizer.json)."""
+    tokenizer: str | None = None
+    """Learn none: use "bytes" or this tokenizer.json."""
+    shards: Path | None = None
+    """New folder for the text's tokens, to train from with --data.source FOLDER."""
+    validation_fraction: float = DataConfig.validation_fraction
+    """Share of the documents kept for validation, as --data.validation-fraction; not learnt from."""
+    seed: int = DataConfig.seed
+    """Of the choice of documents for validation, as --data.seed."""
+    megabytes: int = 500
+    """Learn from at most so much text, spread evenly over all of it."""
+
+
+def main(arguments: list[str]) -> int:
+    """Learn or load a tokenizer, measure it, prepare shards; exit status 0."""
+    options = parse(TokenizeOptions, arguments, command="tokenize")
+    _require_sense(options)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    corpus = text_corpus(options.source)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _learn(options, corpus, console)
+    if options.shards:
+        _prepare(options, options.shards, tokenizer, console)
+    elif options.tokenizer:
+        with reading_text(console, "reading text") as progress:
+            reading = Reading(corpus, fraction=options.validation_fraction, seed=options.seed, progress=progress)
+            measure(reading)
+        _say(console, f"{tokenizer.name}: vocabulary {tokenizer.vocabulary:,}, {_measured(reading, tokenizer)}")
+    _say(console, f"train with it: {_training_command(options, tokenizer)}")
+    return 0
+
+
+def _require_sense(options: TokenizeOptions) -> None:
+    """UserError, before anything is read, for options that cannot be followed."""
+    require_fraction(options.validation_fraction)
+    if options.tokenizer:
+        for name in ("vocabulary", "output"):
+            if getattr(options, name) is not None:
+                raise UserError(
+                    f"--{name} is for learning a tokenizer, --tokenizer for using one: leave one of them out"
+                )
+    else:
+        require_vocabulary(_vocabulary(options))
+        if options.megabytes < 1:
+            raise UserError(f"--megabytes is {options.megabytes}; it must be at least 1")
+        _require_free(options.output or OUTPUT, "--output")
+    if options.shards:
+        _require_free(options.shards, "--shards")
+
+
+def _require_free(path: Path, flag: str) -> None:
+    """UserError unless `path` is a name that is free, where this process can write."""
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} exists already: name another with {flag}, or remove it first")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    with clear_errors("write", path), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _vocabulary(options: TokenizeOptions) -> int:
+    return VOCABULARY if options.vocabulary is None else options.vocabulary
+
+
+def _learn(options: TokenizeOptions, corpus: Corpus, console: Console) -> Tokenizer:
+    """The tokenizer learnt from the training part, written to its file."""
+    path = options.output or OUTPUT
+    with reading_text(console, "reading text", then="learning tokens") as progress:
+        reading = Reading(
+            corpus,
+            fraction=options.validation_fraction,
+            seed=options.seed,
+            limit=options.megabytes * 1_000_000,
+            progress=progress,
+        )
+        json_text = learn_bpe(reading, _vocabulary(options))
+    tokenizer = HuggingFaceTokenizer(json_text, str(path))
+    write_atomically(path, json_text)
+    if tokenizer.vocabulary < _vocabulary(options):
+        _say(console, f"the text has no pair left that it repeats: fewer tokens than {_vocabulary(options):,}")
+    _say(console, f"learnt from {readable_size(reading.learnt.taken)} of {corpus.name}, validation text left out")
+    _say(console, f"vocabulary {tokenizer.vocabulary:,}, {_measured(reading, tokenizer)}")
+    _say(console, f"written: {identified(tokenizer.name, tokenizer.fingerprint)}")
+    return tokenizer
+
+
+def _measured(reading: Reading, tokenizer: Tokenizer) -> str:
+    train, validation = (_ratio(reading.samples[part].bytes_per_token(tokenizer)) for part in Part)
+    return f"bytes per token: {train} training, {validation} validation"
+
+
+def _ratio(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
+
+
+def _prepare(options: TokenizeOptions, folder: Path, tokenizer: Tokenizer, console: Console) -> None:
+    corpus = text_corpus(options.source)  # a fresh one, which counts the files it skips from zero
+    with reading_text(console, "preparing shards") as progress:
+        new_folder(
+            *(corpus, tokenizer, folder),
+            fraction=options.validation_fraction,
+            seed=options.seed,
+            progress=progress,
+        )
+    made = open_prepared(folder, tokenizer, str(folder))
+    for part, source in ((Part.TRAIN, made.train), (Part.VALIDATION, made.validation)):
+        documents = "1 document" if source.documents == 1 else f"{source.documents:,} documents"
+        counted = f"{len(source):,} tokens, {_ratio(source.bytes_per_token)} bytes per token"
+        _say(console, f"{part.name.lower()}: {documents}, {counted}")
+    _say(console, f"written: {folder}")
+
+
+def _training_command(options: TokenizeOptions, tokenizer: Tokenizer) -> str:
+    words = ["cllm-gpu", "train", "--data.source", str(options.shards or options.source)]
+    words += ["--data.tokenizer", tokenizer.name]
+    if not options.shards:  # the shards hold their split
+        if options.validation_fraction != DataConfig.validation_fraction:
+            words += ["--data.validation-fraction", f"{options.validation_fraction}"]
+        if options.seed != DataConfig.seed:
+            words += ["--data.seed", f"{options.seed}"]
+    return shlex.join(words)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False)

@@ -148,4 +148,5 @@ def table() -> str:
     for one in found["files"].values():
         ways.update(one["ways"])
     spoken = ", ".join(f"{name} {count}" for name, count in ways.most_common())
-    return "\n".join([*lines, "", f"Caught by: {spoken}."])
+    hours = found["total"]["seconds"] / 3600
+    return "\n".join([*lines, "", f"Caught by: {spoken}. One after another they took {hours:.1f} hours."])

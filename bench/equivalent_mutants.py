@@ -41,6 +41,8 @@ _STORE_SUMS = (
     "__stcg(sums + i * THREADS + threadIdx.x, make_float4(v[0], v[1], v[2], v[3]));",
 )
 _NO_COLUMNS = "more tiles past the head size, for which there are sums, too: they meet no others and none goes to dQ"
+_EACH_CHUNK = "for (int c = 0; c < CHUNKS; c++) {"
+_NO_CHUNK = "8 * CHUNKS chunks cover PADDED columns, so that the added round is left at once"
 _NEXT_FORWARD = ("if (begin + FORWARD_KEYS < end) start(begin + FORWARD_KEYS);", "copy_async_commit();")
 _NUMBERS = "copy_async_4(shared + i, numbers + (first + i < limit ? first + i : 0), first + i < limit);"
 _OTHER_NUMBER = (
@@ -165,6 +167,15 @@ EQUIVALENT: dict[Key, str] = {
         "< -> <=",
         1,
     ): "every store through p is guarded by at < limit",
+    (
+        "attention_tiles_float32.cuh",
+        _EACH_CHUNK,
+        "if ((x + 8 * c) * 4 >= PADDED) continue;",
+        "< -> <=",
+        1,
+    ): _NO_CHUNK,
+    ("attention_tiles_float32.cuh", _EACH_CHUNK, "const int column = (x + 8 * c) * 4;", "< -> <=", 1): _NO_CHUNK,
+    ("attention_fused_float32.cuh", _EACH_CHUNK, "const int column = (x + 8 * c) * 4;", "< -> <=", 1): _NO_CHUNK,
     (
         "embedding.cu",
         "const int count = rows - begin < SEGMENT ? int(rows - begin) : SEGMENT;",

@@ -221,10 +221,15 @@ def load_model(path: Path, which: Literal["best", "last"] = "best") -> Checkpoin
 
     Of a run's folder it takes the best checkpoint, or the newest when none was marked or `which` is "last".
     """
-    folder = _chosen(path, which)
-    manifest = read_manifest(folder)
+    folder, manifest = model_manifest(path, which)
     verify_file(folder / MODEL, manifest.files[MODEL])
     return _checkpoint(manifest, read_tensors(folder / MODEL), {})
+
+
+def model_manifest(path: Path, which: Literal["best", "last"] = "best") -> tuple[Path, Manifest]:
+    """The folder of the checkpoint that `load_model` would read, and its manifest alone. UserError as there."""
+    folder = _chosen(path, which)
+    return folder, read_manifest(folder)
 
 
 def _checkpoint(
@@ -263,6 +268,8 @@ def _chosen(path: Path, which: Literal["best", "last"]) -> Path:
             raise UserError(f"checkpoint {path} does not exist; give the folder of a run or of a checkpoint")
         if not path.is_dir():
             raise UserError(f"checkpoint {path} is a file; give the folder of a run or of a checkpoint")
+        if (path / "config.json").exists() and not (path / MANIFEST).exists():
+            raise UserError(f"{path} is a model as Hugging Face stores it: read it with `cllm-gpu import {path}` first")
         if (path / MANIFEST).exists() or (path / MODEL).exists() or re.fullmatch(r"step_\d+", path.name):
             return path
     run = path.parent if path.name == CHECKPOINTS else path

@@ -17,7 +17,9 @@ from typing import Any, Literal, get_args, get_type_hints
 from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.errors import UserError
 
-SizeName = Literal["tiny", "mini", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
+SizeName = Literal["tiny", "mini", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "custom"]
+INITIAL = "initial"
+"""Name of the tokenizer of the model that training begins from."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class ModelConfig:
     """The model; what is None is as the named size says."""
 
     size: SizeName = "mini"
-    """Named size: decides layers, heads, width and context."""
+    """Named size: decides layers, heads, width and context. custom: these four are given."""
     layers: int | None = None
     """Number of blocks."""
     heads: int | None = None
@@ -38,6 +40,8 @@ class ModelConfig:
     """Hidden width of the MLP (None: 4 times the width)."""
     context: int | None = None
     """Tokens in a training sequence."""
+    vocabulary: int | None = None
+    """Token ids the model has room for (None: as many as the tokenizer has)."""
     positions: Literal["learned", "rope"] = "learned"
     """Learned position embedding, or rotary embedding of queries and keys."""
     tied_head: bool = True
@@ -53,14 +57,20 @@ class ModelConfig:
 
     def architecture(self, vocabulary: int) -> Architecture:
         """The model's shape for a vocabulary. Raises UserError when it is impossible."""
-        sizes = SIZES[self.size]
-        chosen = {name: getattr(self, name) or sizes[name] for name in ("layers", "heads", "width", "context")}
-        for name in ("layers", "heads", "width", "context", "kv_heads", "mlp_width"):
+        for name in ("layers", "heads", "width", "context", "vocabulary", "kv_heads", "mlp_width"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"model.{name} is {value}; it must be at least 1")
+        sizes = SIZES.get(self.size, {})
+        chosen: dict[str, Any] = {}
+        for name in ("layers", "heads", "width", "context"):
+            chosen[name] = getattr(self, name) or sizes.get(name)
+            if chosen[name] is None:
+                raise UserError(f"model.size is {self.size}, which does not say model.{name}: give it too")
+        if self.vocabulary is not None and self.vocabulary < vocabulary:
+            raise UserError(f"model.vocabulary is {self.vocabulary}; the data has {vocabulary} token ids")
         return Architecture(
-            vocabulary=vocabulary,
+            vocabulary=self.vocabulary or vocabulary,
             kv_heads=self.kv_heads or chosen["heads"],
             mlp_width=self.mlp_width or 4 * chosen["width"],
             positions=self.positions,
@@ -71,6 +81,14 @@ class ModelConfig:
             **chosen,
         )
 
+    @classmethod
+    def of(cls, architecture: Architecture) -> ModelConfig:
+        """The section whose `architecture` is this one, everything written out."""
+        values = {f.name: getattr(architecture, f.name) for f in dataclasses.fields(architecture)}
+        lattice = values.pop("lattice")
+        attention: Literal["standard", "crystalline"] = "crystalline" if lattice else "standard"
+        return cls(size="custom", attention=attention, lattice=lattice or LatticeTerms(), **values)
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -80,7 +98,7 @@ class DataConfig:
     """"stdlib" (the Python standard library's own text), "patterns" (synthetic), or a text file, folder, glob,
     .jsonl file, folder of prepared shards, or llm.c .bin shards."""
     tokenizer: str = "bytes"
-    """"bytes", or the path of a tokenizer.json."""
+    """"bytes", the path of a tokenizer.json, or "initial": that of the model in --initial."""
     validation_fraction: float = 0.05
     """Share of the documents kept for validation."""
     seed: int = 1
@@ -178,6 +196,9 @@ class Config:
     """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
     output: Path | None = None
     """Folder of the run: configuration, metrics, checkpoints (None: the next free number in runs/)."""
+    initial: Path | None = None
+    """Run or checkpoint whose weights training begins from, with a fresh optimizer, schedule and step; the model's
+    shape and the tokenizer are then that model's (None: weights drawn from the seed)."""
 
     def __post_init__(self) -> None:
         for rule, message in _rules(self):
@@ -222,6 +243,10 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         ),
         (t.workers is None or t.workers >= 1, f"training.workers is {t.workers}; it must be at least 1"),
         (_positive(t.spike_deviations), f"training.spike_deviations is {t.spike_deviations}; it must be above 0"),
+        (
+            d.tokenizer != INITIAL or c.initial is not None,
+            f"data.tokenizer is {INITIAL!r}, but no model to begin from is named; give --initial",
+        ),
         (d.source.strip() != "", "data.source is empty; name a text, or stdlib"),
         (0 <= t.seed < 2**64, f"training.seed is {t.seed}; it must lie between 0 and 2^64 - 1"),
         (0 <= d.seed < 2**64, f"data.seed is {d.seed}; it must lie between 0 and 2^64 - 1"),
@@ -244,8 +269,11 @@ def _not_negative(x: float) -> bool:
     return math.isfinite(x) and x >= 0
 
 
-def load_toml(path: Path) -> Config:
-    """Configuration from a TOML file with the sections and names of `Config`. UserError naming the file and the key."""
+def load_toml(path: Path, under: Config | None = None) -> Config:
+    """Configuration from a TOML file with the sections and names of `Config`, over `under` (None: the defaults).
+
+    UserError naming the file and the key.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -253,16 +281,16 @@ def load_toml(path: Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read configuration file {path}: {error}") from None
     try:
-        return from_dict(tomllib.loads(text))
+        return from_dict(tomllib.loads(text), under)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def from_dict(values: dict[str, Any]) -> Config:
-    """Configuration from plain data, the inverse of `as_dict`; missing keys keep their defaults."""
-    return _build(Config, values, "")
+def from_dict(values: dict[str, Any], under: Config | None = None) -> Config:
+    """Configuration from plain data, the inverse of `as_dict`; missing keys are as in `under` (None: the defaults)."""
+    return _build(under or Config(), values, "")
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -301,9 +329,9 @@ def _toml_line(name: str, value: Any) -> str:
     return f"{name} = {value!r}"
 
 
-def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
-    hints = get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
+def _build(under: Any, values: dict[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(type(under))
+    names = {f.name for f in dataclasses.fields(under)}
     arguments = {}
     for name, value in values.items():
         if name not in names:
@@ -312,10 +340,10 @@ def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{name} is a section; write it as [{prefix}{name}]")
-            arguments[name] = _build(hint, value, f"{prefix}{name}.")
+            arguments[name] = _build(getattr(under, name), value, f"{prefix}{name}.")
         else:
             arguments[name] = _convert(value, hint, f"{prefix}{name}")
-    return cls(**arguments)
+    return dataclasses.replace(under, **arguments)
 
 
 def suggestion(name: str, known: Any) -> str:

@@ -34,6 +34,7 @@ from cllm_gpu.config import Config, as_dict, from_dict
 from cllm_gpu.data import Dataset
 from cllm_gpu.errors import UserError
 from cllm_gpu.files import clear_errors, write_atomically
+from cllm_gpu.initial import initial_configuration
 from cllm_gpu.training import Trainer
 
 RUNS = "runs.json"
@@ -130,7 +131,10 @@ def load_experiment(path: Path) -> Experiment:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: a seed stands twice in seeds")
     try:
-        experiment = Experiment(title, tuple(seeds), from_dict(values), _changes(variants))
+        base = from_dict(values)
+        if base.initial is not None:
+            base = from_dict(values, initial_configuration(base.initial))
+        experiment = Experiment(title, tuple(seeds), base, _changes(variants))
         experiment.variants()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -258,6 +262,9 @@ def _identity(config: Config) -> dict[str, Any]:
     values["training"] |= {"sample_tokens": 0, "sample_prompt": None}
     if values["model"]["attention"] == "standard":
         del values["model"]["lattice"], values["optimizer"]["lattice_rate"]
+    for section, name in ((values, "initial"), (values["model"], "vocabulary")):
+        if section[name] is None:  # runs kept before there was such a setting are still these
+            del section[name]
     return exact_json.loads(exact_json.dumps(values))
 
 

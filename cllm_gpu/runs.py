@@ -88,5 +88,7 @@ def saved_configuration(folder: Path) -> Config:
     """The configuration of the run in `folder`, wherever it lay before. UserError when the folder holds no run."""
     path = folder / CONFIGURATION
     if not path.is_file():
-        raise UserError(f"{folder} holds no run to resume ({CONFIGURATION} is missing)")
+        model = newest_checkpoint(folder) is not None
+        hint = f"; train its model further in a new run: --initial {folder}" if model else ""
+        raise UserError(f"{folder} holds no run to resume ({CONFIGURATION} is missing){hint}")
     return dataclasses.replace(load_toml(path), output=folder)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 (NumPy knows bfloat16, which safetensors asks it for, only after this)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -53,13 +54,14 @@ class FileRecord:
     """Of the whole file, hexadecimal."""
 
 
-def write_tensors(path: Path, arrays: Arrays) -> FileRecord:
+def write_tensors(path: Path, arrays: Arrays, *, written_for: str = "np") -> FileRecord:
     """Write a safetensors file and sync it. At most one array is copied at a time, and only if not contiguous.
 
+    `written_for` is the entry "format" of its metadata: transformers loads no file without its own framework's, "pt".
     Raises OSError as the system does, TypeError for a dtype that safetensors cannot hold.
     """
     ordered = dict(sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize))  # keeps every array aligned
-    return write_synced(path, _contents(ordered))
+    return write_synced(path, _contents(ordered, written_for))
 
 
 def write_synced(path: Path, pieces: Iterator[bytes | memoryview]) -> FileRecord:
@@ -79,8 +81,8 @@ def tensors_size(arrays: Arrays) -> int:
     return len(_header(arrays)) + sum(array.nbytes for array in arrays.values())
 
 
-def _header(arrays: Arrays) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
+def _header(arrays: Arrays, written_for: str = "np") -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": written_for}}
     start = 0
     for name, array in arrays.items():
         if array.dtype.name not in _CODES:
@@ -93,8 +95,8 @@ def _header(arrays: Arrays) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _contents(arrays: Arrays) -> Iterator[bytes | memoryview]:
-    yield _header(arrays)
+def _contents(arrays: Arrays, written_for: str) -> Iterator[bytes | memoryview]:
+    yield _header(arrays, written_for)
     for array in arrays.values():
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         data = np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
@@ -121,8 +123,14 @@ def verify_file(path: Path, record: FileRecord) -> None:
 
 def read_tensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """All arrays of a safetensors file, each a copy of its own. Raises UserError when it is not one."""
+    return dict(each_tensor(path))
+
+
+def each_tensor(path: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """Names and arrays of a safetensors file, one at a time. Raises UserError when it is not one."""
     try:
         with clear_errors("read", path), safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                yield name, file.get_tensor(name)
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file: {error}") from error

@@ -226,6 +226,10 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
+    def name_of(self, token: int) -> str:
+        """How a token is spelled in the vocabulary."""
+        return str(self._tokenizer.id_to_token(token))
+
     def as_dict(self) -> dict[str, Any]:
         return {"kind": "huggingface", "name": self.name, "json": self._json}
 
@@ -272,15 +276,20 @@ def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
     return decoder.get("type") == "ByteLevel"
 
 
-def _byte_level_table(ids: dict[str, int], added: dict[int, str]) -> dict[int, bytes]:
-    """Bytes of every id of a byte-level tokenizer.
+def byte_characters() -> dict[str, int]:
+    """GPT-2's alphabet, character → byte.
 
-    GPT-2's alphabet: the 188 printable Latin-1 characters stand for their own bytes, and the other 68 bytes, in
-    order, for the characters from U+0100 on (Radford et al. 2019, released code).
+    The 188 printable Latin-1 characters stand for their own bytes, and the characters from U+0100 on for the other 68
+    bytes, in order (Radford et al. 2019, released code).
     """
     own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     byte_of = {chr(byte): byte for byte in own}
-    byte_of |= {chr(0x100 + n): byte for n, byte in enumerate(b for b in range(256) if b not in set(own))}
+    return byte_of | {chr(0x100 + n): byte for n, byte in enumerate(b for b in range(256) if b not in set(own))}
+
+
+def _byte_level_table(ids: dict[str, int], added: dict[int, str]) -> dict[int, bytes]:
+    """Bytes of every id of a byte-level tokenizer."""
+    byte_of = byte_characters()
     table = {}
     for token, i in ids.items():
         spelled = [byte_of.get(character) for character in token]

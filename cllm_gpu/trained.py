@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,16 +29,21 @@ class TrainedModel:
 def open_trained(path: Path, backend: Backend, which: Literal["best", "last"] = "best") -> TrainedModel:
     """The model of a checkpoint, or of a run folder's best or last checkpoint. UserError when it cannot be used."""
     checkpoint = load_model(path, which)
-    try:
-        architecture = Architecture.from_dict(checkpoint.architecture)
-    except TypeError as error:
-        raise UserError(f"{path} describes a model this version does not know: {error}") from None
+    architecture = stored_architecture(checkpoint.architecture, path)
     dtype = next(iter(checkpoint.parameters.values())).dtype if checkpoint.parameters else np.dtype(np.float32)
     layout = Layout(parameter_specs(architecture), dtype)
     parameters = layout.views(backend.zeros(layout.size, dtype))
     match_parameters(checkpoint.parameters, parameters, backend)
     tokenizer = tokenizer_from_dict(checkpoint.tokenizer) if checkpoint.tokenizer else None
     return TrainedModel(Transformer(architecture, backend, parameters), tokenizer, checkpoint.step)
+
+
+def stored_architecture(values: dict[str, Any], path: Path) -> Architecture:
+    """The architecture in a checkpoint. UserError for one that only another version knows."""
+    try:
+        return Architecture.from_dict(values)
+    except TypeError as error:
+        raise UserError(f"{path} describes a model this version does not know: {error}") from None
 
 
 def require_tokenizer(trained: TrainedModel, path: Path) -> Tokenizer:

@@ -25,6 +25,7 @@ from cllm_gpu.data import IGNORE_INDEX, Batches, Dataset, evaluation_batches
 from cllm_gpu.errors import UserError
 from cllm_gpu.evaluation import Evaluation, evaluate
 from cllm_gpu.guards import StepGuard
+from cllm_gpu.initial import begin_from
 from cllm_gpu.interrupts import Interrupts
 from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.metrics import MetricsLog
@@ -141,10 +142,15 @@ class Trainer:
         self._saved_step = -1
         self._clock = time.perf_counter()
         self._interrupts = Interrupts()
+        self.origin: dict[str, Any] | None = None
+        """The model that the run began from, as plain data; None: from the seed."""
         self._due = False  # whether evaluation and checkpoint of the last step are still to be done
 
     def initialise(self) -> None:
-        """Fresh weights from the configured seed."""
+        """The weights of the model to begin from, or fresh ones from the configured seed."""
+        if self.config.initial is not None:
+            self.origin = begin_from(self.config, self.parameters, self.dataset.tokenizer, self.backend).as_dict()
+            return
         values = initial_values(self.layout, self.config.training.seed)
         self.parameters.flat[...] = self.backend.asarray(values)
 
@@ -328,6 +334,7 @@ class Trainer:
                 "smoothed": list(self._smoothed),
                 "due": self._due,
                 "data": self.dataset.identity,
+                "initial": self.origin,
             },
             parameters=self._host(self.parameters),
             optimizer={name: self._host(moments) for name, moments in self.optimizer.state.items()},
@@ -354,6 +361,7 @@ class Trainer:
         self.best_loss = state["best_loss"]
         self._smoothed = (state["smoothed"][0], state["smoothed"][1])
         self._due = state["due"]
+        self.origin = state.get("initial")  # older checkpoints have none
         self.done = self._saved_step = checkpoint.step
         if self.metrics:
             self.metrics.truncate_after(self.done)

@@ -6,10 +6,12 @@ import dataclasses
 import json
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 
 from cllm_gpu.comparison import Point
+from cllm_gpu.config import Config, ModelConfig
 from cllm_gpu.errors import UserError
 from cllm_gpu.experiment_report import experiment_data, experiment_sheet, plot_experiment
 from cllm_gpu.experiments import SeedRun, load_experiment, run_experiment, summarise
@@ -60,6 +62,22 @@ def test_variants_are_the_base_with_their_changes(write):
     assert two.training == standard.training
     shorter = dataclasses.replace(experiment.base, training=dataclasses.replace(experiment.base.training, steps=7))
     assert [config.training.steps for _, config in experiment.variants(shorter)] == [7, 7]
+
+
+def test_variants_may_begin_from_a_model(write, tmp_path, monkeypatch):
+    """The base is then of that model's shape, and what a variant changes stands over it."""
+    seen = []
+
+    def found(path):
+        seen.append(path)
+        model = ModelConfig.of(ModelConfig(size="tiny").architecture(300))
+        return Config(initial=path, model=model)
+
+    monkeypatch.setattr("cllm_gpu.experiments.initial_configuration", found)
+    text = TEXT.replace('size = "tiny"', "dropout = 0.5").replace("[training]", 'initial = "runs/001"\n[training]')
+    (_, standard), _ = load_experiment(write(text)).variants()
+    assert seen == [Path("runs/001")] == [standard.initial]
+    assert (standard.model.vocabulary, standard.model.width, standard.model.dropout) == (300, 64, 0.5)
 
 
 @pytest.mark.parametrize(

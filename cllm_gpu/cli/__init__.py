@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import keyword
 import os
 import sys
 
@@ -16,6 +17,8 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "evaluate": "loss, perplexity, bits per byte and accuracy on a text",
     "tokenize": "learn a tokenizer from a text, prepare token shards",
+    "import": "read a GPT-2 as Hugging Face stores it into a run",
+    "export": "write a model for Hugging Face transformers",
     "gradcheck": "compare every analytic gradient with a numerical one",
     "compare": "train with several optimizers, or several variants of a model, and compare",
     "report": "tables and pictures of finished runs",
@@ -66,7 +69,8 @@ def _dispatch(arguments: list[str]) -> int:
     name = arguments[0]
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{suggestion(name, COMMANDS)}")
-    return importlib.import_module(f"cllm_gpu.cli.{name}").main(arguments[1:])
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    return importlib.import_module(f"cllm_gpu.cli.{module}").main(arguments[1:])
 
 
 def _usage() -> str:

@@ -8,22 +8,28 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.cli.parsing import parse
 from cllm_gpu.data import evaluation_batches, open_text
 from cllm_gpu.errors import UserError
 from cllm_gpu.evaluation import evaluate, model_losses
+from cllm_gpu.multiple_choice import Choices, choose, read_hellaswag
 from cllm_gpu.runs import newest_run
-from cllm_gpu.trained import open_trained, require_tokenizer
+from cllm_gpu.tokenizers import Tokenizer
+from cllm_gpu.trained import TrainedModel, open_trained, require_tokenizer
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Loss, perplexity, bits per byte and accuracy of a trained model on a text."""
+    """Loss, perplexity, bits per byte and accuracy of a trained model on a text, or its choices in a task."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Text file, folder, glob or .jsonl file."""
+    """Text file, folder, glob or .jsonl file; with --task the file of the task."""
+    task: Literal["hellaswag"] | None = None
+    """Multiple choice instead, from a file of JSON lines: acc by the sum of log-likelihoods, acc_norm by character."""
     model: Path | None = None
     """Run folder or checkpoint (None: the newest run)."""
     checkpoint: Literal["best", "last"] = "best"
@@ -31,7 +37,7 @@ class EvaluateOptions:
     batch: int = 16
     """Sequences computed at a time."""
     batches: int = 0
-    """At most this many batches, spread evenly over the text; 0: the whole text."""
+    """At most this many batches, spread evenly over the text; 0: the whole text. Not for tasks."""
     json: bool = False
     """Print JSON instead of a line."""
     backend: str | None = None
@@ -43,8 +49,12 @@ def main(arguments: list[str]) -> int:
     options = parse(EvaluateOptions, arguments, command="evaluate")
     if options.batch < 1 or options.batches < 0:
         raise UserError(f"--batch {options.batch} must be at least 1 and --batches {options.batches} at least 0")
+    if options.task and options.batches:
+        raise UserError(f"--batches is for texts; --task {options.task} is always over the whole file")
     path = options.model or newest_run()
     trained = open_trained(path, get_backend(options.backend), options.checkpoint)
+    if options.task:
+        return _task(options, trained, require_tokenizer(trained, path))
     source = open_text(options.source, require_tokenizer(trained, path))
     batches = evaluation_batches(
         source, batch=options.batch, context=trained.model.architecture.context, limit=options.batches or None
@@ -60,3 +70,38 @@ def main(arguments: list[str]) -> int:
         f"accuracy {found.accuracy:.2%}  ({found.tokens:,} tokens, step {trained.step})"
     )
     return 0
+
+
+def _task(options: EvaluateOptions, trained: TrainedModel, tokenizer: Tokenizer) -> int:
+    """A task of multiple choice, with progress on a terminal's standard error."""
+    items = read_hellaswag(Path(options.source))
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        shown = bar.add_task(f"{options.task}", total=len(items))
+
+        def tell(done: int, so_far: Choices) -> None:
+            words = f"acc {so_far.accuracy:.1%} acc_norm {so_far.accuracy_per_character:.1%}"
+            bar.update(shown, completed=done, description=words)
+
+        found = choose(
+            items,
+            tokenizer,
+            model_losses(trained.model),
+            trained.model.backend.to_host,
+            context=trained.model.architecture.context,
+            batch=options.batch,
+            progress=tell,
+        )
+    if options.json:
+        print(json.dumps({"task": options.task, **found.as_dict()}))
+        return 0
+    shares = {"acc": found.accuracy, "acc_norm": found.accuracy_per_character}
+    words = "  ".join(f"{name} {share:.2%}{_spread(found, share)}" for name, share in shares.items())
+    print(f"{options.task}: {words}  ({found.items:,} items, step {trained.step})")
+    return 0
+
+
+def _spread(found: Choices, share: float) -> str:
+    error = found.standard_error(share)
+    return "" if error is None else f" ± {error:.2%}"

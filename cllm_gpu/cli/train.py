@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     backend = get_backend(config.backend, workers=config.training.workers)
     display = Display(config.training.steps, backend.memory_held)
     display.message(backend.description)
-    dataset = open_data(config, display)
+    dataset = open_data(config, display, config.output if options.resume else None)
     if dataset.tokenizer is not None:
         dataset.tokenizer.encode(config.prompt)  # a prompt it cannot read is an error before training
     architecture = config.model.architecture(dataset.vocabulary)
@@ -61,6 +61,8 @@ def _defaults(arguments: list[str]) -> TrainOptions:
     if known.resume:
         if known.config:
             raise UserError("--resume continues a run with its own configuration; leave --config out")
+        if known.initial:
+            raise UserError("--resume continues a run from its own weights; leave --initial out")
         return TrainOptions(saved_configuration(known.output or newest_run()))
     return TrainOptions(base_configuration(arguments))
 
@@ -77,6 +79,8 @@ def _run(
     try:
         if checkpoint is None:
             trainer.initialise()
+            if trainer.origin is not None:
+                display.message("training begins from the model in {path}, step {step}".format(**trainer.origin))
         else:
             trainer.restore(checkpoint)
             for line in (*checkpoint.passed_over, f"resumed {folder} at step {trainer.done}"):

@@ -45,7 +45,7 @@ class Dataset:
 def open_dataset(
     source: str,
     *,
-    tokenizer: str,
+    tokenizer: str | Tokenizer,
     validation_fraction: float,
     seed: int,
     cache_folder: Path,
@@ -56,7 +56,7 @@ def open_dataset(
 
     source:     "stdlib" (the standard library's .py files), "patterns", a text file, a folder of them, a glob, a .jsonl
                 file, a folder with prepared shards, or llm.c's .bin shards (file, folder or glob)
-    tokenizer:  see `load_tokenizer`; for llm.c shards the path of their tokenizer.json, or "bytes" for none
+    tokenizer:  one, or its name (see `load_tokenizer`); "bytes" is none for llm.c shards
     context:    tokens in a window; a training part too short for one is an error
     progress:   called with (bytes done, bytes in all) while text is prepared
     Raises UserError, one line, for whatever is wrong with the source.
@@ -65,7 +65,7 @@ def open_dataset(
     if (found := _llmc_files(source)) is not None:
         dataset = _open_foreign(source, found, tokenizer, validation_fraction)
     else:
-        chosen = load_tokenizer(tokenizer)
+        chosen = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         if source == "patterns":
             dataset = _open_patterns(chosen, seed)
         elif (folder := _shard_folder(source)) is not None:
@@ -126,8 +126,10 @@ def _open_patterns(tokenizer: Tokenizer, seed: int) -> Dataset:
     return Dataset(train, validation, tokenizer, tokenizer.vocabulary, None)
 
 
-def _open_foreign(source: str, paths: list[Path], tokenizer: str, fraction: float) -> Dataset:
-    chosen = None if tokenizer == "bytes" else load_tokenizer(tokenizer)
+def _open_foreign(source: str, paths: list[Path], tokenizer: str | Tokenizer, fraction: float) -> Dataset:
+    chosen = load_tokenizer(tokenizer) if isinstance(tokenizer, str) and tokenizer != "bytes" else None
+    if not isinstance(tokenizer, str):
+        chosen = tokenizer
     vocabulary = chosen.vocabulary if chosen else None
     train, validation = open_llmc(source, paths, fraction=fraction, vocabulary=vocabulary)
     return Dataset(train, validation, chosen, train.vocabulary, None)

@@ -44,6 +44,10 @@ Flags = tuple[str, ...]
         (["--data.source", ""], "data.source is empty"),
         (["--data.source", "~nosuchuser/x"], "~nosuchuser/x"),
         (["--output", "."], "a folder of its own"),
+        (["--initial", "elsewhere"], "elsewhere does not exist"),
+        (["--data.tokenizer", "initial"], "give --initial"),
+        (["--resume", "--initial", "elsewhere"], "leave --initial out"),
+        (["--model.size", "custom"], "does not say model.heads: give it too"),
     ],
 )
 def test_train(command: Command, workplace: Path, small: Flags, flags: list[str], expected: str) -> None:
@@ -73,6 +77,11 @@ def test_train(command: Command, workplace: Path, small: Flags, flags: list[str]
         (["report", "nowhere"], "nowhere"),
         (["compare", "--optimizers", "adma"], "--optimizers"),
         (["info", "--backend", "tpu"], "choose one of"),
+        (["import"], "DIR"),
+        (["import", "nowhere"], "config.json does not exist"),
+        (["import", "nowhere", "--tokenizer", "none.json"], "none.json"),
+        (["export", "nowhere", "--output", "out"], "nowhere does not exist"),
+        (["export", "nowhere"], "--output"),
     ],
 )
 def test_other_commands(command: Command, arguments: list[str], expected: str) -> None:

@@ -1,0 +1,36 @@
+"""cllm-gpu export"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cllm_gpu.backend import get_backend
+from cllm_gpu.cli.parsing import parse
+from cllm_gpu.huggingface import export_model
+from cllm_gpu.trained import open_trained
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a model as a GPT-2 that transformers loads (config.json, model.safetensors, tokenizer.json)."""
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """Run folder or checkpoint."""
+    output: Path
+    """Folder to write; new or empty."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint of a run folder."""
+
+
+def main(arguments: list[str]) -> int:
+    """Export; exit status 0."""
+    options = parse(ExportOptions, arguments, command="export")
+    trained = open_trained(options.model, get_backend("numpy", workers=1), options.checkpoint)
+    for note in export_model(trained.model, trained.tokenizer, options.output):
+        print(note)
+    print(f"exported step {trained.step} of {options.model} to {options.output}")
+    return 0

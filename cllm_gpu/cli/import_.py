@@ -1,0 +1,46 @@
+"""cllm-gpu import"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cllm_gpu.checkpoints import save_checkpoint
+from cllm_gpu.cli.parsing import parse
+from cllm_gpu.huggingface import import_model
+from cllm_gpu.runs import begin_run, writing
+from cllm_gpu.tokenizers import load_tokenizer
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Read a GPT-2 as Hugging Face stores it (config.json, model.safetensors, tokenizer files) into a run folder."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """The model's folder."""
+    output: Path | None = None
+    """Folder of the run (None: the next free number in runs/)."""
+    tokenizer: str | None = None
+    """"bytes", or the path of a tokenizer.json (None: the one in DIR)."""
+
+
+def main(arguments: list[str]) -> int:
+    """Import; exit status 0."""
+    options = parse(ImportOptions, arguments, command="import")
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    found = import_model(options.folder, tokenizer)
+    run = begin_run(options.output)
+    with writing(run):
+        save_checkpoint(run, found.checkpoint, keep_last=1, best=True)
+    a, count = found.architecture, sum(array.size for array in found.checkpoint.parameters.values())
+    for note in found.notes:
+        print(note)
+    print(
+        f"imported {options.folder}: {count:,} parameters, {a.layers} layers, width {a.width}, {a.heads} heads, "
+        f"context {a.context}, vocabulary {a.vocabulary}"
+    )
+    print(f"run folder {run}; to train it further: cllm-gpu train --initial {run} --data.source …")
+    return 0

@@ -1,0 +1,82 @@
+"""Writes a model as a folder that transformers loads: GPT2LMHeadModel and AutoTokenizer `.from_pretrained`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cllm_gpu.checkpoints import MODEL
+from cllm_gpu.errors import UserError
+from cllm_gpu.files import PARTIAL, clear_errors, remove, sync_folder
+from cllm_gpu.huggingface.gpt2 import HEAD, PREFIX, parameter_names, require_exportable, write_config
+from cllm_gpu.huggingface.importing import CONFIG
+from cllm_gpu.huggingface.tokenizer_files import TOKENIZER, tokenizer_config, tokenizer_text
+from cllm_gpu.model import Transformer
+from cllm_gpu.tensor_files import write_synced, write_tensors
+from cllm_gpu.tokenizers import Tokenizer
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+Array = np.ndarray[Any, Any]
+
+
+def export_model(model: Transformer, tokenizer: Tokenizer | None, target: Path) -> tuple[str, ...]:
+    """Write the new folder `target` with the model in float32; a line for each thing that is left out.
+
+    The folder is there completely or not at all. Raises UserError for a model that GPT-2 cannot express, and where
+    the folder holds something or cannot be written.
+    """
+    a = model.architecture
+    require_exportable(a)
+    text = tokenizer_text(tokenizer) if tokenizer else None
+    documents = {CONFIG: _json(write_config(a, tokenizer.end_of_text if tokenizer and text else None))}
+    if tokenizer and text:
+        documents[TOKENIZER] = text
+        documents[TOKENIZER_CONFIG] = _json(tokenizer_config(tokenizer, text, a.context))
+    _write_folder(target, documents, _renamed(model))
+    return () if text else (_without(tokenizer),)
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _without(tokenizer: Tokenizer | None) -> str:
+    if tokenizer is None:
+        return "the model has no tokenizer: none is exported"
+    return f"the tokenizer {tokenizer.as_dict()['kind']} has no Hugging Face form: none is exported"
+
+
+def _renamed(model: Transformer) -> dict[str, Array]:
+    """GPT-2's names → its arrays; on the host, views of the model's where those are float32."""
+    arrays = {}
+    for ours, (theirs, transposed) in parameter_names(model.architecture).items():
+        array = model.backend.to_host(model.parameters[ours]).astype(np.float32, copy=False)
+        arrays[theirs if theirs == HEAD else PREFIX + theirs] = array.T if transposed else array
+    return arrays
+
+
+def _write_folder(target: Path, documents: dict[str, str], weights: dict[str, Array]) -> None:
+    """Everything into a folder under a temporary name, synced, which then gets its own."""
+    place = target.absolute()
+    partial = place.with_name(f".{place.name}{PARTIAL}")
+    with clear_errors("write", target, sum(array.nbytes for array in weights.values())):
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise UserError(f"{target} is there already and not empty; choose another --output")
+        remove(partial)
+        partial.mkdir(parents=True)
+        try:
+            write_tensors(partial / MODEL, weights, written_for="pt")
+            for name, text in documents.items():
+                write_synced(partial / name, iter([text.encode()]))
+            sync_folder(partial)
+            if place.exists():
+                place.rmdir()
+            partial.rename(place)
+        except BaseException:
+            remove(partial)
+            raise
+        sync_folder(place.parent)

@@ -1,20 +1,29 @@
 """Damages the project's own kernels in one place at a time and reports the share that their tests catch.
 
     python bench/mutation.py [FILE …] [--kinds A,B] [--limit N] [--seed N] [--seconds N] [--processes N]
+                             [--again | --extend]
 
 Files are those of cuda/; all of them where none is named. Each mutant is judged by the file's tests in tests/fused, on
-the simulator with every memory access checked. Exits with status 1 when less than 95% of the mutants that change
-anything are caught.
+the simulator with every memory access checked. A file whose mutants were all tried has its entry in
+bench/results/mutation.json replaced. A run that was interrupted goes on where it was, as long as the sources, tests,
+fused operations and simulator are the same; --again forgets what was judged. After tests or checks were added, --extend
+takes over what was caught without them as long as the source itself is the same, and the result says how many. Exits
+with status 1 when less than 95% of the mutants that change anything are caught.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib
+import json
 import os
+import re
 import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,62 +31,172 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench import mutation_record as record  # noqa: E402
 from bench.equivalent_mutants import EQUIVALENT  # noqa: E402
+from cllm_gpu.compiler import cache_directory, require_compiler  # noqa: E402
 from cllm_gpu.fused import sources  # noqa: E402
 from cllm_gpu.simulator import mutation  # noqa: E402
 
+_WARM = ("ml_dtypes", "threadpoolctl", "cllm_gpu.fused.operations", "cllm_gpu.model", "cllm_gpu.simulator")
+"""What every check imports: once, before it is forked."""
 REQUIRED_SHARE = 0.95
+SECONDS_EACH = 1800.0
+TEST_SECONDS = 60.0
+"""Processor time that a test may take on a mutant; on the sound sources none takes a fifth of it."""
 _ROWWISE, _FLAT, _SEQUENCE = ("tests/fused/test_rowwise.py", "tests/fused/test_flat.py", "tests/fused/test_sequence.py")
-_ATTENTION = ("tests/fused/test_attention.py",)
+_ATTENTION = tuple(f"tests/fused/test_{name}.py" for name in ("tiles", "attention", "score_terms"))
+_TURNS = (*_ATTENTION, "tests/fused/test_turns.py")
+_ONE_KERNEL = "(in-one or counters or test_turns)"
+Place = tuple[int, str]
+"""Where a mutant begins, and its kind."""
+Found = tuple[str, float, bool]
+"""Verdict.how, seconds, and whether it was found with other tests than now."""
+
 TESTS: dict[str, tuple[str, ...]] = {
     "adam.cu": (_FLAT,),
-    "attention.cu": _ATTENTION,
+    "attention.cu": (*_ATTENTION, "-k", f"not {_ONE_KERNEL}"),
     "attention.cuh": _ATTENTION,
-    "attention_bfloat16.cuh": (*_ATTENTION, "-k", "bfloat16 or weights"),
-    "attention_float32.cuh": (*_ATTENTION, "-k", "float32 or weights"),
-    "attention_fused.cu": (*_ATTENTION, "-k", "in-one or counters"),
-    "attention_fused.cuh": (*_ATTENTION, "-k", "in-one or counters"),
-    "attention_fused_bfloat16.cuh": (*_ATTENTION, "-k", "in-one and bfloat16 or conflicts"),
-    "attention_fused_float32.cuh": (*_ATTENTION, "-k", "in-one and float32"),
-    "attention_tiles_bfloat16.cuh": (*_ATTENTION, "-k", "bfloat16 or weights"),
-    "attention_tiles_float32.cuh": (*_ATTENTION, "-k", "float32 or weights"),
-    "column_sum.cu": (_ROWWISE, "tests/fused/test_training.py"),
-    "columns.cuh": (_ROWWISE, "-k", "column_sum or layernorm_backward"),
-    "common.cuh": (_ROWWISE, *_ATTENTION, "-k", "layernorm_forward or bfloat16"),
+    "attention_bfloat16.cuh": (*_ATTENTION, "-k", f"(bfloat16 or weights) and not {_ONE_KERNEL}"),
+    "attention_float32.cuh": (*_ATTENTION, "-k", f"(float32 or weights) and not {_ONE_KERNEL}"),
+    "attention_fused.cu": (*_TURNS, "-k", _ONE_KERNEL),
+    "attention_fused.cuh": (*_TURNS, "-k", _ONE_KERNEL),
+    "attention_fused_bfloat16.cuh": (*_TURNS, "-k", f"({_ONE_KERNEL} or conflicts) and not float32"),
+    "attention_fused_float32.cuh": (*_TURNS, "-k", f"{_ONE_KERNEL} and not bfloat16"),
+    "attention_tiles_bfloat16.cuh": (*_ATTENTION, "-k", f"(bfloat16 or weights) and not {_ONE_KERNEL}"),
+    "attention_tiles_float32.cuh": (*_ATTENTION, "-k", f"(float32 or weights) and not {_ONE_KERNEL}"),
+    "column_sum.cu": (_ROWWISE, "tests/fused/test_linear.py", "-k", "column_sum or linear"),
+    "columns.cuh": (_ROWWISE, "-k", "column_sum or gelu_backward"),
+    "common.cuh": ("tests/simulator/test_common.py", _ROWWISE, "-k", "test_common or layernorm_forward"),
     "cross_entropy.cu": (_ROWWISE, "-k", "cross_entropy"),
     "dropout.cu": (_SEQUENCE, "-k", "dropout"),
-    "embedding.cu": (_SEQUENCE, "-k", "embedding"),
+    "embedding.cu": (_SEQUENCE, "-k", "embedding or runs"),
     "gelu.cu": (_ROWWISE, "-k", "gelu"),
     "layernorm.cu": (_ROWWISE, "-k", "layernorm"),
     "philox.cuh": (_SEQUENCE, "-k", "dropout"),
     "rotary.cu": (_SEQUENCE, "-k", "rotary"),
-    "symmetry.cu": (_SEQUENCE, "-k", "symmetry"),
     "storage.cuh": (_ROWWISE, _SEQUENCE),
+    "symmetry.cu": (_SEQUENCE, "-k", "symmetry"),
 }
 """Each source and the tests that answer for it."""
 
 
-class _FirstFailure:
-    """A pytest plugin that keeps the first failure's last line."""
+class _Judge:
+    """A pytest plugin that runs the tests that caught most before first, and keeps the first failure's first line."""
 
-    message = ""
+    def __init__(self, caught: Mapping[str, int], seconds: float) -> None:
+        self._caught, self._seconds = caught, seconds
+        self.message = ""
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: -self._caught.get(item.nodeid, 0))
+
+    def pytest_runtest_setup(self) -> None:
+        mutation.limit_processor_time(self._seconds)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and not self.message:
-            self.message = str(report.longrepr).strip().split("\n")[-1]
+            crash = getattr(report.longrepr, "reprcrash", None)
+            text = (crash.message if crash else str(report.longrepr)).strip()
+            self.message = f"{report.nodeid}: {text.partition(chr(10))[0]}"
 
 
-def check(tests: tuple[str, ...], folder: Path) -> None:
-    """Run the tests with the sources in `folder`. Raises AssertionError with the first failure."""
+def check(tests: Sequence[str], caught: Mapping[str, int], compiled: Path, folder: Path) -> None:
+    """Run the tests with the sources in `folder`, compiled into `compiled`, those that `caught` most before first.
+
+    Raises AssertionError "test: what it said" with the first failure.
+    """
     sources.source_directory = lambda: folder
     sources.load_source.cache_clear()
     sources.kernel_parameters.cache_clear()
-    os.environ["CLLM_SIMULATOR_CHECK"] = "1"
-    first = _FirstFailure()
+    os.environ |= {"CLLM_SIMULATOR_CHECK": "1", "CLLM_CACHE_DIR": str(compiled), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    sound = all(path.read_bytes() == (folder / path.name).read_bytes() for path in (ROOT / "cuda").iterdir())
+    judge = _Judge(caught, TEST_SECONDS / 5 if sound else TEST_SECONDS)
     options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
-    status = pytest.main([*options, *tests], plugins=[first])
+    status = pytest.main([*options, *tests], plugins=[judge])
     if status != pytest.ExitCode.OK:
-        raise AssertionError(first.message or f"pytest ended with {status!r}")
+        raise AssertionError(judge.message or f"pytest ended with {status!r}")
+
+
+class Journal:
+    """Verdicts as they come in, kept in the cache until anything changes that they depend on."""
+
+    def __init__(self, file: str, text: str, *, again: bool, extend: bool) -> None:
+        folder, own = cache_directory() / "mutation", f"{file}-{record.digest([text])[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{own}-{_state(file)}.jsonl"
+        if again:
+            self._path.unlink(missing_ok=True)
+        self._there = {(mutant.start, mutant.kind): mutant for mutant in mutation.mutants(file, text)}
+        self._verdicts = dict(_read(self._path))
+        self.caught: Counter[str] = Counter()
+        """Test → mutants it caught."""
+        for how, _, _ in self._verdicts.values():
+            self.caught[_test(how)] += 1
+        for earlier in sorted(folder.glob(f"{own}-*.jsonl")) if extend else ():
+            self._take_over(earlier)
+        self._whole = sum(mutant.key not in EQUIVALENT for mutant in self._there.values())
+
+    def _take_over(self, earlier: Path) -> None:
+        """What was caught with other tests."""
+        for place, (how, seconds, _) in _read(earlier):
+            if how != "survived" and place not in self._verdicts:
+                self._keep(place, (how, seconds, True))
+
+    def _keep(self, place: Place, found: Found) -> None:
+        self._verdicts[place] = found
+        self.caught[_test(found[0])] += 1
+        with self._path.open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps([place, found]) + "\n")
+
+    @property
+    def known(self) -> list[mutation.Verdict]:
+        """What was judged before."""
+        return [
+            mutation.Verdict(self._there[place], how != "survived", how, seconds=seconds)
+            for place, (how, seconds, _) in self._verdicts.items()
+        ]
+
+    @property
+    def taken_over(self) -> int:
+        """Number of verdicts of runs with other tests."""
+        return sum(taken for _, _, taken in self._verdicts.values())
+
+    def add(self, verdict: mutation.Verdict) -> None:
+        """Keep a verdict and show it."""
+        mutant = verdict.mutant
+        self._keep((mutant.start, mutant.kind), (verdict.how, round(verdict.seconds, 2), False))
+        word = "caught" if verdict.caught else "SURVIVED"
+        print(f"{len(self._verdicts)}/{self._whole} {word}: {mutant}: {verdict.how}", flush=True)
+
+
+def _read(path: Path) -> Iterator[tuple[Place, Found]]:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        (start, kind), (how, seconds, taken) = json.loads(line)
+        yield (start, kind), (how, seconds, taken)
+
+
+def _test(how: str) -> str:
+    return how.partition(": ")[0]
+
+
+def _state(file: str) -> str:
+    """Hash of all that a verdict on a mutant of `file` depends on."""
+    python = [*(ROOT / "cllm_gpu" / "fused").rglob("*.py"), *(ROOT / "cllm_gpu" / "simulator").rglob("*.?pp")]
+    python += [*(ROOT / "cllm_gpu" / "simulator").rglob("*.py"), *(ROOT / "cllm_gpu" / "simulator").rglob("*.h")]
+    paths = [*_relatives(file), *python, *(ROOT / name for name in record.test_files(TESTS[file]))]
+    return record.digest([*TESTS[file], *(path.read_text(encoding="utf-8") for path in sorted(paths))])[:32]
+
+
+def _relatives(file: str) -> list[Path]:
+    """The sources that are compiled with `file`: it, what it includes, what includes it, and what that includes."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "cuda").iterdir()}
+    included = {name: set(re.findall(r'#include "([^"]+)"', text)) for name, text in texts.items()}
+
+    def closure(name: str) -> set[str]:
+        return {name}.union(*map(closure, included[name]))
+
+    return [ROOT / "cuda" / name for name in set().union(*(closure(n) for n in texts if file in closure(n)))]
 
 
 def _arguments() -> argparse.Namespace:
@@ -86,33 +205,51 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kinds", default="", help="such as 'barrier removed,wait removed'; all where none is named")
     parser.add_argument("--limit", type=int, default=None, help="at most so many mutants of each file")
     parser.add_argument("--seed", type=int, default=0, help="draws the mutants where there is a limit")
-    parser.add_argument("--seconds", type=float, default=600.0, help="time for each file")
+    parser.add_argument("--seconds", type=float, default=None, help="time for each file; no limit where not given")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="judge all anew")
+    parser.add_argument("--extend", action="store_true", help="tests were added: judge only what was not caught before")
     return parser.parse_args()
+
+
+def judge(file: str, asked: argparse.Namespace, compiled: Path) -> mutation.Report:
+    """Try the mutants of one file; the result goes to the result file when none was left out."""
+    text = (ROOT / "cuda" / file).read_text(encoding="utf-8")
+    journal = Journal(file, text, again=asked.again, extend=asked.extend)
+    report = mutation.run(
+        ROOT / "cuda",
+        [file],
+        functools.partial(check, TESTS[file], journal.caught, compiled),
+        kinds=[kind for kind in asked.kinds.split(",") if kind],
+        limit=asked.limit,
+        seed=asked.seed,
+        seconds=asked.seconds,
+        seconds_each=SECONDS_EACH,
+        processes=asked.processes,
+        equivalent=EQUIVALENT,
+        known=journal.known,
+        progress=journal.add,
+    )
+    if report.untried == 0 and not asked.kinds:
+        record.merge(file, record.entry(file, text, TESTS[file], report, journal.taken_over), TESTS)
+    return report
 
 
 def main() -> int:
     """Run the files asked for and print their reports."""
     asked = _arguments()
     os.chdir(ROOT)
+    require_compiler()
     np.seterr(all="ignore")
+    for module in _WARM:
+        importlib.import_module(module)
     total = mutation.Report()
-    for file in asked.files or TESTS:
-        report = mutation.run(
-            ROOT / "cuda",
-            [file],
-            functools.partial(check, TESTS[file]),
-            kinds=[kind for kind in asked.kinds.split(",") if kind],
-            limit=asked.limit,
-            seed=asked.seed,
-            seconds=asked.seconds,
-            seconds_each=120.0,
-            processes=asked.processes,
-            equivalent=EQUIVALENT,
-        )
-        print(f"{file}\n{report}\n", flush=True)
-        total.verdicts += report.verdicts
-        total.untried += report.untried
+    with tempfile.TemporaryDirectory() as compiled:
+        for file in asked.files or TESTS:
+            report = judge(file, asked, Path(compiled))
+            print(f"{file}\n{report}\n", flush=True)
+            total.verdicts += report.verdicts
+            total.untried += report.untried
     print(f"all files\n{total}")
     return 0 if total.share >= REQUIRED_SHARE else 1
 

@@ -1,4 +1,4 @@
-"""Fills the README's tables from the committed result files; `--check` only says whether they agree.
+"""Fills the tables of the README and of docs/ from the committed result files; `--check` only says whether they agree.
 
 usage: python bench/readme_tables.py [--check]
 """
@@ -14,6 +14,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+sys.path.insert(0, str(ROOT))
+
+from bench import mutation_record  # noqa: E402
 
 
 def load(name: str) -> Any:
@@ -65,37 +68,42 @@ def cpu_training() -> str:
     return "\n".join([*lines, "", f"From the command to the first step done: {spoken}."])
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    "first_run": first_run,
-    "prepare_memory": prepare_memory,
-    "comparison": comparison,
-    "cpu_training": cpu_training,
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "first_run": first_run,
+        "prepare_memory": prepare_memory,
+        "comparison": comparison,
+        "cpu_training": cpu_training,
+    },
+    "docs/kernels.md": {"mutation": mutation_record.table},
 }
+"""Document → block → what stands in it."""
 
 
-def filled(text: str) -> str:
-    """The README with every block between its markers replaced by what the results say."""
-    for name, render in BLOCKS.items():
+def filled(document: str) -> str:
+    """The document with every block between its markers replaced by what the results say."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for name, render in BLOCKS[document].items():
         before, after = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         head, begin, rest = text.partition(before)
         _, end, tail = rest.partition(after)
         if not (begin and end):
-            raise SystemExit(f"README.md lacks the block {name}")
+            raise SystemExit(f"{document} lacks the block {name}")
         text = f"{head}{begin}{render()}\n{end}{tail}"
     return text
 
 
 def main() -> int:
-    """Write README.md, or with --check compare; exit status 1 when it differs."""
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = filled(before)
-    if "--check" in sys.argv[1:]:
-        if before != after:
-            print("README.md differs from bench/results: run python bench/readme_tables.py")
-        return int(before != after)
-    path.write_text(after, encoding="utf-8")
-    return 0
+    """Write the documents, or with --check compare; exit status 1 when one differs."""
+    differing = 0
+    for document in BLOCKS:
+        path, after = ROOT / document, filled(document)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(after, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != after:
+            print(f"{document} differs from bench/results: run python bench/readme_tables.py")
+            differing = 1
+    return differing
 
 
 if __name__ == "__main__":

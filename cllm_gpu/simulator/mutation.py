@@ -8,6 +8,7 @@ template brackets and pointers.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -78,6 +79,8 @@ class Verdict:
     how: str
     """The first line of the check's complaint; "timed out", "crashed", "survived", or why it is equivalent."""
     equivalent: bool = False
+    seconds: float = 0.0
+    """By the clock."""
 
 
 @dataclass
@@ -156,13 +159,17 @@ def run(
     seconds: float | None = None,
     processes: int = 1,
     equivalent: Mapping[Key, str] | None = None,
+    known: Iterable[Verdict] = (),
     progress: Callable[[Verdict], None] | None = None,
 ) -> Report:
     """Try mutants of `files` in `folder`; each runs in a forked process on a copy of the folder.
 
     kinds: the kinds of mutation to try; all where none is named. limit: at most so many, drawn with `seed` (all kinds
     alike); seconds: stop starting new ones after this time.
-    equivalent: Mutant.key to the reason why that mutation changes nothing.
+    seconds_each: a check that takes longer is stopped and the mutant counts as caught; so is one that passes a limit it
+    sets itself by `limit_processor_time`.
+    equivalent: Mutant.key to the reason why that mutation changes nothing. known: what an earlier, interrupted run
+    found. progress: called with each new verdict.
     Raises UserError where there is no fork, or when the check complains about the sources as they are.
     """
     if not hasattr(os, "fork"):
@@ -173,20 +180,22 @@ def run(
     random.Random(seed).shuffle(everything)
     chosen = everything if limit is None else everything[:limit]
     deadline = None if seconds is None else time.monotonic() + seconds
-    report = Report(untried=len(everything) - len(chosen))
+    report = Report()
     with tempfile.TemporaryDirectory() as scratch:
         runner = _Runner(folder, Path(scratch), check, seconds_each, processes)
         complaint = runner.judge_sound()
         if complaint:
             raise UserError(f"the check does not pass on the sources as they are: {complaint}")
-        known = equivalent or {}
-        waiting = [m for m in chosen if m.key not in known]
-        report.verdicts += [Verdict(m, False, known[m.key], True) for m in chosen if m.key in known]
+        same, judged = equivalent or {}, {verdict.mutant: verdict for verdict in known}
+        report.verdicts += [Verdict(m, False, same[m.key], True) for m in chosen if m.key in same]
+        chosen = [m for m in chosen if m.key not in same]
+        report.verdicts += [judged[m] for m in chosen if m in judged]
+        waiting = [m for m in chosen if m not in judged]
         for verdict in runner.judge_all(waiting, texts, deadline):
             report.verdicts.append(verdict)
             if progress is not None:
                 progress(verdict)
-        report.untried += len(chosen) - len(report.verdicts)
+    report.untried = len(everything) - len(report.verdicts)
     report.verdicts.sort(key=lambda v: (v.mutant.file, v.mutant.start, v.mutant.kind))
     return report
 
@@ -195,9 +204,14 @@ def run(
 class _Child:
     process: int
     pipe: int
-    deadline: float
+    begin: float
+    seconds: float
     mutant: Mutant | None
     folder: Path
+
+    @property
+    def deadline(self) -> float:
+        return self.begin + self.seconds
 
 
 class _Runner:
@@ -228,7 +242,7 @@ class _Runner:
             child, how = self._wait(running)
             running.remove(child)
             assert child.mutant is not None
-            yield Verdict(child.mutant, how != "survived", how)
+            yield Verdict(child.mutant, how != "survived", how, seconds=time.monotonic() - child.begin)
 
     def _start(self, mutant: Mutant | None, text: str) -> _Child:
         self._count += 1
@@ -242,7 +256,7 @@ class _Runner:
             os.close(pipe)
             _child_main(self._check, folder, far_end)
         os.close(far_end)
-        return _Child(process, pipe, time.monotonic() + self._seconds_each, mutant, folder)
+        return _Child(process, pipe, time.monotonic(), self._seconds_each, mutant, folder)
 
     def _wait(self, running: list[_Child]) -> tuple[_Child, str]:
         """Wait for one of the children to end, or end the one that is out of time."""
@@ -252,11 +266,30 @@ class _Runner:
             child = next((c for c in running if c.pipe in ready), first)
             if not ready and time.monotonic() < first.deadline:
                 continue
-            how = _read_all(child.pipe) if ready else _stop(child)
+            said = _read_all(child.pipe) if ready else _stop(child)
             os.close(child.pipe)
             _, status = os.waitpid(child.process, 0)
             shutil.rmtree(child.folder, ignore_errors=True)
-            return child, how or ("survived" if status == 0 else "crashed")
+            return child, said or _end(status)
+
+
+def _end(status: int) -> str:
+    """How a child ended that said nothing."""
+    out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+    return "survived" if status == 0 else "timed out" if out_of_time else "crashed"
+
+
+def limit_processor_time(seconds: float) -> None:
+    """For a check: this process may compute for so long from now on, or "timed out" is the verdict.
+
+    A busy machine hardly stretches the processor's time. Whole seconds count, rounded up. A later call replaces it.
+    """
+    import resource  # not there on Windows
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(used.ru_utime + used.ru_stime + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _child_main(check: Check, folder: Path, pipe: int) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from cllm_gpu.reference.dropout import Dropout
+from cllm_gpu.reference.philox import random_words
+
 EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
 
 
@@ -26,3 +29,9 @@ def close(name: str, got: Any, want: Any, *, storage: str, factor: float, least:
     worst = float(np.max(error - allowed))
     print(f"{name} {storage}: largest error {error.max():.3g}, float32 part of the bound {bound:.3g}")
     assert worst <= 0.0, f"{name} ({storage}): error {error.max():.3g} passes its bound by {worst:.3g}"
+
+
+def tied_dropout(*, seed: int, step: int, site: int, first_element: int) -> Dropout:
+    """A mask whose first element's word is the threshold itself: kept, but only just."""
+    word = random_words(np, first_element, 1, seed=seed, stream=(step, site))[0]
+    return Dropout(int(word) / 2.0**32, seed=seed, step=step, site=site, first_element=first_element)

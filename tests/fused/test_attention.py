@@ -46,16 +46,18 @@ class Case:
 
 
 CASES = [
+    Case(1, 130, 150, 4, 2, 16, True),  # first what finds most: several tiles of each, grouped queries
     Case(1, 1, 1, 1, 1, 32, True),
     Case(2, 65, 65, 2, 2, 64, True, packed=True),
     Case(1, 130, 130, 4, 2, 64, True, packed=True),  # two tiles, grouped queries
-    Case(1, 40, 40, 2, 1, 80, False),
+    Case(1, 128, 128, 2, 1, 64, True),  # whole tiles of every size
+    Case(1, 40, 48, 2, 1, 80, False),  # one whole tile of keys
     Case(2, 33, 70, 2, 2, 96, False),
     Case(1, 5, 131, 2, 1, 128, True),  # decoding with a cache: queries are the last positions
     Case(1, 1, 66, 3, 3, 64, True),
     Case(1, 140, 140, 1, 1, 128, True),
-    Case(1, 37, 37, 2, 2, 8, True, packed=True),  # head sizes off the usual list
-    Case(1, 20, 20, 1, 1, 19, True),
+    Case(1, 48, 48, 2, 2, 8, True, packed=True),  # head sizes off the usual list; one whole tile of dQ's keys
+    Case(1, 20, 40, 1, 1, 19, True),
     Case(1, 21, 35, 2, 1, 17, True),  # one column over whole groups of 4, 8 and 16
     Case(1, 35, 35, 2, 2, 18, True, packed=True),  # even, yet no whole groups of 4 or 8
     Case(1, 70, 3, 2, 2, 32, False),

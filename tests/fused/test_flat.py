@@ -170,3 +170,10 @@ def test_clipping_scalar(device: Device) -> None:
     assert abs(device.get(clip)[0] - 2.0 / 6.0) <= 1e-6
     squared_norm_on_device(device.launcher, x, clip=clip, maximum=13.0)
     assert device.get(clip)[0] == 1.0
+
+
+def test_a_gradient_of_zeros_is_not_clipped_to_nan(device: Device) -> None:
+    """Also where the greatest norm allowed is 0: 0 / 0 is never formed."""
+    clip = device.put(np.zeros(1, np.float32))
+    squared_norm_on_device(device.launcher, device.put(np.zeros(9, np.float32)), clip=clip, maximum=0.0)
+    assert device.get(clip)[0] == 1.0

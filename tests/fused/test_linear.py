@@ -14,7 +14,8 @@ from cllm_gpu.reference import linear as reference
 from tests.fused.comparison import close
 from tests.fused.devices import DTYPES, Device
 
-SHAPES = [(1, 1, 1), (5, 8, 24), (70, 33, 17)]  # N, K, M
+# N, K, M: one of each; wide; two chunks of rows; two tiles of columns too, one by one and wide
+SHAPES = [(1, 1, 1), (5, 8, 24), (70, 33, 17), (67, 3, 41), (70, 5, 264)]
 
 
 def _draw(rng: np.random.Generator, storage: str, *shape: int) -> np.ndarray[Any, Any]:

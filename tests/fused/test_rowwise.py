@@ -15,11 +15,11 @@ from cllm_gpu.reference import cross_entropy as reference_cross_entropy
 from cllm_gpu.reference import gelu as reference_gelu
 from cllm_gpu.reference import layernorm as reference_layernorm
 from cllm_gpu.reference.dropout import Dropout
-from tests.fused.comparison import close
+from tests.fused.comparison import close, tied_dropout
 from tests.fused.devices import DTYPES, Device
 
 # one row; a tile and one more; odd columns (no vector access); more than one warp's registers; beyond a block's
-SHAPES = [(1, 1), (5, 8), (9, 33), (70, 64), (5, 301), (3, 1024), (6, 1029), (2, 2056), (1, 20000)]
+SHAPES = [(1, 1), (5, 8), (9, 33), (70, 64), (9, 256), (5, 301), (3, 1024), (6, 1029), (2, 2056), (3, 4501), (2, 17000)]
 
 
 def _draw(rng: np.random.Generator, storage: str, *shape: int) -> np.ndarray[Any, Any]:
@@ -46,6 +46,22 @@ def test_layernorm_forward(device: Device, rng: Any, storage: str, shape: tuple[
     close("rstd", device.get(rstd), wants[2], storage="float32", factor=20)
 
 
+@pytest.mark.parametrize("shape", [(5, 33), (3, 1024)], ids=str)
+def test_layernorm_of_rows_far_from_zero(device: Device, rng: Any, shape: tuple[int, int]) -> None:
+    """The variance is taken about the mean: 1 beside a mean of 1000, where mean(x²) − mean² has no digit right.
+
+    The mean is known to 1000·2^-24 times a few, 2e-4; a variance about it is off by the square of that.
+    """
+    x = (1000.0 + rng.standard_normal(shape)).astype(np.float32)
+    out, mean, rstd = device.put(np.zeros_like(x)), *(device.put(np.zeros(shape[0], np.float32)) for _ in range(2))
+    weight = device.put(np.ones(shape[1], np.float32))
+    layernorm_forward(device.launcher, device.put(x), weight, None, out, mean, rstd, epsilon=1e-5)
+    wants = np.zeros(shape), np.zeros(shape[0]), np.zeros(shape[0])
+    reference_layernorm.layernorm_forward(np, *_wide(x, np.ones(shape[1]), None), *wants, epsilon=1e-5)
+    assert np.abs(device.get(rstd) / wants[2] - 1.0).max() <= 1e-6
+    assert np.abs(device.get(out) - wants[0]).max() <= 1e-3
+
+
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dropped", [False, True])
@@ -55,7 +71,7 @@ def test_residual_layernorm_forward(
     """The residual sum has the reference's own bits; the rest is the layer norm of it."""
     residual, branch = _draw(rng, storage, *shape), _draw(rng, storage, *shape)
     weight, bias = _draw(rng, storage, shape[1]), _draw(rng, storage, shape[1])
-    dropout = Dropout(0.25, seed=2**40 + 7, step=3, site=2, first_element=6) if dropped else None
+    dropout = tied_dropout(seed=2**40 + 7, step=3, site=2, first_element=6) if dropped else None
     out, mean, rstd = device.put(np.zeros_like(branch)), *(device.put(np.zeros(shape[0], np.float32)) for _ in "mr")
     stream = device.put(residual)
     residual_layernorm_forward(
@@ -140,7 +156,7 @@ def test_gelu_backward(device: Device, rng: Any, storage: str, shape: tuple[int,
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [*SHAPES, (300, 40)], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 40), (600, 5)], ids=str)
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_column_sum(device: Device, rng: Any, storage: str, shape: tuple[int, int], accumulate: bool) -> None:
     x, old = _draw(rng, storage, *shape), _draw(rng, "float32", shape[1])

@@ -13,7 +13,7 @@ from tests.fused.comparison import close
 from tests.fused.devices import DTYPES, Device
 from tests.fused.test_attention import EITHER
 
-SIZES = [(2, 70, 70, 2, 2, 64), (1, 40, 90, 4, 2, 128), (1, 9, 9, 2, 1, 24)]  # B, T, S, H, K, D
+SIZES = [(2, 70, 70, 2, 2, 64), (1, 40, 127, 4, 2, 128), (1, 64, 64, 2, 1, 24)]  # B, T, S, H, K, D
 
 
 def _coordinates(rng: Any, batch: int, positions: int) -> np.ndarray[Any, Any]:
@@ -86,6 +86,39 @@ def test_score_terms(
     # sums of T·S terms; in bf16 δ comes from the rounded output
     factor = 200.0 if storage == "float32" else 2.0**16
     close("dterms", device.get(dterms) - 1.0, want["dterms"], storage="float32", factor=factor, least=1.0)
+
+
+@EITHER
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("gamma", [300.0, -300.0])
+def test_a_term_that_all_scores_share_changes_nothing(
+    device: Device, rng: Any, storage: str, gamma: float, method: BackwardMethod
+) -> None:
+    """Softmax is blind to it, though exp(±300) is not a float; places of a tile that hold no query stay out of it."""
+    shape = (1, 70, 2, 64)
+    q, k, v, dout = (device.put(rng.standard_normal(shape).astype(np.float32).astype(DTYPES[storage])) for _ in "qkvo")
+    coordinates = _coordinates(rng, 1, 70)
+    coordinates[..., 3] = 1.0  # one id for all
+    results: list[list[Any]] = []
+    for shared in (0.0, gamma):
+        weights = device.put(np.array([[0.0, 0.0, shared]] * 2, np.float32))
+        options: dict[str, Any] = {
+            "causal": True,
+            "scale": 0.125,
+            "terms": CoordinateTerms(device.put(coordinates), weights),
+        }
+        out, dq, dk, dv = (device.put(np.full(shape, np.nan, q.dtype)) for _ in range(4))
+        lse, dterms = (device.put(np.zeros(sizes, np.float32)) for sizes in ((1, 2, 70), (2, 3)))
+        attention_forward(device.launcher, q, k, v, out, lse, **options)
+        attention_backward(
+            device.launcher, dout, q, k, v, out, lse, dq, dk, dv, dterms=dterms, method=method, **options
+        )
+        results.append([device.get(x).astype(np.float64) for x in (out, dq, dk, dv, lse - np.float32(shared))])
+    # a score near 300 is known to 300·2^-24 and so is its lse; in bf16 weights may round to the other neighbour
+    relative = 16.0 * 300.0 * 2.0**-24 if storage == "float32" else 2.0**-5
+    for name, got, want in zip(("out", "dq", "dk", "dv", "lse"), results[1], results[0], strict=True):
+        error = float(np.abs(got - want).max())
+        assert error <= relative * np.abs(want).max(), f"{name}: {error:.3g}"
 
 
 @EITHER

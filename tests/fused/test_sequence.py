@@ -17,7 +17,7 @@ from cllm_gpu.reference import embedding as reference_embedding
 from cllm_gpu.reference import rotary as reference_rotary
 from cllm_gpu.reference import symmetry as reference_symmetry
 from cllm_gpu.reference.dropout import Dropout
-from tests.fused.comparison import close
+from tests.fused.comparison import close, tied_dropout
 from tests.fused.devices import DTYPES, Device
 
 
@@ -28,7 +28,7 @@ def _draw(rng: np.random.Generator, storage: str, *shape: int) -> np.ndarray[Any
 @pytest.mark.parametrize("size", [1, 3, 4, 1023, 4100])
 @pytest.mark.parametrize("first_element", [0, 1, 6, 2**33 + 3])
 def test_dropout_has_the_references_bits(device: Device, rng: Any, size: int, first_element: int) -> None:
-    dropout = Dropout(0.3, seed=2**63 + 12345, step=2**31 + 5, site=4, first_element=first_element)
+    dropout = tied_dropout(seed=2**63 + 12345, step=2**31 + 5, site=4, first_element=first_element)
     x = _draw(rng, "float32", size)
     want, out = np.empty_like(x), device.put(np.empty_like(x))
     reference_dropout.dropout_forward(np, x, want, dropout=dropout)

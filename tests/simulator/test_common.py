@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import ml_dtypes
 import numpy as np
 import pytest
 
 from cllm_gpu.fused.nvrtc import compile_kernels, load_nvrtc
+from cllm_gpu.fused.sources import source_directory
 from cllm_gpu.simulator import RawModule, Schedule
-
-CUDA = Path(__file__).parents[2] / "cuda"
 
 SOURCE = r"""
 #include "common.cuh"
@@ -19,7 +16,9 @@ extern "C" __global__ void reductions(const float* x, float* y) {
     __shared__ float scratch[4];
     const int t = threadIdx.x;
     const float total = block_sum<4>(x[t], scratch), largest = block_max<4>(x[t], scratch);
-    y[4 * t] = total, y[4 * t + 1] = largest, y[4 * t + 2] = warp_sum(x[t]), y[4 * t + 3] = warp_max(x[t]);
+    const float square = block_sum<4>(x[t] * x[t], scratch);  // after either the scratch is free at once
+    y[5 * t] = total, y[5 * t + 1] = largest, y[5 * t + 2] = warp_sum(x[t]), y[5 * t + 3] = warp_max(x[t]);
+    y[5 * t + 4] = square;
 }
 extern "C" __global__ void vectors(const bf16* b, const float* f, bf16* b_out, float* f_out, bf16* b8) {
     const int t = threadIdx.x;
@@ -67,12 +66,12 @@ extern "C" __global__ void tensor(const bf16* x, float* y) {
 
 @pytest.fixture(scope="module", params=[False, True], ids=["fast", "checked"])
 def module(request: pytest.FixtureRequest) -> RawModule:
-    return RawModule(code=SOURCE, options=(f"-I{CUDA}",), check=request.param)
+    return RawModule(code=SOURCE, options=(f"-I{source_directory()}",), check=request.param)
 
 
 def test_reductions(module: RawModule) -> None:
     x = np.random.default_rng(0).integers(-50, 51, 128).astype(np.float32)
-    y = np.zeros((128, 4), np.float32)
+    y = np.zeros((128, 5), np.float32)
     module.get_function("reductions")((1,), (128,), (x, y), schedule=Schedule(3))
     warps = x.reshape(4, 32)
     expected = np.stack(
@@ -81,6 +80,7 @@ def test_reductions(module: RawModule) -> None:
             np.full(128, x.max()),
             np.repeat(warps.sum(axis=1), 32),
             np.repeat(warps.max(axis=1), 32),
+            np.full(128, (x * x).sum()),
         ],
         axis=1,
     )
@@ -115,6 +115,7 @@ def test_approximate_functions(module: RawModule) -> None:
     x = np.linspace(-4, 4, 32, dtype=np.float32)
     x[0] = -np.inf
     x[1] = -140.0  # a subnormal result, flushed
+    x[2] = -126.0  # the smallest that is not
     y = np.zeros((6, 32), np.float32)
     module.get_function("functions")((1,), (32,), (x, y))
     exact = np.exp2(x.astype(np.float64))
@@ -140,5 +141,5 @@ def test_tensor_core_on_the_identity(module: RawModule) -> None:
 def test_nvrtc_takes_all_of_it(architecture: str) -> None:
     if load_nvrtc() is None:
         pytest.skip("not run: NVRTC is not installed (pip install nvidia-cuda-nvrtc-cu12)")
-    found = compile_kernels(SOURCE, "common_test.cu", (f"-I{CUDA}", "-std=c++17"), architecture)
+    found = compile_kernels(SOURCE, "common_test.cu", (f"-I{source_directory()}", "-std=c++17"), architecture)
     assert {resources.kernel for resources in found} == {"reductions", "vectors", "copies", "functions", "tensor"}

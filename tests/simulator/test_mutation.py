@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 
 from bench import equivalent_mutants
 from cllm_gpu.errors import UserError
-from cllm_gpu.simulator import RawKernel, Schedule
-from cllm_gpu.simulator.mutation import mutants, run
+from cllm_gpu.simulator import RawKernel, Schedule, mutation
+from cllm_gpu.simulator.mutation import Verdict, mutants, run
 
 # Sums of rows, a tile of 32 columns at a time, copied one tile ahead. The last barrier of the loop keeps the next copy
 # from overwriting a tile that is still being read.
@@ -118,6 +119,30 @@ def test_a_mutant_that_never_ends_is_stopped(folder: Path) -> None:
     report = run(folder, ["row_sums.cu"], check, limit=2, seconds_each=0.3, processes=2)
     assert [v.how for v in report.verdicts] == ["timed out", "timed out"]
     assert report.share == 1.0
+
+
+def test_a_check_may_limit_its_processor_time(folder: Path) -> None:
+    """A check that waits is not stopped, one that computes for ever is."""
+
+    def check(changed: Path) -> None:
+        mutation.limit_processor_time(0.5)
+        sound = (changed / "row_sums.cu").read_text(encoding="utf-8") == SOURCE
+        time.sleep(0.0 if sound else 1.5)
+        while not sound:
+            pass
+
+    report = run(folder, ["row_sums.cu"], check, limit=2, seconds_each=60, processes=2)
+    assert [v.how for v in report.verdicts] == ["timed out", "timed out"]
+    assert all(1.5 < v.seconds < 30 for v in report.verdicts)
+
+
+def test_what_is_known_is_not_judged_again(folder: Path) -> None:
+    first = run(folder, ["row_sums.cu"], lambda _: None, limit=3)
+    seen: list[Verdict] = []
+    whole = run(folder, ["row_sums.cu"], lambda _: None, known=first.verdicts, progress=seen.append)
+    assert whole.untried == 0
+    assert len(seen) == len(whole.verdicts) - 3
+    assert not {v.mutant for v in seen} & {v.mutant for v in first.verdicts}
 
 
 def test_a_failing_check_is_an_error(folder: Path) -> None:

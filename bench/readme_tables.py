@@ -68,6 +68,25 @@ def cpu_training() -> str:
     return "\n".join([*lines, "", f"From the command to the first step done: {spoken}."])
 
 
+def crystalline_default() -> str:
+    """Loss and gain of every variant over the seeds; step times are measured in pairs elsewhere (lattice_cpu.py)."""
+    found = load("crystalline_default.json")
+    lines = [
+        "| attention | parameters | validation loss (nats/byte) | gain | least gain |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in found["summaries"]:
+        loss = f"{statistics.fmean(row['losses']):.4f} ± {statistics.stdev(row['losses']):.4f}"
+        gain = f"{statistics.fmean(row['gains']):+.4f} ± {statistics.stdev(row['gains']):.4f}"
+        least = f"{min(row['gains']):+.4f}"
+        if row is found["summaries"][0]:
+            gain = least = "–"
+        lines.append(f"| {row['variant']} | {row['parameters']:,} | {loss} | {gain} | {least} |")
+    seeds = ", ".join(map(str, found["seeds"]))
+    made = found["made"]
+    return "\n".join([*lines, "", f"Mean ± standard deviation over seeds {seeds}; {made['system']}, {made['date']}."])
+
+
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "first_run": first_run,
@@ -76,6 +95,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "cpu_training": cpu_training,
     },
     "docs/kernels.md": {"mutation": mutation_record.table},
+    "docs/crystalline.md": {"crystalline_default": crystalline_default},
 }
 """Document → block → what stands in it."""
 

@@ -19,6 +19,9 @@ COLOURS = 8
 MOST_POINTS = 600
 """Points of a line that are drawn; of more, the extremes of each stretch."""
 
+FEW_DOTS = 40
+"""Of more dots on a line each is drawn smaller."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -45,6 +48,8 @@ class Chart:
     lines: tuple[Line, ...]
     log: bool = False
     """Logarithmic vertical axis; values that are not above 0 are left out."""
+    settling: float = 0.0
+    """Share of the steps, from the start, that does not decide how far the axis reaches."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,8 @@ def svg(chart: Chart) -> str:
     lines = [line for line in lines if line.x]
     if not lines:
         return ""
-    deciding = [line for line in lines if not line.faint] or lines
     across = axis_over([0.0, *(x for line in lines for x in line.x)], margin=0.0)
-    up = axis_over([y for line in deciding for y in line.y], margin=0.05, log=chart.log)
+    up = axis_over(_deciding(lines, chart.settling * across.high), margin=0.05, log=chart.log)
     # as far as the edge on the right, where the last point's dot reaches over the axis' end
     box = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT}" height="{HEIGHT - TOP - BOTTOM}"'
     return "\n".join(
@@ -83,6 +87,15 @@ def svg(chart: Chart) -> str:
             "</svg>",
         ]
     )
+
+
+def _deciding(lines: list[Line], settled: float) -> list[float]:
+    """The values that decide how far the axis reaches: of lines that are not faint, and after the step `settled`."""
+    for chosen in ([line for line in lines if not line.faint], lines):
+        for first in (settled, 0.0):
+            if values := [y for line in chosen for x, y in zip(line.x, line.y, strict=True) if x >= first]:
+                return values
+    return []
 
 
 def drawable(line: Line, *, log: bool) -> Line:
@@ -128,10 +141,12 @@ def ticks(axis: Axis, most: int = 5) -> list[float]:
     if axis.log and (found := _log_ticks(axis, most)):
         return found
     step = 10.0 ** math.floor(math.log10((axis.high - axis.low) / most))
-    factor = next(f for f in (1, 2, 5, 10, 20) if (axis.high - axis.low) / (f * step) <= most)
-    step *= factor
-    first, last = math.ceil(axis.low / step - 1e-9), math.floor(axis.high / step + 1e-9)
-    return [n * step for n in range(first, last + 1)][:most]
+    for factor in (1, 2, 5, 10, 20):
+        first = math.ceil(axis.low / (factor * step) - 1e-9)
+        last = math.floor(axis.high / (factor * step) + 1e-9)
+        if last - first < most:
+            return [n * factor * step for n in range(first, last + 1)]
+    return []
 
 
 def _log_ticks(axis: Axis, most: int) -> list[float]:
@@ -163,7 +178,7 @@ def _grid(across: Axis, up: Axis) -> list[str]:
         y = TOP + (1 - up.place(value)) * (bottom - TOP)
         marks.append(f'<path class="rule" d="M{LEFT} {y:.1f}H{right}"/>')
         marks.append(f'<text x="{LEFT - 8}" y="{y:.1f}" dy=".35em" text-anchor="end">{short(value)}</text>')
-    for value in ticks(across):
+    for value in (value for value in ticks(across) if value == round(value)):  # there is no half step
         x = LEFT + across.place(value) * (right - LEFT)
         anchor = "end" if x > right - 12 else "middle"
         marks.append(f'<path class="rule" d="M{x:.1f} {bottom}v5"/>')
@@ -183,8 +198,9 @@ def _line(line: Line, across: Axis, up: Axis) -> str:
     name = f"<title>{escaped(line.label)}</title>"
     marks = [f'<path class="line {colour} {style}" d="M{path}">{name}</path>']
     if line.dotted or len(places) == 1:
+        radius = 3.5 if len(places) <= FEW_DOTS else 1.5
         marks += [
-            f'<circle class="{colour}" cx="{px:.1f}" cy="{py:.1f}" r="3.5">'
+            f'<circle class="{colour}" cx="{px:.1f}" cy="{py:.1f}" r="{radius}">'
             f"<title>{escaped(line.label)}, step {x:,.0f}: {y:.6g}</title></circle>"
             for (px, py), x, y in zip(places, line.x, line.y, strict=True)
         ]

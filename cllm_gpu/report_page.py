@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from cllm_gpu.charts import Chart, Line, escaped, svg
+from cllm_gpu.charts import COLOURS, Chart, Line, escaped, svg
 from cllm_gpu.config import to_toml
 from cllm_gpu.files import readable_size, write_atomically
 from cllm_gpu.report_style import STYLE
 from cllm_gpu.reporting import RunRecord, Sheet, differences_sheet, runs_sheet
+
+LONG_TITLE = 80
+"""Letters; more names of runs than that are left to the table."""
+SETTLING = 0.02
+"""Share of a run's steps in which its loss falls so far that all the rest would look flat."""
 
 
 def write_page(runs: Sequence[RunRecord], path: Path) -> None:
@@ -22,7 +27,8 @@ def write_page(runs: Sequence[RunRecord], path: Path) -> None:
 
 def page(runs: Sequence[RunRecord]) -> str:
     """The page: the runs' table, and those of its other parts that the runs have something for."""
-    title = ("Run " if len(runs) == 1 else "Runs ") + ", ".join(run.name for run in runs)
+    names = ", ".join(run.name for run in runs)
+    title = f"Run {names}" if len(runs) == 1 else f"Runs {names}" if len(names) <= LONG_TITLE else f"{len(runs)} runs"
     parts = [summary(runs), curves(runs), memory(runs), samples(runs), configurations(runs)]
     return "\n".join(
         [
@@ -52,17 +58,16 @@ def summary(runs: Sequence[RunRecord]) -> str:
 
 def curves(runs: Sequence[RunRecord]) -> str:
     """Losses, learning rate, gradient norm and speed over the steps."""
+    validated = "; dashed: validation" if any(run.evaluations for run in runs) else ""
+    losses = tuple(line for number, run in enumerate(runs) for line in _losses(run, number))
     charts = (
-        Chart(
-            "Loss",
-            "nats/token; faint: of every step",
-            tuple(line for number, run in enumerate(runs) for line in _losses(run, number)),
-        ),
+        Chart("Loss", f"nats/token; training, smoothed; faint: every step{validated}", losses, settling=SETTLING),
         Chart("Learning rate", "", _lines(runs, "rate")),
         Chart("Gradient norm before clipping", "logarithmic", _lines(runs, "gradient_norm"), log=True),
         Chart("Speed", "tokens/s", _lines(runs, "tokens_per_second")),
     )
-    return section("Curves", f'<div class="charts">{"".join(figure(chart) for chart in charts)}</div>')
+    keys = "".join(f"<li>{_swatch(number)}{escaped(run.name)}</li>" for number, run in enumerate(runs))
+    return section("Curves", f'<div class="charts">{"".join(figure(chart, keys) for chart in charts)}</div>')
 
 
 def _losses(run: RunRecord, colour: int) -> Iterable[Line]:
@@ -136,17 +141,15 @@ def table(sheet: Sheet) -> str:
     return f"{box}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>"
 
 
-def figure(chart: Chart) -> str:
-    """A chart under its title and the names of its lines; "" when it has no point."""
+def figure(chart: Chart, keys: str) -> str:
+    """A chart under its title and the `keys` of its colours; "" when it has no point."""
     drawn = svg(chart)
     if not drawn:
         return ""
-    named = [line for line in chart.lines if line.x and not line.faint]
-    keys = "".join(f"<li>{_swatch(line)}{escaped(line.label)}</li>" for line in named)
     unit = f" <small>{escaped(chart.unit)}</small>" if chart.unit else ""
     return f"<figure><figcaption>{escaped(chart.title)}{unit}<ul>{keys}</ul></figcaption>{drawn}</figure>"
 
 
-def _swatch(line: Line) -> str:
-    style = f"line c{line.colour}" + (" dotted" if line.dotted else "")
+def _swatch(colour: int) -> str:
+    style = f"line c{colour % COLOURS}"
     return f'<svg class="swatch" viewBox="0 0 24 8" aria-hidden="true"><path class="{style}" d="M0 4H24"/></svg>'

@@ -21,12 +21,13 @@ h3 { font-size: 1rem; margin: 1rem 0 .5rem }
 p, small { color: var(--soft) }
 small { font-weight: normal }
 .scroll { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; width: max-content; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule) }
 th:first-child { padding-left: 0 }
 .text { text-align: left }
 thead th { color: var(--soft); font-weight: normal }
 tbody th { font-weight: 600 }
+th { max-width: 18rem; white-space: normal; overflow-wrap: anywhere }
 pre { margin: .5rem 0; padding: .75rem; overflow: auto; max-height: 28rem; background: var(--panel); border-radius: 6px;
   font: 13px/1.45 ui-monospace, monospace; tab-size: 4 }
 details { margin: .25rem 0 }
@@ -37,14 +38,15 @@ figcaption { font-weight: 600 }
 figcaption ul { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: .25rem 0; padding: 0;
   font-size: .875rem; font-weight: normal; color: var(--soft) }
 figure > svg { display: block; width: 100%; height: auto }
-.swatch { width: 24px; height: 8px; margin-right: .4rem }
+figcaption li { display: flex; align-items: center; min-width: 0 }
+.swatch { flex: none; width: 24px; height: 8px; margin-right: .4rem }
 svg text { font-size: 13px; fill: var(--soft) }
 .rule { stroke: var(--rule) }
 .axis { stroke: var(--soft) }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round }
 .dotted { stroke-dasharray: 5 4 }
 .faint { stroke-width: 1; opacity: .25 }
-@media (max-width: 40rem) { body { padding: .75rem } svg text { font-size: 19px } .line { stroke-width: 2.4 }
-  .faint { stroke-width: 1 } }
+@media (max-width: 40rem) { body { padding: .75rem } th { max-width: 9.5rem }
+  svg text { font-size: 19px } .line { stroke-width: 2.4 }  .faint { stroke-width: 1 } }
 @media print { pre { max-height: none } }
 """ + "".join(f".c{n} {{ stroke: var(--c{n}) }} circle.c{n} {{ fill: var(--c{n}); stroke: none }}\n" for n in range(8))

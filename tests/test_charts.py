@@ -85,6 +85,7 @@ def test_ticks_of_a_log_axis_are_few_and_on_it(low, ratio, most):
 
 def test_ticks_one_can_read():
     assert ticks(Axis(0, 300)) == [0, 100, 200, 300]
+    assert ticks(Axis(0, 1), 6) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert ticks(Axis(0.5, 200, log=True)) == [1, 3, 10, 30, 100]
     assert ticks(Axis(0.4, 2.1, log=True)) == [0.5, 1, 2]
     numbers = (0.002, 5e-05, 0.1 + 0.2, 1500, 20_000, 1_250_000, 3e9)
@@ -117,6 +118,20 @@ def test_a_faint_line_is_behind_and_does_not_stretch_the_axis():
     first, second = lines(Chart("t", "", (steady, spiky)))
     assert "faint" in first.get("class")
     assert points(second) == points(lines(Chart("t", "", (steady,)))[0])
+
+
+def test_the_start_need_not_decide_the_axis():
+    falling = Line("a", [1, 50, 100], [900.0, 1.0, 2.0])
+    after = Line("a", [50, 100], [1.0, 2.0])
+    (settled,) = lines(Chart("t", "", (falling,), settling=0.02))
+    assert points(settled)[1:] == points(lines(Chart("t", "", (after,)))[0])
+    (early,) = lines(Chart("t", "", (Line("a", [0, 0], [3.0, 4.0]),), settling=0.02))  # nothing after: all decide
+    assert len(points(early)) == 2
+
+
+def test_steps_are_whole():
+    texts = [text.text for text in drawn(Chart("t", "", (Line("a", [1], [7.0]),))).iter("text")]
+    assert texts[-3:] == ["0", "1", "step"]
 
 
 def test_what_a_log_axis_cannot_show_is_left_out():

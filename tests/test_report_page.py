@@ -89,8 +89,8 @@ def test_everything_of_two_runs_is_there():
     assert found.of("h2") == ["Summary", "Curves", "Memory plan", "Samples", "Configuration"]
     captions = ["Loss ", "Learning rate", "Gradient norm before clipping ", "Speed "]
     assert found.of("figcaption") == captions
-    names = ["training (smoothed)", "validation"]
-    assert found.of("li") == [f"{run}, {name}" for run in ("001", "big") for name in names] + ["001", "big"] * 3
+    assert found.of("li") == ["001", "big"] * 4
+    assert "dashed: validation" in found.of("small")[0]
     cells = found.of("td")
     for cell in ("4", "400", "1.5000", "1.7500", "2.5000", "1,003", "3.0 kB", "4.5 MB", "5.0 MB"):
         assert cells.count(cell) >= 2, cell
@@ -115,7 +115,9 @@ def test_the_curves_are_the_runs():
     curves = [name.split() for name in paths if name.startswith("line")]
     for number in range(10):
         assert ["line", f"c{number % COLOURS}"] in curves
-    assert sum("dotted" in names for names in curves) == 2 * 10  # a curve and its key
+    assert sum("dotted" in names for names in curves) == 10
+    assert {name for names in curves for name in names if name.startswith("c")} == {f"c{n}" for n in range(COLOURS)}
+    assert Page(page([record("long name " * 5 + str(n)) for n in range(10)])).of("h1") == ["10 runs"]
     for number in range(COLOURS):
         assert f".c{number} {{ stroke: var(--c{number}) }}" in STYLE
         assert STYLE.count(f"--c{number}: #") == 2  # light and dark
@@ -126,7 +128,7 @@ def test_a_run_that_kept_only_steps():
     found = Page(page([bare]))
     assert found.of("h1") == ["Run 001"]
     assert found.of("h2") == ["Summary", "Curves"]
-    assert not any("validation" in text for text in found.of("li"))
+    assert "validation" not in found.of("small")[0]
 
 
 def test_a_chart_without_a_value_is_left_out():
@@ -147,7 +149,8 @@ def test_hostile_texts_stay_texts():
     tags = {tag for tag, _ in found.elements}
     assert not tags & {"script", "img", "link", "iframe", "object", "base", "form", "a"}
     shown = HOSTILE.replace("\x00", "\ufffd").replace("\x1b", "\ufffd").replace("\udc80", "\ufffd")
-    assert found.of("h1") == [f"Runs {shown}, other"]
+    assert Page(page([record(HOSTILE)])).of("h1") == [f"Run {shown}"]
+    assert found.of("li") == [shown, "other"] * 4
     assert shown in found.of("b")
     assert shown + "</pre></details>" in found.of("pre")
     assert shown in found.of("th")

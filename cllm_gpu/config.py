@@ -181,6 +181,8 @@ class TrainingConfig:
     """Length of the text generated at the end; 0: none."""
     sample_every: int = 0
     """Steps between two texts generated on the way, kept with the metrics; 0: only at the end."""
+    tensorboard: bool = False
+    """Write TensorBoard events too, into the run's folder; needs the extra `tensorboard`."""
     sample_prompt: str | None = None
     """What the sample starts with; empty: a new document (None: "def " after the standard library, else empty)."""
 

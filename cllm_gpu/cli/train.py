@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from cllm_gpu.errors import UserError
 from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.runs import begin_run, newest_run, save_configuration, save_plan, saved_configuration, writing
 from cllm_gpu.samples import keep_sample, sample_pieces
+from cllm_gpu.tensorboard import events, require_tensorboard
 from cllm_gpu.training import Trainer, plan_memory
 
 
@@ -39,6 +41,8 @@ def main(arguments: list[str]) -> int:
     """Train; exit status 0, or 130 when interrupted (saved, and said how to resume)."""
     options = parse(TrainOptions, arguments, command="train", default=_defaults(arguments))
     config = options.settings
+    if config.training.tensorboard:
+        require_tensorboard()  # missing, it is an error before training
     backend = get_backend(config.backend, workers=config.training.workers)
     display = Display(config.training.steps, backend.memory_held)
     display.message(backend.description)
@@ -90,7 +94,10 @@ def _run(
                 display.message(line)
         save_configuration(folder, config)
         save_plan(folder, plan)
-        with display.running(trainer.done):
+        with contextlib.ExitStack() as shown:
+            if config.training.tensorboard:
+                trainer.reporter = shown.enter_context(events(folder, trainer.done, display))
+            shown.enter_context(display.running(trainer.done))
             outcome = trainer.train()
         display.outcome(outcome, folder)
         if outcome.interrupted:

@@ -179,6 +179,10 @@ class TrainingConfig:
     """A step this many standard deviations above the window's mean is skipped."""
     sample_tokens: int = 300
     """Length of the text generated at the end; 0: none."""
+    sample_every: int = 0
+    """Steps between two texts generated on the way, kept with the metrics; 0: only at the end."""
+    tensorboard: bool = False
+    """Write TensorBoard events too, into the run's folder; needs the extra `tensorboard`."""
     sample_prompt: str | None = None
     """What the sample starts with; empty: a new document (None: "def " after the standard library, else empty)."""
 
@@ -253,7 +257,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
     ]
     least = dict.fromkeys(("steps", "batch", "keep_last", "maximum_skipped"), 1)
     least |= dict.fromkeys(("evaluate_every", "evaluation_batches", "checkpoint_every", "spike_window"), 0)
-    least |= {"sample_tokens": 0}
+    least |= {"sample_tokens": 0, "sample_every": 0}
     rules += [
         (getattr(t, name) >= bound, f"training.{name} is {getattr(t, name)}; it must be at least {bound}")
         for name, bound in least.items()

@@ -183,10 +183,13 @@ class Display:
             measured = readable_size(self._most - self._before)
             self.console.print(f"memory: planned {readable_size(self._plan.total)}, measured {measured}")
 
-    def sample(self, prompt: str, pieces: Iterable[str]) -> None:
-        """Generated text, as it comes."""
+    def sample(self, prompt: str, pieces: Iterable[str]) -> str:
+        """Generated text, shown as it comes; all of it, as it was generated."""
+        taken = []
         self.console.print("\nsample:", style="bold")
         self.console.print(prompt, end="", markup=False)
         for piece in pieces:
+            taken.append(piece)
             self.console.print(visible(piece), end="", markup=False)
         self.console.print()
+        return "".join(taken)

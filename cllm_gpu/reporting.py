@@ -6,6 +6,7 @@ A `Sheet` is a table of text; the terminal's and the Markdown's are two renderin
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cllm_gpu import exact_json
+from cllm_gpu.config import Config, as_dict, load_toml
 from cllm_gpu.errors import UserError
 from cllm_gpu.files import clear_errors, write_atomically
 from cllm_gpu.metrics import read_metrics
-from cllm_gpu.runs import METRICS
+from cllm_gpu.runs import CONFIGURATION, METRICS, saved_plan
 
 if TYPE_CHECKING:  # a table of one thing does not load what makes another
     from cllm_gpu.comparison import Comparison, Row
@@ -178,11 +180,16 @@ def _times(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The metrics of a run's folder."""
+    """What a run's folder keeps."""
 
     name: str
     steps: tuple[dict[str, Any], ...]
     evaluations: tuple[dict[str, Any], ...]
+    samples: tuple[dict[str, Any], ...] = ()
+    """With "step", "prompt" and "text"."""
+    plan: dict[str, int] = field(default_factory=dict)
+    """Planned memory in bytes; empty when the folder has none."""
+    config: Config | None = None
 
     def series(self, kind: str, value: str) -> tuple[list[float], list[float]]:
         """Steps and finite values of the "steps" or "evaluations"; for a picture."""
@@ -192,14 +199,32 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """The metrics in a run's folder, or in a metrics.jsonl itself. UserError when there are none."""
+    """What a run's folder keeps, or the folder of a metrics.jsonl. UserError when it holds no step of a run."""
     file = path / METRICS if path.is_dir() else path
     records = read_metrics(file)
     steps = tuple(r for r in records if r.get("kind") == "step")
     if not steps:
         raise UserError(f"{file} holds no step of a run; train one with `cllm-gpu train`")
     folder = path if path.is_dir() else path.parent
-    return RunRecord(folder.name or str(folder), steps, tuple(r for r in records if r.get("kind") == "evaluation"))
+    settings = folder / CONFIGURATION
+    return RunRecord(
+        folder.name or str(folder),
+        steps,
+        tuple(r for r in records if r.get("kind") == "evaluation"),
+        tuple(r for r in records if r.get("kind") == "sample"),
+        saved_plan(folder),
+        load_toml(settings) if settings.is_file() else None,
+    )
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
+    """`read_run` for each; runs of the same name are told apart by their paths."""
+    runs = [read_run(path) for path in paths]
+    names = [run.name for run in runs]
+    return [
+        dataclasses.replace(run, name=str(path)) if names.count(run.name) > 1 else run
+        for run, path in zip(runs, paths, strict=True)
+    ]
 
 
 def runs_sheet(runs: Sequence[RunRecord]) -> Sheet:
@@ -211,6 +236,33 @@ def runs_sheet(runs: Sequence[RunRecord]) -> Sheet:
         rows=tuple(_run_row(run) for run in runs),
         notes=("Training loss is smoothed; tokens/s is the median over the steps.",),
     )  # fmt: skip
+
+
+def differences_sheet(runs: Sequence[RunRecord]) -> Sheet:
+    """A row for every setting in which runs that keep a configuration differ; where they lie is left out."""
+    known = [(run.name, _settings(run.config)) for run in runs if run.config is not None]
+    names = dict.fromkeys(name for _, settings in known for name in settings)
+    rows = [(name, *(settings.get(name, NONE) for _, settings in known)) for name in names]
+    return Sheet(
+        title="Differences in configuration",
+        header=("setting", *(name for name, _ in known)),
+        rows=tuple(row for row in rows if len(set(row[1:])) > 1),
+    )
+
+
+def _settings(config: Config) -> dict[str, str]:
+    """Every setting as text under its dotted name."""
+    found: dict[str, str] = {}
+
+    def collect(values: dict[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = NONE if value is None else str(value)
+
+    collect(as_dict(dataclasses.replace(config, output=None)), "")
+    return found
 
 
 def run_summary(run: RunRecord) -> dict[str, Any]:

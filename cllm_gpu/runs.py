@@ -9,14 +9,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cllm_gpu import exact_json
 from cllm_gpu.checkpoints import newest_checkpoint
 from cllm_gpu.config import Config, load_toml, to_toml
 from cllm_gpu.errors import UserError
 from cllm_gpu.files import clear_errors, write_atomically
+from cllm_gpu.memory import MemoryPlan
 
 RUNS = Path("runs")
 CONFIGURATION = "config.toml"
 METRICS = "metrics.jsonl"
+PLAN = "plan.json"
 LOCK = ".lock"
 
 
@@ -82,6 +85,30 @@ def _numbers() -> list[int]:
 def save_configuration(folder: Path, config: Config) -> None:
     """Write the configuration in full into the run's folder."""
     write_atomically(folder / CONFIGURATION, to_toml(config))
+
+
+def save_plan(folder: Path, plan: MemoryPlan) -> None:
+    """Write the memory plan, in bytes, into the run's folder."""
+    write_atomically(folder / PLAN, exact_json.dumps(dict(plan.rows()), indent=1) + "\n")
+
+
+def saved_plan(folder: Path) -> dict[str, int]:
+    """Bytes by what they are for, as `MemoryPlan.rows` has them; empty where the run kept no plan.
+
+    UserError when the file is damaged.
+    """
+    path = folder / PLAN
+    if not path.is_file():
+        return {}
+    with clear_errors("read", path):
+        content = path.read_bytes()
+    try:
+        plan = exact_json.loads(content)
+        if all(isinstance(name, str) and isinstance(size, int) for name, size in plan.items()):
+            return plan
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path} is not a memory plan; remove it, or resume the run to write it again")
 
 
 def saved_configuration(folder: Path) -> Config:

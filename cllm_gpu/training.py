@@ -24,6 +24,7 @@ from cllm_gpu.config import Config
 from cllm_gpu.data import IGNORE_INDEX, Batches, Dataset, evaluation_batches
 from cllm_gpu.errors import UserError
 from cllm_gpu.evaluation import Evaluation, evaluate
+from cllm_gpu.generation import visible
 from cllm_gpu.guards import StepGuard
 from cllm_gpu.initial import begin_from
 from cllm_gpu.interrupts import Interrupts
@@ -35,6 +36,7 @@ from cllm_gpu.parallel import GradientWorkers, workers_plan
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.runs import METRICS
+from cllm_gpu.samples import keep_sample, sample_pieces
 from cllm_gpu.schedules import rate_at
 from cllm_gpu.tokenizers import require_same
 
@@ -262,6 +264,8 @@ class Trainer:
                 best = self._evaluate()
             except _EvaluationCutShortError:
                 return
+        if not last and loop.sample_every and self.done % loop.sample_every == 0:
+            self._sample()
         self._due = False
         if best or last or (loop.checkpoint_every and self.done % loop.checkpoint_every == 0):
             self._checkpoint(best=best)
@@ -302,6 +306,16 @@ class Trainer:
             if self._interrupts.requested:
                 raise _EvaluationCutShortError
             yield batch
+
+    def _sample(self) -> None:
+        """Keep a text of the model as it is; the one at the end is the caller's to take and to show as it comes."""
+        tokenizer = self.dataset.tokenizer
+        if self.metrics is None or tokenizer is None or not self.config.training.sample_tokens:
+            return
+        text = "".join(sample_pieces(self.config, self.model, tokenizer))
+        keep_sample(self.metrics, self.done, self.config.prompt, text)
+        self.reporter.message(f"sample at step {self.done}: {visible(self.config.prompt + text)}")
+        self._clock = time.perf_counter()
 
     def _losses(self, tokens: Any, targets: Any) -> tuple[Any, Any]:
         return self.workers.losses(self.backend.asarray(tokens), self.backend.asarray(targets))

@@ -9,16 +9,19 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.cli.parsing import parse
-from cllm_gpu.reporting import plot_runs, print_sheet, read_run, run_summary, runs_sheet, write_sheet
+from cllm_gpu.report_page import write_page
+from cllm_gpu.reporting import plot_runs, print_sheet, read_runs, run_summary, runs_sheet, write_sheet
 from cllm_gpu.runs import newest_run
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """A table of runs, and with --picture their curves."""
+    """A table of runs; with --html a page of all they keep, with --picture their curves."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run folders (none: the newest run)."""
+    html: Path | None = None
+    """Write a page that opens without a network: curves, memory plan, samples, what differs in configuration."""
     picture: Path | None = None
     """Write the curves to this PNG file; needs the extra `plots`."""
     output: Path | None = None
@@ -28,12 +31,15 @@ class ReportOptions:
 def main(arguments: list[str]) -> int:
     """Report; exit status 0."""
     options = parse(ReportOptions, arguments, command="report")
-    runs = [read_run(folder) for folder in options.runs or (newest_run(),)]
+    runs = read_runs(options.runs or (newest_run(),))
     sheet = runs_sheet(runs)
     print_sheet(sheet)
     written: list[Path] = []
     if options.output:
         written += write_sheet(sheet, [run_summary(run) for run in runs], options.output, "report")
+    if options.html:
+        write_page(runs, options.html)
+        written.append(options.html)
     if options.picture:
         plot_runs(runs, options.picture)
         written.append(options.picture)

@@ -75,6 +75,7 @@ def test_train(command: Command, workplace: Path, small: Flags, flags: list[str]
         (["evaluate", "text.txt", "--batch", "0"], "--batch 0"),
         (["gradcheck", "--model.heads", "5"], "does not divide"),
         (["report", "nowhere"], "nowhere"),
+        (["report", "nowhere", "--html", "page.html"], "nowhere"),
         (["compare", "--optimizers", "adma"], "--optimizers"),
         (["info", "--backend", "tpu"], "choose one of"),
         (["import"], "DIR"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ import pytest
 
 from cllm_gpu.checkpoints import load_checkpoint
 from cllm_gpu.config import load_toml
+from cllm_gpu.files import readable_size
+from cllm_gpu.generation import visible
 from cllm_gpu.metrics import read_metrics
 
 Command = Callable[..., tuple[int, str, str]]
@@ -56,6 +59,25 @@ def test_train_generate_evaluate_report(command: Command, workplace: Path, small
     assert status == 0
     assert "30" in out
     assert (workplace / "tables" / "report.md").is_file()
+
+
+def test_report_as_a_page(command: Command, workplace: Path, small: Flags) -> None:
+    flags = (*small, "--training.steps", "4", "--training.sample-every", "2")
+    shown = [command("train", *flags, "--training.seed", seed)[1] for seed in ("1", "2")]
+    assert "sample at step 2: " in shown[0]
+    assert command("train", "--resume")[0] == 0  # already done: takes its last sample again, keeps it once
+    samples = [r for r in read_metrics(workplace / "runs" / "002" / "metrics.jsonl") if r["kind"] == "sample"]
+    assert [r["step"] for r in samples] == [2, 4]
+    status, out, err = command("report", "runs/001", "runs/002", "--html", "out/page.html")
+    assert (status, err) == (0, "")
+    assert f"written: {Path('out/page.html')}" in out
+    page = (workplace / "out" / "page.html").read_text(encoding="utf-8")
+    for part in ("Runs 001, 002", "<h2>Memory plan</h2>", "<summary>step 2</summary>", "training.seed"):
+        assert part in page
+    assert html.escape(visible(samples[-1]["text"])) in page
+    total = json.loads((workplace / "runs" / "001" / "plan.json").read_text(encoding="utf-8"))["total"]
+    assert f"<td>{readable_size(total)}</td>" in page
+    assert readable_size(total) in shown[0]
 
 
 def test_every_run_gets_a_folder_of_its_own(command: Command, workplace: Path, small: Flags) -> None:

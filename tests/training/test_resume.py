@@ -51,6 +51,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
         config,
         model=dataclasses.replace(config.model, attention=attention, lattice=LATTICE),
         optimizer=dataclasses.replace(config.optimizer, name=optimizer),
+        training=dataclasses.replace(config.training, sample_every=3, sample_tokens=5),
     )
     whole = make_trainer(config, tmp_path / "whole")
     whole.train()
@@ -156,6 +157,9 @@ def test_changed_data_is_refused(make_trainer: MakeTrainer, config: Config, data
 def test_an_interrupt_during_an_evaluation_saves_and_the_evaluation_is_made_up_for(
     make_trainer: MakeTrainer, config: Config, tmp_path: Path
 ) -> None:
+    config = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, sample_every=4, sample_tokens=5, sample_prompt="def ")
+    )
     whole = make_trainer(config, tmp_path / "whole")
     whole.train()
     first = make_trainer(config, tmp_path / "parts")
@@ -174,6 +178,21 @@ def test_an_interrupt_during_an_evaluation_saves_and_the_evaluation_is_made_up_f
     second.train()
     assert same_state(whole, second)
     assert records(tmp_path / "whole") == records(tmp_path / "parts")
+
+
+def test_samples_are_kept_and_change_nothing_else(make_trainer: MakeTrainer, config: Config, tmp_path: Path) -> None:
+    plain = make_trainer(config, tmp_path / "plain")
+    plain.train()
+    loop = dataclasses.replace(config.training, sample_every=3, sample_tokens=5, sample_prompt="def ")
+    sampled = make_trainer(dataclasses.replace(config, training=loop), tmp_path / "sampled")
+    sampled.train()
+    assert same_state(plain, sampled)
+    found = records(tmp_path / "sampled")
+    samples = [r for r in found if r["kind"] == "sample"]
+    assert [r for r in found if r["kind"] != "sample"] == records(tmp_path / "plain")
+    assert [(r["step"], r["prompt"]) for r in samples] == [(step, "def ") for step in (3, 6, 9)]  # 12: the caller's
+    assert all(isinstance(r["text"], str) and len(r["text"]) <= 5 for r in samples)
+    assert any(r["text"] for r in samples)
 
 
 def test_old_checkpoints_go_and_the_best_stays(make_trainer: MakeTrainer, config: Config, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def run_setting(config: Config, backend: Backend, dataset: Dataset) -> Curve:
 
 
 class CurveRecorder:
-    """A `training.Reporter` that keeps the evaluations and the time of the steps before each."""
+    """A `reporters.Reporter` that keeps the evaluations and the time of the steps before each."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []

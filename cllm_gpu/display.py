@@ -29,7 +29,7 @@ from cllm_gpu.data import Dataset
 from cllm_gpu.files import readable_size
 from cllm_gpu.generation import visible
 from cllm_gpu.memory import MemoryPlan
-from cllm_gpu.training import Outcome
+from cllm_gpu.reporters import Outcome
 
 WIDE = 120
 """Columns from which on the live line is written out in full."""
@@ -68,7 +68,7 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
 
 
 class Display:
-    """A `training.Reporter` that prints."""
+    """A `reporters.Reporter` that prints."""
 
     def __init__(self, steps: int, memory_held: Callable[[], int | None], console: Console | None = None) -> None:
         """`memory_held`: see `Backend.memory_held`."""
@@ -111,7 +111,7 @@ class Display:
             task = bar.add_task("", total=None, visible=False)
             yield lambda done, total: bar.update(task, completed=done, total=max(1, total), visible=True)
 
-    # ---- while training (training.Reporter)
+    # ---- while training (reporters.Reporter)
 
     @contextlib.contextmanager
     def running(self, first_step: int) -> Iterator[None]:

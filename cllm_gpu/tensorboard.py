@@ -10,7 +10,7 @@ from typing import Any
 
 from cllm_gpu.errors import UserError
 from cllm_gpu.files import clear_errors
-from cllm_gpu.training import Reporter
+from cllm_gpu.reporters import Reporter
 
 FOLDER = "tensorboard"
 """Of the event files, within the run's folder."""
@@ -41,7 +41,7 @@ def require_tensorboard() -> Any:
 
 
 class Events:
-    """A `training.Reporter` that writes events and passes everything on to another."""
+    """A `reporters.Reporter` that writes events and passes everything on to another."""
 
     def __init__(self, writer: Any, then: Reporter) -> None:
         self._writer, self._then = writer, then

@@ -10,9 +10,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +34,7 @@ from cllm_gpu.optimizers import Optimizer, optimizer_bytes
 from cllm_gpu.parallel import GradientWorkers, workers_plan
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.reference.dropout import Dropout
+from cllm_gpu.reporters import Outcome, Reporter, Silent
 from cllm_gpu.runs import METRICS
 from cllm_gpu.samples import keep_sample, sample_pieces
 from cllm_gpu.schedules import rate_at
@@ -42,44 +42,6 @@ from cllm_gpu.tokenizers import require_same
 
 DTYPE = np.dtype(np.float32)
 SMOOTHING = 0.95
-
-
-class Reporter(Protocol):
-    """Who is told what happens; records are plain data."""
-
-    def step(self, record: dict[str, Any]) -> None:
-        """A step is done."""
-
-    def evaluation(self, record: dict[str, Any]) -> None:
-        """The validation set was evaluated."""
-
-    def message(self, text: str) -> None:
-        """One line that a person should see at once."""
-
-
-class Silent:
-    """A reporter that tells nobody."""
-
-    def step(self, record: dict[str, Any]) -> None: ...
-
-    def evaluation(self, record: dict[str, Any]) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    step: int
-    """Steps done."""
-    interrupted: bool
-    skipped: int
-    """Steps whose gradient was refused."""
-    evaluation: Evaluation | None
-    """The last one."""
-    checkpoint: Path | None
-    """The last one written."""
 
 
 def plan_memory(config: Config, architecture: Architecture, backend: Backend) -> MemoryPlan:

@@ -13,8 +13,8 @@ import pytest
 from cllm_gpu.cli import run
 from cllm_gpu.errors import UserError
 from cllm_gpu.metrics import read_metrics
+from cllm_gpu.reporters import Silent
 from cllm_gpu.tensorboard import EVALUATION, STEP, Events, events, require_tensorboard
-from cllm_gpu.training import Silent
 
 
 def read_events(folder: Path) -> list[Any]:

@@ -13,7 +13,8 @@ from tests.fused.comparison import close
 from tests.fused.devices import DTYPES, Device
 from tests.fused.test_attention import EITHER
 
-SIZES = [(2, 70, 70, 2, 2, 64), (1, 40, 127, 4, 2, 128), (1, 64, 64, 2, 1, 24)]  # B, T, S, H, K, D
+# B, T, S, H, K, D
+SIZES = [(2, 70, 70, 2, 2, 64), (2, 70, 140, 2, 2, 64), (1, 40, 127, 4, 2, 128), (1, 64, 64, 2, 1, 24)]
 
 
 def _coordinates(rng: Any, batch: int, positions: int) -> np.ndarray[Any, Any]:

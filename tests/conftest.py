@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import os
+import signal
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -50,6 +51,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CLLM_REQUIRE_GPU") == "1":
         pytest.fail(f"CLLM_REQUIRE_GPU=1, but {obstacle}", pytrace=False)
     pytest.skip(f"not run, needs a GPU: {obstacle}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _control_c_is_heard() -> None:
+    """A process that a shell started in the background ignores SIGINT; tests press it, here and in their children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

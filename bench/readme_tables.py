@@ -5,6 +5,7 @@ usage: python bench/readme_tables.py [--check]
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import sys
@@ -68,23 +69,27 @@ def cpu_training() -> str:
     return "\n".join([*lines, "", f"From the command to the first step done: {spoken}."])
 
 
-def crystalline_default() -> str:
+def experiment(name: str) -> str:
     """Loss and gain of every variant over the seeds; step times are measured in pairs elsewhere (lattice_cpu.py)."""
-    found = load("crystalline_default.json")
+    found = load(f"{name}.json")
     lines = [
         "| attention | parameters | validation loss (nats/byte) | gain | least gain |",
         "|---|---:|---:|---:|---:|",
     ]
     for row in found["summaries"]:
-        loss = f"{statistics.fmean(row['losses']):.4f} ± {statistics.stdev(row['losses']):.4f}"
-        gain = f"{statistics.fmean(row['gains']):+.4f} ± {statistics.stdev(row['gains']):.4f}"
-        least = f"{min(row['gains']):+.4f}"
+        gain, least = _with_spread(row["gains"], "+.4f"), f"{min(row['gains']):+.4f}"
         if row is found["summaries"][0]:
             gain = least = "–"
+        loss = _with_spread(row["losses"], ".4f")
         lines.append(f"| {row['variant']} | {row['parameters']:,} | {loss} | {gain} | {least} |")
-    seeds = ", ".join(map(str, found["seeds"]))
-    made = found["made"]
-    return "\n".join([*lines, "", f"Mean ± standard deviation over seeds {seeds}; {made['system']}, {made['date']}."])
+    seeds, made = found["seeds"], found["made"]
+    spoken = f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "One seed"
+    return "\n".join([*lines, "", f"{spoken}; {made['system']}, {made['date']}."])
+
+
+def _with_spread(values: list[float], form: str) -> str:
+    mean = format(statistics.fmean(values), form)
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
 def lattice_cpu() -> str:
@@ -108,7 +113,10 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "cpu_training": cpu_training,
     },
     "docs/kernels.md": {"mutation": mutation_record.table},
-    "docs/crystalline.md": {"crystalline_default": crystalline_default, "lattice_cpu": lattice_cpu},
+    "docs/crystalline.md": {
+        **{name: functools.partial(experiment, name) for name in ("crystalline_default", "crystalline_terms")},
+        "lattice_cpu": lattice_cpu,
+    },
 }
 """Document → block → what stands in it."""
 

@@ -121,7 +121,11 @@ def _experiment(experiment: Experiment, options: CompareOptions) -> int:
     sheet = experiment_sheet(experiment, runs)
     print_sheet(sheet)
     name = options.experiment.stem
-    data = {"made": _made(backend), "config": as_dict(config), **experiment_data(experiment, runs)}
+    data = {
+        "made": _made(backend),
+        "config": as_dict(dataclasses.replace(config, output=None)),
+        **experiment_data(experiment, runs),
+    }
     written = [*write_sheet(sheet, data, folder, name)]
     if options.picture:
         written.append(folder / f"{name}.png")

@@ -114,7 +114,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/kernels.md": {"mutation": mutation_record.table},
     "docs/crystalline.md": {
-        **{name: functools.partial(experiment, name) for name in ("crystalline_default", "crystalline_terms")},
+        **{name: functools.partial(experiment, name) for name in ("crystalline_default", "crystalline_bytes")},
         "lattice_cpu": lattice_cpu,
     },
 }

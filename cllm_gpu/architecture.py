@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cllm_gpu.errors import UserError
+from cllm_gpu.reference.score_terms import MAXIMUM_MATCHES
 
 MAXIMUM_VOCABULARY = 2**20
-MAXIMUM_MATCHES = 8
 
 
 @dataclass(frozen=True)

@@ -126,19 +126,25 @@ def load_experiment(path: Path) -> Experiment:
     title, seeds, variants = (values.pop(name, None) for name in ("title", "seeds", "variants"))
     if not isinstance(title, str):
         raise UserError(f'{path}: title is missing; write title = "…"')
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UserError(f"{path}: seeds must be a list of whole numbers of at least 0, such as [1, 2, 3]")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: a seed stands twice in seeds")
     try:
         base = from_dict(values)
         if base.initial is not None:
             base = from_dict(values, initial_configuration(base.initial))
-        experiment = Experiment(title, tuple(seeds), base, _changes(variants))
+        experiment = Experiment(title, checked_seeds(seeds, "seeds"), base, _changes(variants))
         experiment.variants()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return experiment
+
+
+def checked_seeds(seeds: Any, name: str) -> tuple[int, ...]:
+    """The seeds of an experiment. UserError, with the name of where they stand, for what are none."""
+    listed = seeds if isinstance(seeds, list | tuple) else ()
+    if not listed or not all(type(seed) is int and seed >= 0 for seed in listed):
+        raise UserError(f"{name} must be a list of whole numbers of at least 0, such as [1, 2, 3]")
+    if len(set(listed)) < len(listed):
+        raise UserError(f"a seed stands twice in {name}")
+    return tuple(listed)
 
 
 def _changes(variants: Any) -> tuple[tuple[str, dict[str, Any]], ...]:

@@ -20,7 +20,7 @@ from cllm_gpu.data import Dataset
 from cllm_gpu.display import Display
 from cllm_gpu.errors import UserError
 from cllm_gpu.experiment_report import experiment_data, experiment_sheet, plot_experiment
-from cllm_gpu.experiments import RUNS, Experiment, SeedRun, load_experiment, run_experiment, run_variant
+from cllm_gpu.experiments import RUNS, Experiment, SeedRun, checked_seeds, load_experiment, run_experiment, run_variant
 from cllm_gpu.reporting import comparison_sheet, plot_comparison, print_sheet, require_plots, write_sheet
 from cllm_gpu.versions import environment
 
@@ -35,6 +35,8 @@ class CompareOptions:
     experiment: Path | None = None
     """TOML file of variants to train from several seeds instead, such as experiments/crystalline_bytes.toml; a run
     that is done is kept, so the same command goes on after a stop."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the experiment (none: those in its file)."""
     optimizers: tuple[OptimizerName, ...] = ("sgd", "adam", "adamw")
     """Optimizers to compare; the first is what the others are measured against."""
     schedules: tuple[ScheduleName, ...] = ()
@@ -51,6 +53,10 @@ def main(arguments: list[str]) -> int:
     options = parse(CompareOptions, arguments, command="compare", default=CompareOptions(base))
     if experiment and options.config:
         raise UserError("--config and --experiment are both given; the experiment's file has the configuration too")
+    if options.seeds and experiment is None:
+        raise UserError("--seeds are those of an experiment; give --experiment, or --training.seed")
+    if options.seeds and experiment is not None:
+        experiment = dataclasses.replace(experiment, seeds=checked_seeds(options.seeds, "--seeds"))
     if options.picture:
         require_plots()
     return _experiment(experiment, options) if experiment else _optimizers(options)

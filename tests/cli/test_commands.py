@@ -171,6 +171,15 @@ def test_an_experiment_goes_on_where_it_was(command: Command, workplace: Path, s
     status, out, _ = command(*flags)
     assert status == 0
     assert out.count("(kept from before)") == 4
+    status, out, _ = command(*flags, "--seeds", "2")
+    assert status == 0
+    assert out.count("(kept from before)") == 2
+    assert json.loads((workplace / "runs" / "kinds" / "kinds.json").read_text())["seeds"] == [2]
+    for flag, message in ((("--seeds", "2", "2"), "a seed stands twice in --seeds"), (("--seeds", "-1"), "--seeds")):
+        status, _, err = command(*flags, *flag)
+        assert status == 2
+        assert message in err
+    assert command("compare", *small, "--seeds", "1")[2].startswith("cllm-gpu: error: --seeds are those of an exp")
 
 
 def test_lattice(command: Command, workplace: Path, small: Flags) -> None:

@@ -3,12 +3,13 @@
 //   forward              S = scale·Q Kᵀ + terms (masked),  P = softmax(S),  out = P V,  lse = log Σ_j exp(S_ij)
 //   backward_delta       δ_i = Σ_d dout_id·out_id
 //   backward_keys        P = exp(S − lse),  dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P∘(dP − δ),  dK = scale·dSᵀ Q
-//   backward_queries     the same P and dS again,  dQ = scale·dS K, and per block Σ dS·∂term/∂(α, β, γ)
-//   terms_finish         the sum of those over the blocks of a head
+//   backward_queries     the same P and dS again,  dQ = scale·dS K, and per block Σ dS·∂term/∂scalar
+//   terms_finish         gradients of the scalars += the sum of those over the blocks of a head
+//   points_finish        gradients of the points += the sum over the heads of what backward_queries and _keys found
 //
 // q, out, dout, dq (B, T, H, D), k, v, dk, dv (B, S, K, D) real with strides of their own, K divides H; lse, delta
 // (B, H, T) fp32. Queries are the last T of S positions; `causal`: query t sees keys 0 … S − T + t (needs S ≥ T).
-// coordinates (B, S, 4) and term_weights (H, 3) fp32 with -DSCORE_TERMS=1, null otherwise. -DHEAD_SIZE=D, D ≤ 128.
+// The lattice's score terms, chosen by -D, their inputs and their arithmetic: score_terms.cuh. -DHEAD_SIZE=D, D ≤ 128.
 // Work: a block of 128 threads per tile of queries (forward, backward_queries) or keys (backward_keys) of one head; tiles
 //   of one head are neighbours in the grid, those with most work first. Layouts: attention_float32.cuh (FMA) and
 //   attention_bfloat16.cuh (mma.sync m16n8k16 fed by ldmatrix and cp.async).
@@ -46,8 +47,8 @@
 #endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_forward)(
-    const real* q, const real* k, const real* v, real* out, float* lse, const float* coordinates,
-    const float* term_weights, long long q_batch, long long q_row, long long q_head, long long k_batch,
+    const real* q, const real* k, const real* v, real* out, float* lse, const int* tokens, const float* points,
+    const real* scalars, long long tokens_batch, long long points_batch, long long q_batch, long long q_row, long long q_head, long long k_batch,
     long long k_row, long long k_head, long long v_batch, long long v_row, long long v_head, long long out_batch,
     long long out_row, long long out_head, int heads, int kv_heads, int queries, int keys, int causal, int wide,
     float scale) {
@@ -55,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_forward
     const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
     const int tiles = (queries + FORWARD_ROWS - 1) / FORWARD_ROWS;
     const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
-    const ScoreTerms terms(coordinates, term_weights, sizes, b, h);
+    const ScoreTerms terms = sizes.terms({tokens, points, scalars, tokens_batch, points_batch}, b, h);
     forward_tile({q, q_batch, q_row, q_head}, {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head},
                  {out, out_batch, out_row, out_head}, lse, sizes, terms, b, h, tile * FORWARD_ROWS, shared);
 }
@@ -86,7 +87,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(attention_backward_d
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_keys)(
     const real* dout, const real* q, const real* k, const real* v, const float* lse, const float* delta, real* dk,
-    real* dv, const float* coordinates, const float* term_weights, long long dout_batch, long long dout_row,
+    real* dv, const int* tokens, const float* points, const real* scalars, float* point_partials,
+    long long tokens_batch, long long points_batch, long long dout_batch, long long dout_row,
     long long dout_head, long long q_batch, long long q_row, long long q_head, long long k_batch, long long k_row,
     long long k_head, long long v_batch, long long v_row, long long v_head, long long dk_batch, long long dk_row,
     long long dk_head, long long dv_batch, long long dv_row, long long dv_head, int heads, int kv_heads, int queries,
@@ -97,13 +99,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
     const int tile = blockIdx.x % tiles, kv = blockIdx.x / tiles % kv_heads, b = blockIdx.x / tiles / kv_heads;
     backward_keys_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
                        {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
-                       {dk, dk_batch, dk_row, dk_head}, {dv, dv_batch, dv_row, dv_head}, sizes, coordinates,
-                       term_weights, b, kv, tile * TILE_KEYS, shared);
+                       {dk, dk_batch, dk_row, dk_head}, {dv, dv_batch, dv_row, dv_head}, sizes,
+                       {tokens, points, scalars, tokens_batch, points_batch}, point_partials, b, kv, tile * TILE_KEYS,
+                       shared);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_queries)(
     const real* dout, const real* q, const real* k, const real* v, const float* lse, const float* delta, real* dq,
-    const float* coordinates, const float* term_weights, float* term_partials, long long dout_batch,
+    const int* tokens, const float* points, const real* scalars, float* term_partials, float* point_partials,
+    long long tokens_batch, long long points_batch, long long dout_batch,
     long long dout_row, long long dout_head, long long q_batch, long long q_row, long long q_head, long long k_batch,
     long long k_row, long long k_head, long long v_batch, long long v_row, long long v_head, long long dq_batch,
     long long dq_row, long long dq_head, int heads, int kv_heads, int queries, int keys, int causal, int wide,
@@ -112,21 +116,37 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
     const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
     const int tiles = (queries + BACKWARD_ROWS - 1) / BACKWARD_ROWS;
     const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
-    ScoreTerms terms(coordinates, term_weights, sizes, b, h);
+    ScoreTerms terms = sizes.terms({tokens, points, scalars, tokens_batch, points_batch}, b, h);
     backward_queries_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
                           {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
-                          {dq, dq_batch, dq_row, dq_head}, sizes, terms, term_partials, b, h, tile * BACKWARD_ROWS,
-                          shared);
+                          {dq, dq_batch, dq_row, dq_head}, sizes, terms, term_partials, point_partials, b, h,
+                          tile * BACKWARD_ROWS, shared);
 }
 
-// A warp per query head: gradients (H, 3) = Σ over batch items and tiles of partials (B, H, tiles, 3), in order.
+// A warp per query head: gradients (H, TERM_COUNT) += Σ over batch items and tiles of partials (B, H, tiles, TERM_COUNT).
 extern "C" __global__ void __launch_bounds__(32) ENTRY(attention_terms_finish)(
-    const float* partials, float* gradients, int batch, int heads, int tiles, int accumulate) {
+    const float* partials, gradient* gradients, int batch, int heads, int tiles) {
     const int h = blockIdx.x, term = threadIdx.x;
     if (term >= TERM_COUNT) return;
-    float sum = accumulate ? gradients[h * TERM_COUNT + term] : 0.0f;
+    float sum = to_float(gradients[h * TERM_COUNT + term]);
     for (int b = 0; b < batch; b++)
         for (int tile = 0; tile < tiles; tile++)
             sum += partials[((i64(b) * heads + h) * tiles + tile) * TERM_COUNT + term];
-    gradients[h * TERM_COUNT + term] = sum;
+    store(gradients + h * TERM_COUNT + term, sum);
+}
+
+// A thread per coordinate of a position: gradients (B, S, 3), strided by batch, += Σ over the heads of of_queries
+// (B, H, T, 3), those of the last T positions, and of_keys (B, K, S, 3).
+extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(attention_points_finish)(
+    const float* of_queries, const float* of_keys, float* gradients, long long gradients_batch, long long count,
+    int heads, int kv_heads, int queries, int keys) {
+    const i64 i = i64(blockIdx.x) * THREADS + threadIdx.x;
+    if (i >= count) return;
+    const int axis = int(i % 3), s = int(i / 3 % keys), t = s - (keys - queries);
+    const i64 b = i / 3 / keys;
+    float* const to = gradients + b * gradients_batch + 3 * i64(s) + axis;
+    float sum = *to;
+    for (int h = 0; h < heads && t >= 0; h++) sum += of_queries[((b * heads + h) * queries + t) * 3 + axis];
+    for (int h = 0; h < kv_heads; h++) sum += of_keys[((b * kv_heads + h) * keys + s) * 3 + axis];
+    *to = sum;
 }

@@ -135,8 +135,9 @@ __device__ __forceinline__ void forward_tile(const View<const bf16>& q, const Vi
 __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& dout, const View<const bf16>& q,
                                                       const View<const bf16>& k, const View<const bf16>& v,
                                                       const float* lse, const float* delta, const View<bf16>& dq,
-                                                      const Sizes& n, ScoreTerms& terms, float* term_partials, int b,
-                                                      int h, int first, unsigned char* shared) {
+                                                      const Sizes& n, ScoreTerms& terms, float* term_partials,
+                                                      float* point_partials, int b, int h, int first,
+                                                      unsigned char* shared) {
     constexpr int M = QUERIES_M, N = QUERIES_N;
     const Tile<BACKWARD_ROWS> queries = {shared}, douts = {shared + tile_bytes(BACKWARD_ROWS)};
     unsigned char* const stages = shared + 2 * tile_bytes(BACKWARD_ROWS);
@@ -161,6 +162,7 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
         }
     }
     Accumulator<M, D_TILES> sums;
+    PointSums<M> point_sums;
     sums.clear();
     queries.load(q.at(b, h), q.row, first, n.queries, n.wide);
     douts.load(dout.at(b, h), dout.row, first, n.queries, n.wide);
@@ -187,14 +189,12 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
                         float& ds = dweights.v[m][tile][2 * half + i];
                         const float p = exp2_approx(scores.v[m][tile][2 * half + i] * factor - row_lse[m][half]);
                         ds = p * (ds - row_delta[m][half]);
-                        if (SCORE_TERMS) {
-                            const Place<false> at(first + row, begin, m, half, tile, i);
-                            terms.add_gradient(terms.query(at.query), terms.key(at.key), ds);
-                        }
                     }
                 }
             }
         }
+        add_term_gradients<false>(terms, dweights, first + row, begin);
+        if (POINT_GRADIENTS) point_sums.add<false>(terms, dweights, first + row, begin);
         weighted_rows(sums, dweights, Tile<BACKWARD_KEYS>{stage});
         __syncthreads();  // the stage may be overwritten
     }
@@ -202,15 +202,17 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
 #pragma unroll
     for (int m = 0; m < M; m++) factors[m][0] = factors[m][1] = n.scale;
     store_rows(dq.at(b, h), dq.row, first + row, n.queries, sums, factors, n.wide);
+    if (POINT_GRADIENTS)
+        point_sums.store(point_partials, (i64(b) * n.heads + h) * n.queries, first + row, n.queries);
     terms.finish(term_partials, blockIdx.x, reinterpret_cast<float*>(stages));
 }
 
-// dK and dV of the keys begin … of one key/value head: over the query heads that share it and their queries, in order.
+// dK and dV of the keys begin … of one key/value head, and the gradients of the keys' points: over the query heads that share it and their queries, in order.
 __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout, const View<const bf16>& q,
                                                    const View<const bf16>& k, const View<const bf16>& v,
                                                    const float* lse, const float* delta, const View<bf16>& dk,
-                                                   const View<bf16>& dv, const Sizes& n, const float* coordinates,
-                                                   const float* term_weights, int b, int kv, int begin,
+                                                   const View<bf16>& dv, const Sizes& n, const TermInputs& given,
+                                                   float* point_partials, int b, int kv, int begin,
                                                    unsigned char* shared) {
     constexpr int M = KEYS_M, N = KEYS_N;
     const Tile<TILE_KEYS> keys = {shared}, values = {shared + tile_bytes(TILE_KEYS)};
@@ -232,6 +234,7 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
         load_numbers<KEYS_QUERIES>(numbers_of(step) + KEYS_QUERIES, delta + rows, first, n.queries);
     };
     Accumulator<M, D_TILES> key_sums, value_sums;
+    PointSums<M> point_sums;
     key_sums.clear();
     value_sums.clear();
     keys.load(k.at(b, kv), k.row, begin, n.keys, n.wide);
@@ -245,12 +248,13 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
         __syncthreads();
         const int h = kv * n.group() + step / tiles, first = (skipped + step % tiles) * KEYS_QUERIES;
         const Tile<KEYS_QUERIES> queries = {stage_of(step)}, douts = {stage_of(step) + tile_bytes(KEYS_QUERIES)};
-        const ScoreTerms terms(coordinates, term_weights, n, b, h);
+        const ScoreTerms terms = n.terms(given, b, h);
         Accumulator<M, N> scores, dweights;
         row_products(scores, keys, row, queries);
         finish_scores<true>(scores, n, terms, first, begin + row);
         row_products(dweights, values, row, douts);
         backward_scores(scores, dweights, numbers_of(step), numbers_of(step) + KEYS_QUERIES, exponent_factor(n));
+        if (POINT_GRADIENTS) point_sums.add<true>(terms, dweights, first, begin + row);
         weighted_rows(value_sums, scores, douts);
         weighted_rows(key_sums, dweights, queries);
         __syncthreads();  // the stage may be overwritten
@@ -260,4 +264,6 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
     for (int m = 0; m < M; m++) scales[m][0] = scales[m][1] = n.scale, ones[m][0] = ones[m][1] = 1.0f;
     store_rows(dk.at(b, kv), dk.row, begin + row, n.keys, key_sums, scales, n.wide);
     store_rows(dv.at(b, kv), dv.row, begin + row, n.keys, value_sums, ones, n.wide);
+    if (POINT_GRADIENTS)
+        point_sums.store(point_partials, (i64(b) * n.kv_heads + kv) * n.keys, begin + row, n.keys);
 }

@@ -2,9 +2,9 @@
 // need seven. δ, the forward, and the sum over blocks of the score terms' gradients are attention.cu's.
 //
 //   attention_backward_fused    P = exp(S − lse),  dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P∘(dP − δ),  dK = scale·dSᵀ Q,
-//                               dQ = scale·dS K, and per tile of keys and query head Σ dS·∂term/∂(α, β, γ)
+//                               dQ = scale·dS K, and per tile of keys and query head Σ dS·∂term/∂scalar
 //
-// Shapes, dtypes, strides, mask, -DHEAD_SIZE and -DSCORE_TERMS: attention.cu. query_sums: fp32 of our own layout, room
+// Shapes, dtypes, strides, mask, -DHEAD_SIZE and the score terms: attention.cu; gradients of points: only there. query_sums: fp32 of our own layout, room
 // for every tile of queries (bf16 only: in fp32 the sums stand in dq itself). turns: 1 + B·H·(tiles of queries) counters,
 // all 0 before the launch and all 0 after it.
 // Work: a block per tile of keys of one key/value head, as attention_backward_keys: dK and dV stay in registers over the
@@ -37,8 +37,9 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_fused)(
     const real* dout, const real* q, const real* k, const real* v, const float* lse, const float* delta, real* dq,
-    real* dk, real* dv, float* query_sums, unsigned* turns, const float* coordinates, const float* term_weights,
-    float* term_partials, long long dout_batch, long long dout_row, long long dout_head, long long q_batch,
+    real* dk, real* dv, float* query_sums, unsigned* turns, const int* tokens,
+    const float* points, const real* scalars, float* term_partials, long long tokens_batch, long long points_batch,
+    long long dout_batch, long long dout_row, long long dout_head, long long q_batch,
     long long q_row, long long q_head, long long k_batch, long long k_row, long long k_head, long long v_batch,
     long long v_row, long long v_head, long long dq_batch, long long dq_row, long long dq_head, long long dk_batch,
     long long dk_row, long long dk_head, long long dv_batch, long long dv_row, long long dv_head, int heads,
@@ -53,6 +54,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
     backward_fused_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
                         {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
                         {dq, dq_batch, dq_row, dq_head}, {dk, dk_batch, dk_row, dk_head},
-                        {dv, dv_batch, dv_row, dv_head}, query_sums, turns + 1, sizes, coordinates, term_weights,
-                        term_partials, b, kv, tile, shared);
+                        {dv, dv_batch, dv_row, dv_head}, query_sums, turns + 1, sizes,
+                        {tokens, points, scalars, tokens_batch, points_batch}, term_partials, b, kv, tile, shared);
 }

@@ -58,23 +58,6 @@ __device__ __forceinline__ void transposed_weighted_rows(Accumulator<1, PART_TIL
     }
 }
 
-// What the gradients of a tile of transposed scores add to those of the score terms.
-template <int M, int N>
-__device__ __forceinline__ void add_term_gradients(ScoreTerms& terms, const Accumulator<M, N>& dscores, int t, int j) {
-    if (!SCORE_TERMS) return;
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-#pragma unroll
-            for (int tile = 0; tile < N; tile++)
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const Place<true> at(t, j, m, half, tile, i);
-                    terms.add_gradient(terms.query(at.query), terms.key(at.key), dscores.v[m][tile][2 * half + i]);
-                }
-}
-
 // The block's part of dQ of one tile of queries, in its turn. `sums`: the running sums of that tile.
 __device__ __forceinline__ void add_queries(const Tile<TILE_KEYS>& dscores, const Tile<TILE_KEYS>& keys,
                                             const Turn& turn, float4* sums, bf16* rows_of, i64 stride, int first,
@@ -128,8 +111,8 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
                                                     const View<const bf16>& k, const View<const bf16>& v,
                                                     const float* lse, const float* delta, const View<bf16>& dq,
                                                     const View<bf16>& dk, const View<bf16>& dv, float* query_sums,
-                                                    u32* turns, const Sizes& n, const float* coordinates,
-                                                    const float* term_weights, float* term_partials, int b, int kv,
+                                                    u32* turns, const Sizes& n, const TermInputs& given,
+                                                    float* term_partials, int b, int kv,
                                                     int tile, unsigned char* shared) {
     constexpr int M = KEYS_M, N = QUERIES_N;
     const Tile<TILE_KEYS> keys = {shared}, values = {shared + tile_bytes(TILE_KEYS)};
@@ -142,7 +125,7 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
     Accumulator<M, D_TILES> key_sums, value_sums;
     key_sums.clear();
     value_sums.clear();
-    ScoreTerms terms(coordinates, term_weights, n, b, kv * n.group());
+    ScoreTerms terms = n.terms(given, b, kv * n.group());
     keys.load(k.at(b, kv), k.row, begin, n.keys, n.wide);
     values.load(v.at(b, kv), v.row, begin, n.keys, n.wide);
     int h = kv * n.group(), at = skipped, parity = 0;
@@ -158,13 +141,13 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
         copy_async_commit();
         copy_async_wait<1>();
         __syncthreads();
-        if (at == skipped) terms = ScoreTerms(coordinates, term_weights, n, b, h);
+        if (at == skipped) terms = n.terms(given, b, h);
         Accumulator<M, N> scores, dweights;
         row_products(scores, keys, row, stage.queries());
         finish_scores<true>(scores, n, terms, first, begin + row);
         row_products(dweights, values, row, stage.douts());
         backward_scores(scores, dweights, stage.lse(), stage.delta(), exponent_factor(n));
-        add_term_gradients(terms, dweights, first, begin + row);
+        add_term_gradients<true>(terms, dweights, first, begin + row);
         store_packed(dscores, row, dweights);
         weighted_rows(value_sums, scores, stage.douts());
         weighted_rows(key_sums, dweights, stage.queries());

@@ -33,8 +33,8 @@ __device__ __forceinline__ void load_sums(float4 (&sums)[I][CHUNKS], const float
 __device__ __forceinline__ void backward_fused_tile(
     const View<const float>& dout, const View<const float>& q, const View<const float>& k, const View<const float>& v,
     const float* lse, const float* delta, const View<float>& dq, const View<float>& dk, const View<float>& dv, float*,
-    u32* turns, const Sizes& n, const float* coordinates, const float* term_weights, float* term_partials, int b,
-    int kv, int tile, unsigned char* shared) {
+    u32* turns, const Sizes& n, const TermInputs& given, float* term_partials, int b, int kv, int tile,
+    unsigned char* shared) {
     constexpr int I = TILE_KEYS / 16;
     static_assert(TILE_KEYS == BACKWARD_ROWS, "I rows a thread on both sides");
     float* const queries = reinterpret_cast<float*>(shared);
@@ -49,7 +49,7 @@ __device__ __forceinline__ void backward_fused_tile(
     load_rows(keys, k.at(b, kv), k.row, begin, TILE_KEYS, n.keys, n.wide);
     load_rows(values, v.at(b, kv), v.row, begin, TILE_KEYS, n.keys, n.wide);
     for (int h = kv * n.group(); h < (kv + 1) * n.group(); h++) {
-        ScoreTerms terms(coordinates, term_weights, n, b, h);
+        ScoreTerms terms = n.terms(given, b, h);
         const i64 head = i64(b) * n.heads + h, rows = head * n.queries;
         for (int at = n.first_query(begin) / BACKWARD_ROWS; at < tiles; at++) {
             const int first = at * BACKWARD_ROWS;

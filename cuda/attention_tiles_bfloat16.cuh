@@ -192,13 +192,50 @@ struct Place {
     }
 };
 
+// Calls take(x, queries, keys, m) for the two queries and two keys whose scores x[query][key] a thread holds of every 16×8
+// tile (m, …); what is left in x goes back. Every lane of the warp.
+template <bool TRANSPOSED, int M, int N, class F>
+__device__ __forceinline__ void for_pairs(Accumulator<M, N>& scores, const ScoreTerms& terms, int t, int j, F take) {
+    ScoreTerms::Token rows[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const Place<TRANSPOSED> at(t, j, m, half, 0, 0);
+            rows[m][half] = TRANSPOSED ? terms.key(at.key) : terms.query(at.query);
+        }
+    }
+#pragma unroll
+    for (int tile = 0; tile < N; tile++) {
+        ScoreTerms::Token columns[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const Place<TRANSPOSED> at(t, j, 0, 0, tile, i);
+            columns[i] = TRANSPOSED ? terms.query(at.query) : terms.key(at.key);
+        }
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            float(&v)[4] = scores.v[m][tile];
+            constexpr int RIGHT = TRANSPOSED ? 2 : 1, BELOW = TRANSPOSED ? 1 : 2;
+            float x[2][2] = {{v[0], v[RIGHT]}, {v[BELOW], v[3]}};
+            take(x, TRANSPOSED ? columns : rows[m], TRANSPOSED ? rows[m] : columns, m);
+            v[0] = x[0][0], v[RIGHT] = x[0][1], v[BELOW] = x[1][0], v[3] = x[1][1];
+        }
+    }
+}
+
 // Raw products become exponents where there are score terms, and −∞ where a query does not see the key.
 template <bool TRANSPOSED, int M, int N>
 __device__ __forceinline__ void finish_scores(Accumulator<M, N>& scores, const Sizes& n, const ScoreTerms& terms, int t,
                                               int j) {
     constexpr int QUERIES = TRANSPOSED ? 8 * N : 16 * M, KEYS = TRANSPOSED ? 16 * M : 8 * N;
-    const bool whole = t + QUERIES <= n.queries && j + KEYS <= n.keys && j + KEYS <= n.visible(t);
-    if (!SCORE_TERMS && whole) return;
+    if (SCORE_TERMS)
+        for_pairs<TRANSPOSED>(scores, terms, t, j, [&](auto& x, auto& queries, auto& keys, int) {
+            for (int i = 0; i < 4; i++) x[i / 2][i % 2] *= n.scale;
+            terms.add_to(x, queries, keys);
+            for (int i = 0; i < 4; i++) x[i / 2][i % 2] *= LOG2E;
+        });
+    if (t + QUERIES <= n.queries && j + KEYS <= n.keys && j + KEYS <= n.visible(t)) return;
 #pragma unroll
     for (int m = 0; m < M; m++) {
 #pragma unroll
@@ -208,14 +245,52 @@ __device__ __forceinline__ void finish_scores(Accumulator<M, N>& scores, const S
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const Place<TRANSPOSED> at(t, j, m, half, tile, i);
-                    float& x = scores.v[m][tile][2 * half + i];
-                    if (SCORE_TERMS) x = (x * n.scale + terms.value(terms.query(at.query), terms.key(at.key))) * LOG2E;
-                    if (!n.exists(at.query, at.key)) x = -INFINITY_F;
+                    if (!n.exists(at.query, at.key)) scores.v[m][tile][2 * half + i] = -INFINITY_F;
                 }
             }
         }
     }
 }
+
+// What the gradients of a tile of scores give the score terms' scalars.
+template <bool TRANSPOSED, int M, int N>
+__device__ __forceinline__ void add_term_gradients(ScoreTerms& terms, Accumulator<M, N>& dscores, int t, int j) {
+    if (!SCORE_TERMS) return;
+    for_pairs<TRANSPOSED>(dscores, terms, t, j,
+                          [&](auto& dx, auto& queries, auto& keys, int) { terms.add_gradients(dx, queries, keys); });
+}
+
+// The gradients of the lattice points of a warp's rows: its queries, or its keys.
+template <int M>
+struct PointSums {
+    float v[M][2][3] = {};
+
+    // What the gradients of a tile of scores give.
+    template <bool TRANSPOSED, int N>
+    __device__ __forceinline__ void add(const ScoreTerms& terms, Accumulator<M, N>& dscores, int t, int j) {
+        for_pairs<TRANSPOSED>(dscores, terms, t, j, [&](auto& dx, auto& queries, auto& keys, int m) {
+            for (int i = 0; i < 2; i++)
+                for (int k = 0; k < 2; k++)
+                    terms.add_slope(v[m][TRANSPOSED ? k : i], TRANSPOSED ? -dx[i][k] : dx[i][k], queries[i], keys[k]);
+        });
+    }
+    // To partials (…, 3) from row `start` on; `row` is the first of the warp.
+    __device__ __forceinline__ void store(float* partials, i64 start, int row, int limit) const {
+        const int g = threadIdx.x % 32 / 4;
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+#pragma unroll
+                for (int axis = 0; axis < 3; axis++) {
+                    const int at = row + 16 * m + 8 * half + g;
+                    const float total = over_row_sum(v[m][half][axis]);
+                    if (threadIdx.x % 4 == axis && at < limit) partials[(start + at) * 3 + axis] = total;
+                }
+            }
+        }
+    }
+};
 
 // Transposed scores of one tile: S becomes P, dP becomes dS. lse and delta of the tile's queries, in shared memory.
 template <int M, int N>

@@ -123,31 +123,41 @@ __device__ __forceinline__ float over_row_max(float x) {
     return x;
 }
 
-// Weights P = exp(x − lse) and score gradients dS = P∘(dP − δ) of one tile, into shared memory where asked.
+// Weights P = exp(x − lse) and score gradients dS = P∘(dP − δ) of one tile, into shared memory where asked; what dS gives
+// the score terms: their scalars (own_terms), and the points of the thread's queries or keys, where there are sums for it.
 __device__ __forceinline__ void backward_scores(const float* queries, const float* douts, const float* keys,
                                                 const float* values, const float* lse, const float* delta,
                                                 const Sizes& n, ScoreTerms& terms, bool own_terms, int first,
-                                                int begin, float* weights, float* dscores) {
+                                                int begin, float* weights, float* dscores,
+                                                float (*query_points)[3] = nullptr,
+                                                float (*key_points)[3] = nullptr) {
     constexpr int I = BACKWARD_ROWS / 16;
     const int x = threadIdx.x % 8, y = threadIdx.x / 8;
     float scores[I][COLUMNS], dweights[I][COLUMNS];
     row_products(scores, queries, keys);
     row_products(dweights, douts, values);
+    ScoreTerms::Token columns[COLUMNS];
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++) columns[j] = terms.key(begin + x + 8 * j);
 #pragma unroll
     for (int i = 0; i < I; i++) {
         const int t = first + y + 16 * i;
         const float row_lse = t < n.queries ? lse[t] : 0.0f, row_delta = t < n.queries ? delta[t] : 0.0f;
-        const ScoreTerms::Token token = terms.query(t);
+        const ScoreTerms::Token row[1] = {terms.query(t)};
+        float score[1][COLUMNS], ds[1][COLUMNS];
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) score[0][j] = scores[i][j] * n.scale;
+        terms.add_to(score, row, columns);
 #pragma unroll
         for (int j = 0; j < COLUMNS; j++) {
-            const int key = begin + x + 8 * j, at = (y + 16 * i) * WEIGHTS_ROW + x + 8 * j;
-            const ScoreTerms::Token other = terms.key(key);
-            const float score = scores[i][j] * n.scale + terms.value(token, other);
-            const float p = n.exists(t, key) ? expf(score - row_lse) : 0.0f;
-            const float ds = p * (dweights[i][j] - row_delta);
+            const int at = (y + 16 * i) * WEIGHTS_ROW + x + 8 * j;
+            const float p = n.exists(t, begin + x + 8 * j) ? expf(score[0][j] - row_lse) : 0.0f;
+            ds[0][j] = p * (dweights[i][j] - row_delta);
             if (weights != nullptr) weights[at] = p;
-            dscores[at] = ds;
-            if (own_terms) terms.add_gradient(token, other, ds);
+            dscores[at] = ds[0][j];
+            if (query_points != nullptr) terms.add_slope(query_points[i], ds[0][j], row[0], columns[j]);
+            if (key_points != nullptr) terms.add_slope(key_points[j], -ds[0][j], row[0], columns[j]);
         }
+        if (own_terms) terms.add_gradients(ds, row, columns);
     }
 }

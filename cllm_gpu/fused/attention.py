@@ -11,16 +11,16 @@ from typing import Any, Literal, get_args
 
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused import attention_fused
-from cllm_gpu.fused.attention_call import TERM_COUNT, AttentionCall, CoordinateTerms
+from cllm_gpu.fused.attention_call import AttentionCall
 from cllm_gpu.fused.launcher import Launcher, blocks_for
 from cllm_gpu.reference import attention as reference
-from cllm_gpu.reference.score_terms import ScoreTerms
+from cllm_gpu.fused.score_terms import finish_points, finish_scalars
+from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 
 __all__ = [
     "METHOD",
     "METHODS",
     "BackwardMethod",
-    "CoordinateTerms",
     "attention_backward",
     "attention_forward",
     "attention_weights",
@@ -80,22 +80,22 @@ def attention_forward(
     *,
     causal: bool,
     scale: float,
-    terms: CoordinateTerms | ScoreTerms | None = None,
+    terms: ScoreTerms | None = None,
 ) -> None:
     """out (B, T, H, D) and lse (B, H, T) from q (B, T, H, D), k and v (B, S, K, D); K divides H; any strides."""
     call = AttentionCall("attention_forward", q, k, v, causal=causal, scale=scale, terms=terms)
     call.check("out", out, "B T H D")
     call.check("lse", lse, "B H T")
-    tiles = tiles_of(call.variant.storage, q.shape[3], terms=terms is not None)
+    tiles = tiles_of(call.storage, q.shape[3], terms=terms is not None)
     batch, length, heads, _ = q.shape
     launcher.launch(
-        call.variant,
+        call.variant(),
         "attention_forward",
         (blocks_for(length, tiles.forward_rows) * heads * batch,),
         THREADS,
         {"lse": lse, **call.arguments(q=q, k=k, v=v, out=out)},
         shared_bytes=tiles.forward_shared,
-        strided=frozenset({"q", "k", "v", "out"}),
+        strided=call.strided({"q": q, "k": k, "v": v, "out": out}),
     )
 
 
@@ -113,68 +113,92 @@ def attention_backward(
     *,
     causal: bool,
     scale: float,
-    terms: CoordinateTerms | ScoreTerms | None = None,
-    dterms: Any | None = None,
-    accumulate_terms: bool = False,
-    method: BackwardMethod = METHOD,
+    terms: ScoreTerms | None = None,
+    dterms: ScoreTermGradients | None = None,
+    method: BackwardMethod | None = None,
 ) -> None:
     """dq, dk, dv (shapes of q, k, v; any strides) from dout (B, T, H, D) and what the forward took and gave.
 
-    With `terms` also dterms (H, 3) float32, the gradients of α, β and γ, added to when `accumulate_terms`.
-    `method`: "two kernels" (dk and dv, then dq) or "fused" (all three in one); each gives the same bits every time, and
-    the two differ by roundings. dq, dk, dv must not share memory with what is read. UserError for another method.
+    With `terms` the gradients of their scalars and points are added to those in `dterms`. `method`: "two kernels" (dk
+    and dv, then dq) or "fused" (all three in one), METHOD where it is None; each gives the same bits every time, and the
+    two differ by roundings. dq, dk, dv must not share memory with what is read. UserError for another method, and for
+    gradients of points by the fused one, which does not have them.
     """
-    if method not in METHODS:
-        raise UserError(f"attention_backward: argument method is {method!r}; it must be {' or '.join(METHODS)}")
     call = AttentionCall("attention_backward", q, k, v, causal=causal, scale=scale, terms=terms)
     for name, array in (("dout", dout), ("out", out), ("dq", dq)):
         call.check(name, array, "B T H D")
     for name, array in (("dk", dk), ("dv", dv)):
         call.check(name, array, "B S K D")
     call.check("lse", lse, "B H T")
-    if terms is not None and (dterms is None or tuple(dterms.shape) != (q.shape[2], TERM_COUNT)):
-        raise UserError(f"attention_backward: argument dterms must have shape ({q.shape[2]}, {TERM_COUNT})")
+    call.expect_gradients(dterms)
     delta = launcher.scratch("attention_delta", lse.shape, "float32")
     _delta(launcher, call, dout, out, delta)
     operands = {"dout": dout, "q": q, "k": k, "v": v}
     saved = {"lse": lse, "delta": delta}
-    launch = attention_fused.launch if method == "fused" else _two_kernels
-    partials = launch(launcher, call, operands, saved, {"dq": dq, "dk": dk, "dv": dv})
-    if partials is not None:
-        _finish_terms(launcher, call, partials, dterms, accumulate=accumulate_terms)
+    gradients = {"dq": dq, "dk": dk, "dv": dv}
+    if _method(method, call) == "fused":
+        partials = attention_fused.launch(launcher, call, operands, saved, gradients)
+    else:
+        partials = _two_kernels(launcher, call, operands, saved, gradients, dterms)
+    if partials is not None and dterms is not None:
+        finish_scalars(launcher, call.variant(), partials, dterms.scalars)
+
+
+def _method(method: BackwardMethod | None, call: AttentionCall) -> BackwardMethod:
+    if method is None:
+        return "two kernels" if call.point_gradients else METHOD
+    if method not in METHODS:
+        raise UserError(f"attention_backward: argument method is {method!r}; it must be {' or '.join(METHODS)}")
+    if method == "fused" and call.point_gradients:
+        raise UserError("attention_backward: gradients of lattice points take the method 'two kernels', not 'fused'")
+    return method
 
 
 def _two_kernels(
-    launcher: Launcher, call: AttentionCall, operands: dict[str, Any], saved: dict[str, Any], gradients: dict[str, Any]
+    launcher: Launcher,
+    call: AttentionCall,
+    operands: dict[str, Any],
+    saved: dict[str, Any],
+    gradients: dict[str, Any],
+    dterms: ScoreTermGradients | None,
 ) -> Any | None:
-    """dk and dv by one kernel, dq by another; the score terms' partial sums (B, H, tiles, 3), where there are any."""
+    """dk and dv by one kernel, dq by another, the points' gradients by both.
+
+    Returns the score terms' partial sums (B, H, tiles, n), where there are any.
+    """
     q, k, dq = operands["q"], operands["k"], gradients["dq"]
-    tiles = tiles_of(call.variant.storage, q.shape[3], terms=call.terms is not None)
+    tiles = tiles_of(call.storage, q.shape[3], terms=call.terms is not None)
     batch, positions, kv_heads, _ = k.shape
-    of_keys = operands | {"dk": gradients["dk"], "dv": gradients["dv"]}
+    length, heads = q.shape[1:3]
+    query_tiles = blocks_for(length, tiles.query_rows)
+    partials = of_queries = of_keys = None
+    if call.terms is not None:
+        partials = launcher.scratch("score_terms", (batch, heads, query_tiles, call.terms.count), "float32")
+    if call.point_gradients:
+        of_queries = launcher.scratch("query_points", (batch, heads, length, 3), "float32")
+        of_keys = launcher.scratch("key_points", (batch, kv_heads, positions, 3), "float32")
+    with_keys = operands | {"dk": gradients["dk"], "dv": gradients["dv"]}
     launcher.launch(
-        call.variant,
+        call.variant(),
         "attention_backward_keys",
         (blocks_for(positions, tiles.key_rows) * kv_heads * batch,),
         THREADS,
-        saved | call.arguments(**of_keys),
+        saved | {"point_partials": of_keys} | call.arguments(**with_keys),
         shared_bytes=tiles.key_shared,
-        strided=frozenset(of_keys),
+        strided=call.strided(with_keys),
     )
-    batch, length, heads, _ = q.shape
-    query_tiles = blocks_for(length, tiles.query_rows)
-    partials = None
-    if call.terms is not None:
-        partials = launcher.scratch("score_terms", (batch, heads, query_tiles, TERM_COUNT), "float32")
+    with_queries = operands | {"dq": dq}
     launcher.launch(
-        call.variant,
+        call.variant(),
         "attention_backward_queries",
         (query_tiles * heads * batch,),
         THREADS,
-        saved | {"term_partials": partials} | call.arguments(**operands, dq=dq),
+        saved | {"term_partials": partials, "point_partials": of_queries} | call.arguments(**with_queries),
         shared_bytes=tiles.query_shared,
-        strided=frozenset({*operands, "dq"}),
+        strided=call.strided(with_queries),
     )
+    if call.point_gradients and dterms is not None:
+        finish_points(launcher, call.variant(), of_queries, of_keys, dterms.points)
     return partials
 
 
@@ -193,28 +217,10 @@ def _delta(launcher: Launcher, call: AttentionCall, dout: Any, out: Any, delta: 
     lanes = next(lanes for lanes in (4, 8, 16, 32) if 4 * lanes >= out.shape[3])  # DELTA_LANES in attention.cu
     sizes = {"rows": rows, "heads": heads, "queries": length}
     launcher.launch(
-        call.variant,
+        call.variant(),
         "attention_backward_delta",
         (blocks_for(rows * lanes, THREADS),),
         THREADS,
         {"delta": delta, **call.operands(dout=dout, out=out), **sizes},
         strided=frozenset({"dout", "out"}),
-    )
-
-
-def _finish_terms(launcher: Launcher, call: AttentionCall, partials: Any, dterms: Any, *, accumulate: bool) -> None:
-    batch, heads, tiles, _ = partials.shape
-    launcher.launch(
-        call.variant,
-        "attention_terms_finish",
-        (heads,),
-        32,
-        {
-            "partials": partials,
-            "gradients": dterms,
-            "batch": batch,
-            "heads": heads,
-            "tiles": tiles,
-            "accumulate": int(accumulate),
-        },
     )

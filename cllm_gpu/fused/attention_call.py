@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.launcher import Shapes, Variant, address_of, element_strides, storage_of
-from cllm_gpu.reference import score_terms as reference
+from cllm_gpu.fused.score_terms import ARRAYS, check_gradients, check_terms, term_arguments, term_defines
+from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 
 MAXIMUM_HEAD_SIZE = 128
-NO_LATTICE = (
-    "the lattice is not in the CUDA kernels yet; train with --model.attention standard, or crystalline with "
-    "--backend native or numpy"
-)
-TERM_COUNT = 3  # numbers per head of the score terms: TERM_COUNT in attention.cuh
-
-
-@dataclass(frozen=True)
-class CoordinateTerms:
-    """Additive terms of the scores, from numbers of each token (cuda/attention.cuh says which):
-
-    −α_h·‖(x, y)_i − (x, y)_j‖ − β_h·|z_i − z_j| + γ_h·[id_i = id_j]
-    """
-
-    coordinates: Any
-    """(B, S, 4) float32: x, y, z and an id's bits."""
-    weights: Any
-    """(H, 3) float32: α, β, γ."""
 
 
 class AttentionCall:
@@ -42,10 +24,8 @@ class AttentionCall:
         *,
         causal: bool,
         scale: float,
-        terms: CoordinateTerms | reference.ScoreTerms | None,
+        terms: ScoreTerms | None,
     ) -> None:
-        if isinstance(terms, reference.ScoreTerms):
-            raise UserError(f"{operation}: {NO_LATTICE}")
         self.check = Shapes(operation)
         _, length, heads, size = self.check("q", q, "B T H D")
         _, positions, kv_heads, _ = self.check("k", k, "B S K D")
@@ -60,17 +40,13 @@ class AttentionCall:
             raise UserError(f"{operation}: argument scale is {scale}; it must be above 0")
         if positions == 0:
             raise UserError(f"{operation}: argument k has no position")
-        self.terms = terms
         if terms is not None:
-            self.check("terms.coordinates", terms.coordinates, "B S 4")
-            if terms.coordinates.shape[2] != 4 or tuple(terms.weights.shape) != (heads, TERM_COUNT):
-                shapes = f"{terms.coordinates.shape} and {terms.weights.shape}"
-                raise UserError(f"{operation}: terms have shapes {shapes}; they must be (B, S, 4) and (H, 3)")
-            if address_of(terms.coordinates) % 16:
-                raise UserError(f"{operation}: terms.coordinates are not aligned to 16 bytes")
-        self.head_size = size
-        self.variant = self._variant("attention.cu", storage_of(operation, "q", q))
-        self.fused_variant = self._variant("attention_fused.cu", self.variant.storage)
+            check_terms(self.check, terms)
+        self.terms = terms
+        self.storage = storage_of(operation, "q", q)
+        self.point_gradients = False
+        """The variants of the backward take the gradients of the terms' points, too."""
+        self._head_size = size
         self._operation = operation
         self._sizes = {
             "heads": heads,
@@ -81,15 +57,24 @@ class AttentionCall:
             "scale": scale,
         }
 
-    def _variant(self, source: str, storage: str) -> Variant:
-        defines = (("HEAD_SIZE", self.head_size), ("SCORE_TERMS", int(self.terms is not None)))
-        return Variant(source, storage, defines=defines)
+    def expect_gradients(self, dterms: ScoreTermGradients | None) -> None:
+        """Of a backward: check where the terms' gradients go, and choose the variant that gives them."""
+        if self.terms is not None:
+            check_gradients(self.check, self.terms, dterms)
+            self.point_gradients = dterms is not None and dterms.points is not None
+
+    def variant(self, source: str = "attention.cu") -> Variant:
+        """The compilation of `source` for this head size, dtype and choice of terms."""
+        defines = term_defines(self.terms, point_gradients=self.point_gradients)
+        return Variant(source, self.storage, defines=(("HEAD_SIZE", self._head_size), *defines))
+
+    def strided(self, operands: dict[str, Any]) -> frozenset[str]:
+        """Arguments that need not be contiguous: these operands, and what the terms read."""
+        return ARRAYS.union(operands)
 
     def arguments(self, **operands: Any) -> dict[str, Any]:
         """Operands with their strides, sizes and score terms, as a kernel takes them."""
-        coordinates = None if self.terms is None else self.terms.coordinates
-        weights = None if self.terms is None else self.terms.weights
-        return self.operands(**operands) | {"coordinates": coordinates, "term_weights": weights} | self._sizes
+        return self.operands(**operands) | term_arguments(self._operation, self.terms) | self._sizes
 
     def operands(self, **operands: Any) -> dict[str, Any]:
         """Operands with their strides, and whether all of them can be read 16 bytes at a time."""

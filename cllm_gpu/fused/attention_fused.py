@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cllm_gpu.fused.attention_call import TERM_COUNT, AttentionCall
+from cllm_gpu.fused.attention_call import AttentionCall
 from cllm_gpu.fused.launcher import Launcher, blocks_for
 
 
@@ -41,19 +41,19 @@ def tiles_of(storage: str, head_size: int, *, terms: bool) -> FusedTiles:
 def launch(
     launcher: Launcher, call: AttentionCall, operands: dict[str, Any], saved: dict[str, Any], gradients: dict[str, Any]
 ) -> Any | None:
-    """dq, dk and dv of `gradients`; the score terms' partial sums (B, H, tiles, 3), where there are any."""
+    """dq, dk and dv of `gradients`; the score terms' partial sums (B, H, tiles, n), where there are any."""
     batch, length, heads, size = operands["q"].shape
     _, positions, kv_heads, _ = operands["k"].shape
-    tiles = tiles_of(call.variant.storage, size, terms=call.terms is not None)
+    tiles = tiles_of(call.storage, size, terms=call.terms is not None)
     key_tiles, query_tiles = blocks_for(positions, tiles.keys), blocks_for(length, tiles.queries)
     sums = partials = None
     if tiles.sums:
         sums = launcher.scratch("attention_query_sums", (batch * heads * query_tiles * tiles.sums,), "float32")
     if call.terms is not None:
-        partials = launcher.scratch("score_terms", (batch, heads, key_tiles, TERM_COUNT), "float32")
+        partials = launcher.scratch("score_terms", (batch, heads, key_tiles, call.terms.count), "float32")
     everything = operands | gradients
     launcher.launch(
-        call.fused_variant,
+        call.variant("attention_fused.cu"),
         "attention_backward_fused",
         (key_tiles * kv_heads * batch,),
         tiles.threads,
@@ -61,7 +61,7 @@ def launch(
         | {"query_sums": sums, "term_partials": partials, "turns": launcher.counters(1 + batch * heads * query_tiles)}
         | call.arguments(**everything),
         shared_bytes=tiles.shared_bytes,
-        strided=frozenset(everything),
+        strided=call.strided(everything),
     )
     # no query: nothing to sum, whether or not the kernel wrote zeros
     return partials if partials is None or length else partials[:, :, :0]

@@ -8,6 +8,12 @@ HEAD_SIZES = (32, 64, 80, 96, 128)
 """Head sizes of published models; others up to 128 compile when first used."""
 TERMS_HEAD_SIZES = (64, 128)
 """Head sizes compiled with score terms too."""
+_NAMES = ("TERM_DISTANCE", "TERM_PRIME_DISTANCE", "TERM_SAME_TOKEN", "TERM_MATCHES", "TERM_POINT_GRADIENTS")
+TERMS = tuple(
+    tuple((name, value) for name, value in zip(_NAMES, values, strict=True) if value)
+    for values in ((0, 0, 1, 3, 0), (0, 0, 1, 8, 0), (1, 1, 1, 8, 0), (1, 1, 1, 8, 1))
+)
+"""Choices of score terms compiled ahead: matches to 3 and to 8 beside the same token, all terms, and learned points."""
 _PLAIN = ("adam.cu", "cross_entropy.cu", "dropout.cu", "gelu.cu", "layernorm.cu")
 _WITH_TABLES = ("rotary.cu", "symmetry.cu")
 _WITH_GRADIENT = ("column_sum.cu", "embedding.cu")
@@ -19,11 +25,16 @@ def all_variants() -> list[Variant]:
     variants = [Variant(source, storage) for source in (*_PLAIN, *_WITH_TABLES, *_WITH_GRADIENT) for storage in both]
     variants += [Variant(source, "bfloat16", "float32") for source in _WITH_GRADIENT]
     variants.append(Variant("rotary.cu", "bfloat16", defines=(("CLLM_REAL_TABLE", 1),)))
-    variants += [
-        Variant(source, storage, defines=(("HEAD_SIZE", size), ("SCORE_TERMS", terms)))
+    return variants + attention_variants()
+
+
+def attention_variants() -> list[Variant]:
+    """The attention sources for every head size, with the score terms that are compiled ahead and without."""
+    choices = [(size, terms) for size in HEAD_SIZES for terms in ((), *(TERMS if size in TERMS_HEAD_SIZES else ()))]
+    return [
+        Variant(source, storage, defines=(("HEAD_SIZE", size), *terms))
         for source in ("attention.cu", "attention_fused.cu")
-        for storage in both
-        for size in HEAD_SIZES
-        for terms in ((0, 1) if size in TERMS_HEAD_SIZES else (0,))
+        for storage in ("float32", "bfloat16")
+        for size, terms in choices
+        if source == "attention.cu" or ("TERM_POINT_GRADIENTS", 1) not in terms  # the fused kernel does not have them
     ]
-    return variants

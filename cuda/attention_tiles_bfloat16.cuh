@@ -192,7 +192,10 @@ struct Place {
     }
 };
 
-// Calls take(x, queries, keys, m) for the two queries and two keys whose scores x[query][key] a thread holds of every 16×8
+typedef float Four[2][2];                // numbers of two queries and two keys: [query][key]
+typedef const ScoreTerms::Token Two[2];  // two queries, or two keys
+
+// Calls take(x, queries, keys, m) for the two queries and two keys whose scores x a thread holds of every 16×8
 // tile (m, …); what is left in x goes back. Every lane of the warp.
 template <bool TRANSPOSED, int M, int N, class F>
 __device__ __forceinline__ void for_pairs(Accumulator<M, N>& scores, const ScoreTerms& terms, int t, int j, F take) {
@@ -217,7 +220,7 @@ __device__ __forceinline__ void for_pairs(Accumulator<M, N>& scores, const Score
         for (int m = 0; m < M; m++) {
             float(&v)[4] = scores.v[m][tile];
             constexpr int RIGHT = TRANSPOSED ? 2 : 1, BELOW = TRANSPOSED ? 1 : 2;
-            float x[2][2] = {{v[0], v[RIGHT]}, {v[BELOW], v[3]}};
+            Four x = {{v[0], v[RIGHT]}, {v[BELOW], v[3]}};
             take(x, TRANSPOSED ? columns : rows[m], TRANSPOSED ? rows[m] : columns, m);
             v[0] = x[0][0], v[RIGHT] = x[0][1], v[BELOW] = x[1][0], v[3] = x[1][1];
         }
@@ -230,7 +233,7 @@ __device__ __forceinline__ void finish_scores(Accumulator<M, N>& scores, const S
                                               int j) {
     constexpr int QUERIES = TRANSPOSED ? 8 * N : 16 * M, KEYS = TRANSPOSED ? 16 * M : 8 * N;
     if (SCORE_TERMS)
-        for_pairs<TRANSPOSED>(scores, terms, t, j, [&](auto& x, auto& queries, auto& keys, int) {
+        for_pairs<TRANSPOSED>(scores, terms, t, j, [&](Four& x, Two& queries, Two& keys, int) {
             for (int i = 0; i < 4; i++) x[i / 2][i % 2] *= n.scale;
             terms.add_to(x, queries, keys);
             for (int i = 0; i < 4; i++) x[i / 2][i % 2] *= LOG2E;
@@ -257,7 +260,7 @@ template <bool TRANSPOSED, int M, int N>
 __device__ __forceinline__ void add_term_gradients(ScoreTerms& terms, Accumulator<M, N>& dscores, int t, int j) {
     if (!SCORE_TERMS) return;
     for_pairs<TRANSPOSED>(dscores, terms, t, j,
-                          [&](auto& dx, auto& queries, auto& keys, int) { terms.add_gradients(dx, queries, keys); });
+                          [&](Four& dx, Two& queries, Two& keys, int) { terms.add_gradients(dx, queries, keys); });
 }
 
 // The gradients of the lattice points of a warp's rows: its queries, or its keys.
@@ -268,7 +271,7 @@ struct PointSums {
     // What the gradients of a tile of scores give.
     template <bool TRANSPOSED, int N>
     __device__ __forceinline__ void add(const ScoreTerms& terms, Accumulator<M, N>& dscores, int t, int j) {
-        for_pairs<TRANSPOSED>(dscores, terms, t, j, [&](auto& dx, auto& queries, auto& keys, int m) {
+        for_pairs<TRANSPOSED>(dscores, terms, t, j, [&](Four& dx, Two& queries, Two& keys, int m) {
             for (int i = 0; i < 2; i++)
                 for (int k = 0; k < 2; k++)
                     terms.add_slope(v[m][TRANSPOSED ? k : i], TRANSPOSED ? -dx[i][k] : dx[i][k], queries[i], keys[k]);

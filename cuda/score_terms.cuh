@@ -8,8 +8,9 @@
 // chosen when compiling, and the others cost nothing: -DTERM_DISTANCE, -DTERM_PRIME_DISTANCE, -DTERM_SAME_TOKEN: 0 or 1;
 // -DTERM_MATCHES: 0 … 8; -DTERM_POINT_GRADIENTS: 1 where the backward wants those of the points, too.
 // Cost per pair: a term of one comparison is a comparison and an addition. Matches: orders are tried one after the other
-// for four pairs of a thread, as long as one of its warp's 128 pairs still matches. A distance takes 6 FMA-pipe
-// instructions and one square root; |z_i − z_j| takes two.
+// for four pairs of a thread, as long as one of its warp's 128 pairs still matches; the tokens of the first KEPT orders
+// wait in registers, the others are loaded when it comes to them. A distance takes 6 FMA-pipe instructions and one square
+// root; |z_i − z_j| takes two.
 #pragma once
 #include "storage.cuh"
 
@@ -31,7 +32,7 @@
 
 constexpr bool DISTANCE = TERM_DISTANCE, PRIME_DISTANCE = TERM_PRIME_DISTANCE, SAME_TOKEN = TERM_SAME_TOKEN;
 constexpr bool POINTS = DISTANCE || PRIME_DISTANCE, POINT_GRADIENTS = TERM_POINT_GRADIENTS;
-constexpr int MATCHES = TERM_MATCHES;
+constexpr int MATCHES = TERM_MATCHES, KEPT = MATCHES < 2 ? MATCHES : 2;
 // The order of a head's scalars.
 constexpr int AT_PRIME_DISTANCE = DISTANCE, AT_SAME_TOKEN = AT_PRIME_DISTANCE + PRIME_DISTANCE;
 constexpr int AT_MATCHES = AT_SAME_TOKEN + SAME_TOKEN, TERM_COUNT = AT_MATCHES + MATCHES;
@@ -51,9 +52,10 @@ struct TermInputs {
 // The score terms of one (batch item, query head).
 class ScoreTerms {
   public:
-    // One position. `window`: the tokens that a match compares, the nearest first.
+    // One position. A match compares the tokens from `end` down: `window` has the first of them, and before the sequence
+    // there is `none`.
     struct Token {
-        int id = 0, window[at_least_one(MATCHES)] = {};
+        int id = 0, end = 0, none = 0, window[at_least_one(KEPT)] = {};
         float x = 0.0f, y = 0.0f, z = 0.0f;
     };
 
@@ -67,8 +69,8 @@ class ScoreTerms {
     }
 
     // Past the last query or key some token is as good as another: those scores are masked.
-    __device__ __forceinline__ Token query(int t) const { return position(t + offset, 0, BEFORE_QUERIES); }
-    __device__ __forceinline__ Token key(int j) const { return position(j, 1, BEFORE_KEYS); }
+    __device__ __forceinline__ Token query(int t) const { return position(t + offset, t + offset, BEFORE_QUERIES); }
+    __device__ __forceinline__ Token key(int j) const { return position(j, j - 1, BEFORE_KEYS); }
 
     // x[i][j] += the terms of query a[i] and key b[j]. Every lane of the warp.
     template <int Q, int K>
@@ -135,15 +137,13 @@ class ScoreTerms {
     int offset, positions;
     float scalars[at_least_one(TERM_COUNT)] = {}, gradients[at_least_one(TERM_COUNT)] = {};
 
-    __device__ __forceinline__ Token position(int s, int back, int before) const {
+    __device__ __forceinline__ Token position(int s, int end, int none) const {
         Token token;
         const int last = positions - 1;
         if (SAME_TOKEN) token.id = tokens[s < last ? s : last];
+        token.end = end, token.none = none;
 #pragma unroll
-        for (int n = 0; n < MATCHES; n++) {
-            const int at = s - back - n;
-            token.window[n] = at < 0 ? before : tokens[at < last ? at : last];
-        }
+        for (int n = 0; n < KEPT; n++) token.window[n] = before(token, n);
         if (POINTS) {
             const float* const point = points + 3 * i64(s < last ? s : last);
             if (DISTANCE) token.x = point[0], token.y = point[1];
@@ -151,22 +151,32 @@ class ScoreTerms {
         }
         return token;
     }
+    // The token n places before the end of a position's window.
+    __device__ __forceinline__ int before(const Token& token, int n) const {
+        const int at = token.end - n, last = positions - 1;
+        return at < 0 ? token.none : tokens[at < last ? at : last];
+    }
     __device__ __forceinline__ static float distance(const Token& a, const Token& b) {
         const float x = a.x - b.x, y = a.y - b.y, z = a.z - b.z;
         return sqrt_approx(x * x + y * y + z * z);
     }
     // Calls take(n, i, j) for every pair of a[i] and b[j] in which n + 1 tokens match, n = 0 … MATCHES − 1.
     template <int Q, int K, class F>
-    __device__ __forceinline__ static void for_matches(const Token (&a)[Q], const Token (&b)[K], F take) {
+    __device__ __forceinline__ void for_matches(const Token (&a)[Q], const Token (&b)[K], F take) const {
         bool matching[Q][K];
 #pragma unroll
         for (int n = 0; n < MATCHES; n++) {
+            int of_a[Q], of_b[K];
+#pragma unroll
+            for (int i = 0; i < Q; i++) of_a[i] = n < KEPT ? a[i].window[n] : before(a[i], n);
+#pragma unroll
+            for (int j = 0; j < K; j++) of_b[j] = n < KEPT ? b[j].window[n] : before(b[j], n);
             bool any = false;
 #pragma unroll
             for (int i = 0; i < Q; i++) {
 #pragma unroll
                 for (int j = 0; j < K; j++) {
-                    matching[i][j] = a[i].window[n] == b[j].window[n] && (n == 0 || matching[i][j]);
+                    matching[i][j] = of_a[i] == of_b[j] && (n == 0 || matching[i][j]);
                     any = any || matching[i][j];
                 }
             }

@@ -30,8 +30,8 @@ def tiles_of(storage: str, head_size: int, *, terms: bool) -> FusedTiles:
         return FusedTiles(128, 32, 32, 4 * (2 * 32 * row + 2 * 32 * row + 2 * 32 * weights), 0)
     padded = (head_size + 15) // 16 * 16
     row_bytes = 128 * ((padded + 63) // 64)  # pages of 64 columns
-    narrow = head_size <= 64
-    threads, queries = 128 if narrow else 256, 32 if narrow or terms else 64
+    threads = 128 if head_size <= 64 and not terms else 256
+    queries = 32 if head_size <= 64 or terms else 64
     column_parts = threads // 32 // (queries // 16)  # dQ: 16 queries by part_tiles·8 columns for each warp
     part_tiles = 2 * blocks_for(padded // 16, column_parts)
     stage = 2 * row_bytes * queries + 8 * queries

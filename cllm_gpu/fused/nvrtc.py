@@ -143,7 +143,7 @@ def nvrtc_version() -> tuple[int, int]:
 
 def declared_name(variant: Variant, kernel: str) -> str:
     """What a source's header calls a kernel: its name, and "+terms" when compiled with score terms."""
-    return f"{kernel}+terms" if ("SCORE_TERMS", 1) in variant.defines else kernel
+    return f"{kernel}+terms" if any(name.startswith("TERM_") for name, _ in variant.defines) else kernel
 
 
 def resources_of(variant: Variant, architecture: str) -> list[Resources]:

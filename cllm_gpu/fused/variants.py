@@ -11,9 +11,9 @@ TERMS_HEAD_SIZES = (64, 128)
 _NAMES = ("TERM_DISTANCE", "TERM_PRIME_DISTANCE", "TERM_SAME_TOKEN", "TERM_MATCHES", "TERM_POINT_GRADIENTS")
 TERMS = tuple(
     tuple((name, value) for name, value in zip(_NAMES, values, strict=True) if value)
-    for values in ((0, 0, 1, 3, 0), (0, 0, 1, 8, 0), (1, 1, 1, 8, 0), (1, 1, 1, 8, 1))
+    for values in ((0, 0, 1, 8, 0), (1, 1, 1, 8, 0), (1, 1, 1, 8, 1))
 )
-"""Choices of score terms compiled ahead: matches to 3 and to 8 beside the same token, all terms, and learned points."""
+"""Choices of score terms compiled ahead: the default ones, all, and all with learned points."""
 _PLAIN = ("adam.cu", "cross_entropy.cu", "dropout.cu", "gelu.cu", "layernorm.cu")
 _WITH_TABLES = ("rotary.cu", "symmetry.cu")
 _WITH_GRADIENT = ("column_sum.cu", "embedding.cu")

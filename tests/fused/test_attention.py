@@ -278,7 +278,7 @@ def test_a_method_that_is_none_is_refused(device: Device, rng: Any) -> None:
 
 
 def _traffic(device: Device, source: str, kernel: str) -> Any:
-    variant = Variant(source, "bfloat16", defines=(("HEAD_SIZE", 128), ("SCORE_TERMS", 0)))
+    variant = Variant(source, "bfloat16", defines=(("HEAD_SIZE", 128),))
     return device.launcher.kernel(variant, kernel).last_traffic
 
 

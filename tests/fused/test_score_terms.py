@@ -1,92 +1,167 @@
-"""Additive terms of the attention scores, and the gradients of their weights, against dense float64 NumPy."""
+"""The lattice's score terms in the attention kernels, against the reference in float64."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cllm_gpu.errors import UserError
-from cllm_gpu.fused.attention import BackwardMethod, CoordinateTerms, attention_backward, attention_forward
+from cllm_gpu.fused.attention import BackwardMethod, attention_backward, attention_forward
+from cllm_gpu.lattice import lattice_points
+from cllm_gpu.reference import attention as reference
+from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 from tests.fused.comparison import close
 from tests.fused.devices import DTYPES, Device
 from tests.fused.test_attention import EITHER
 
+Choice = tuple[bool, bool, bool, int]  # distance, prime distance, same token, matches
+USUAL: Choice = (False, False, True, 8)
+ALL: Choice = (True, True, True, 8)
 # B, T, S, H, K, D
-SIZES = [(2, 70, 70, 2, 2, 64), (2, 70, 140, 2, 2, 64), (1, 40, 127, 4, 2, 128), (1, 64, 64, 2, 1, 24)]
+SIZES = [(2, 70, 70, 2, 2, 64), (1, 40, 127, 4, 2, 24), (1, 64, 64, 2, 1, 128)]
 
 
-def _coordinates(rng: Any, batch: int, positions: int) -> np.ndarray[Any, Any]:
-    """x, y, z like a lattice's, and an id of few values so that some are equal."""
-    c = rng.standard_normal((batch, positions, 4)).astype(np.float32)
-    c[..., 3] = rng.integers(1, 5, (batch, positions)).astype(np.int32).view(np.float32)
-    return c
+def repetitive(rng: Any, batch: int, positions: int) -> np.ndarray[Any, Any]:
+    """Tokens (B, S) of 0 … 12 with matches of every length: a phrase again and again, some of its tokens changed."""
+    tokens = np.tile(rng.integers(0, 13, (batch, 11)), positions // 11 + 1)[:, :positions].astype(np.int32)
+    changed = rng.random(tokens.shape) < 0.15
+    tokens[changed] = rng.integers(0, 13, int(changed.sum()))
+    return tokens
 
 
-def _dense(q: Any, k: Any, v: Any, dout: Any, c: Any, weights: Any, *, causal: bool, scale: float) -> dict[str, Any]:
-    """The whole computation in float64 with T×S arrays."""
-    heads, kv_heads, length, positions = q.shape[2], k.shape[2], q.shape[1], k.shape[1]
-    group = heads // kv_heads
-    q, k, v, dout = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (q, k, v, dout))
-    k, v = (np.repeat(x, group, axis=1) for x in (k, v))
-    ids = c[..., 3].view(np.int32)
-    same = (ids[:, positions - length :, None] == ids[:, None, :]).astype(np.float64)[:, None]
-    xyz = c[..., :3].astype(np.float64)
-    difference = xyz[:, positions - length :, None] - xyz[:, None]
-    planar = np.sqrt((difference[..., :2] ** 2).sum(axis=-1))[:, None]
-    height = np.abs(difference[..., 2])[:, None]
-    a, b, g = (weights[:, i].astype(np.float64)[None, :, None, None] for i in range(3))
-    scores = scale * q @ k.swapaxes(2, 3) - a * planar - b * height + g * same
-    if causal:
-        scores[:, :, np.triu(np.ones((length, positions), bool), positions - length + 1)] = -np.inf
-    p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    p /= p.sum(axis=-1, keepdims=True)
-    out = p @ v
-    ds = p * (dout @ v.swapaxes(2, 3) - (dout * out).sum(axis=-1, keepdims=True))
+def make_terms(rng: Any, choice: Choice, batch: int, positions: int, heads: int, storage: str) -> ScoreTerms:
+    """Terms over repetitive tokens with scalars that matter, in NumPy."""
+    distance, prime_distance, same_token, matches = choice
+    tokens = repetitive(rng, batch, positions)
+    points = lattice_points(13)[tokens].astype(np.float32) if distance or prime_distance else None
+    count = distance + prime_distance + same_token + matches
+    scalars = rng.standard_normal((heads, count)).astype(np.float32).astype(DTYPES[storage])
+    return ScoreTerms(tokens, points, scalars, distance, prime_distance, same_token, matches)
 
-    def by_kv(x: Any) -> Any:
-        return x.reshape(x.shape[0], kv_heads, group, *x.shape[2:]).sum(axis=2).transpose(0, 2, 1, 3)
 
-    return {
-        "out": out.transpose(0, 2, 1, 3),
-        "dq": (scale * ds @ k).transpose(0, 2, 1, 3),
-        "dk": by_kv(scale * ds.swapaxes(2, 3) @ q),
-        "dv": by_kv(p.swapaxes(2, 3) @ dout),
-        "dterms": np.stack([(ds * x).sum(axis=(0, 2, 3)) for x in (-planar, -height, same)], axis=1),
-    }
+def on_device(device: Device, terms: ScoreTerms) -> ScoreTerms:
+    points = None if terms.points is None else device.put(terms.points)
+    arrays = {"tokens": device.put(terms.tokens), "points": points, "scalars": device.put(terms.scalars)}
+    return dataclasses.replace(terms, **arrays)
+
+
+def wide(terms: ScoreTerms) -> ScoreTerms:
+    """The same in float64."""
+    points = None if terms.points is None else terms.points.astype(np.float64)
+    return dataclasses.replace(terms, points=points, scalars=terms.scalars.astype(np.float64))
+
+
+class Problem:
+    """Operands of one call and its results, on a device and in float64."""
+
+    def __init__(self, rng: Any, sizes: tuple[int, ...], choice: Choice, storage: str, *, causal: bool) -> None:
+        batch, length, positions, heads, kv_heads, size = sizes
+        of_queries, of_keys = (batch, length, heads, size), (batch, positions, kv_heads, size)
+        shapes = (of_queries, of_queries, of_keys, of_keys)
+        self.inputs = [rng.standard_normal(s).astype(np.float32).astype(DTYPES[storage]) for s in shapes]
+        self.terms = make_terms(rng, choice, batch, positions, heads, storage)
+        self.options: dict[str, Any] = {"causal": causal, "scale": size**-0.5}
+        self.lse_shape = (batch, heads, length)
+
+    def fused(self, device: Device, method: BackwardMethod | None, *, points: bool) -> dict[str, Any]:
+        """Results of the kernels; the terms' gradients are added to ones."""
+        dout, q, k, v = (device.put(x) for x in self.inputs)
+        terms = on_device(device, self.terms)
+        out, dq, dk, dv = (device.put(np.full(x.shape, np.nan, x.dtype)) for x in (q, q, k, v))
+        lse = device.put(np.full(self.lse_shape, np.nan, np.float32))
+        dscalars = device.put(np.ones_like(self.terms.scalars))
+        dpoints = device.put(np.ones_like(self.terms.points)) if points else None
+        attention_forward(device.launcher, q, k, v, out, lse, **self.options, terms=terms)
+        attention_backward(
+            device.launcher, dout, q, k, v, out, lse, dq, dk, dv, **self.options, terms=terms,
+            dterms=ScoreTermGradients(dscalars, dpoints), method=method,
+        )  # fmt: skip
+        found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dscalars": dscalars, "dpoints": dpoints}
+        return {name: device.get(x) for name, x in found.items() if x is not None}
+
+    def expected(self, *, points: bool) -> dict[str, Any]:
+        dout, q, k, v = (x.astype(np.float64) for x in self.inputs)
+        terms = wide(self.terms)
+        out, lse = np.zeros_like(q), np.zeros(self.lse_shape)
+        dq, dk, dv, dscalars = (np.zeros_like(x) for x in (q, k, v, terms.scalars))
+        dpoints = np.zeros_like(terms.points) if points else None
+        reference.attention_forward(np, q, k, v, out, lse, **self.options, terms=terms)
+        reference.attention_backward(
+            np, dout, q, k, v, out, lse, dq, dk, dv, **self.options, terms=terms,
+            dterms=ScoreTermGradients(dscalars, dpoints),
+        )  # fmt: skip
+        found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dscalars": 1.0 + dscalars}
+        return found | ({} if dpoints is None else {"dpoints": 1.0 + dpoints})
+
+
+def compare(got: dict[str, Any], want: dict[str, Any], storage: str, positions: int) -> None:
+    # bf16: P and dS are rounded to 8 bits before their products, 2^-8 of numbers of order 1 (dv sums over queries)
+    factor = 40.0 + positions if storage == "float32" else 2.0**15
+    for name in ("out", "dq", "dk", "dv"):
+        close(name, got[name], want[name], storage=storage, factor=factor, least=1.0)
+    close("lse", got["lse"], want["lse"], storage="float32", factor=40.0 + positions, least=1.0)
+    # sums of T·S terms; in bf16 δ comes from the rounded output
+    factor = 200.0 if storage == "float32" else 2.0**16
+    close("dscalars", got["dscalars"], want["dscalars"], storage=storage, factor=factor, least=1.0)
+    if "dpoints" in want:
+        close("dpoints", got["dpoints"], want["dpoints"], storage="float32", factor=factor, least=1.0)
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "choice", "causal"),
+    [(SIZES[0], USUAL, True), (SIZES[1], ALL, True), (SIZES[1], ALL, False), (SIZES[2], USUAL, True)],
+    ids=["usual", "all", "all, full", "usual, wide"],
+)
 @EITHER
 def test_score_terms(
-    device: Device, rng: Any, storage: str, sizes: tuple[int, ...], causal: bool, method: BackwardMethod
+    device: Device, rng: Any, storage: str, sizes: Any, choice: Choice, causal: bool, method: BackwardMethod
 ) -> None:
-    batch, length, positions, heads, kv_heads, size = sizes
-    shapes = [(batch, length, heads, size), *[(batch, positions, kv_heads, size)] * 2, (batch, length, heads, size)]
-    q, k, v, dout = (rng.standard_normal(s).astype(np.float32).astype(DTYPES[storage]) for s in shapes)
-    c, weights = _coordinates(rng, batch, positions), rng.random((heads, 3)).astype(np.float32)
-    terms = CoordinateTerms(device.put(c), device.put(weights))
-    inputs = [device.put(x) for x in (q, k, v)]
-    out, lse = device.put(np.zeros_like(q)), device.put(np.zeros((batch, heads, length), np.float32))
-    gradients, dterms = [device.put(np.zeros_like(x)) for x in (q, k, v)], device.put(np.ones((heads, 3), np.float32))
-    options: dict[str, Any] = {"causal": causal, "scale": size**-0.5, "terms": terms}
-    attention_forward(device.launcher, *inputs, out, lse, **options)
-    attention_backward(
-        device.launcher, device.put(dout), *inputs, out, lse, *gradients,
-        dterms=dterms, accumulate_terms=True, method=method, **options,
-    )  # fmt: skip
-    want = _dense(q, k, v, dout, c, weights, causal=causal, scale=size**-0.5)
-    got = dict(zip(("out", "dq", "dk", "dv"), (out, *gradients), strict=True))
-    # bf16: P and dS are rounded to 8 bits before their products, 2^-8 of numbers of order 1 (dv sums over queries)
-    factor = 40.0 + positions if storage == "float32" else 2.0**15
-    for name, array in got.items():
-        close(name, device.get(array), want[name], storage=storage, factor=factor, least=1.0)
-    # sums of T·S terms; in bf16 δ comes from the rounded output
-    factor = 200.0 if storage == "float32" else 2.0**16
-    close("dterms", device.get(dterms) - 1.0, want["dterms"], storage="float32", factor=factor, least=1.0)
+    problem = Problem(rng, sizes, choice, storage, causal=causal)
+    compare(problem.fused(device, method, points=False), problem.expected(points=False), storage, sizes[2])
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_gradients_of_points(device: Device, rng: Any, storage: str, causal: bool) -> None:
+    """Repeated tokens have one point: there the distances have no slope. Queries are the last 40 of 127 positions."""
+    problem = Problem(rng, SIZES[1], ALL, storage, causal=causal)
+    compare(problem.fused(device, None, points=True), problem.expected(points=True), storage, 127)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [(True, False, False, 0), (False, True, False, 0), (False, False, True, 0), *[(False,) * 3 + (n,) for n in (1, 3)]],
+    ids=["distance", "prime distance", "same token", "match of 1", "matches to 3"],
+)
+def test_each_term_alone(device: Device, rng: Any, choice: Choice) -> None:
+    sizes = (1, 35, 70, 2, 1, 16)
+    problem = Problem(rng, sizes, choice, "float32", causal=True)
+    compare(problem.fused(device, "two kernels", points=False), problem.expected(points=False), "float32", 70)
+
+
+@EITHER
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_no_scalar_no_difference(device: Device, rng: Any, storage: str, method: BackwardMethod) -> None:
+    """Scalars of 0 give the bits of attention without terms where both cut their work alike: float32."""
+    problem = Problem(rng, SIZES[0], USUAL, storage, causal=True)
+    problem.terms.scalars[...] = 0.0
+    got = problem.fused(device, method, points=False)
+    dout, q, k, v = (device.put(x) for x in problem.inputs)
+    out, dq, dk, dv = (device.put(np.full(x.shape, np.nan, x.dtype)) for x in (q, q, k, v))
+    lse = device.put(np.full(problem.lse_shape, np.nan, np.float32))
+    attention_forward(device.launcher, q, k, v, out, lse, **problem.options)
+    attention_backward(device.launcher, dout, q, k, v, out, lse, dq, dk, dv, **problem.options, method=method)
+    for name, plain in (("out", out), ("lse", lse), ("dq", dq), ("dk", dk), ("dv", dv)):
+        want = device.get(plain)
+        if storage == "float32" and device.launcher.xp is np:
+            assert np.array_equal(got[name], want), name
+        else:  # other tiles; on a GPU the compiler joins other products and sums
+            factor = 40.0 + 70.0 if storage == "float32" else 2.0**15
+            close(name, got[name], want, storage=storage, factor=factor, least=1.0)
 
 
 @EITHER
@@ -96,28 +171,17 @@ def test_a_term_that_all_scores_share_changes_nothing(
     device: Device, rng: Any, storage: str, gamma: float, method: BackwardMethod
 ) -> None:
     """Softmax is blind to it, though exp(±300) is not a float; places of a tile that hold no query stay out of it."""
-    shape = (1, 70, 2, 64)
-    q, k, v, dout = (device.put(rng.standard_normal(shape).astype(np.float32).astype(DTYPES[storage])) for _ in "qkvo")
-    coordinates = _coordinates(rng, 1, 70)
-    coordinates[..., 3] = 1.0  # one id for all
-    results: list[list[Any]] = []
-    for shared in (0.0, gamma):
-        weights = device.put(np.array([[0.0, 0.0, shared]] * 2, np.float32))
-        options: dict[str, Any] = {
-            "causal": True,
-            "scale": 0.125,
-            "terms": CoordinateTerms(device.put(coordinates), weights),
-        }
-        out, dq, dk, dv = (device.put(np.full(shape, np.nan, q.dtype)) for _ in range(4))
-        lse, dterms = (device.put(np.zeros(sizes, np.float32)) for sizes in ((1, 2, 70), (2, 3)))
-        attention_forward(device.launcher, q, k, v, out, lse, **options)
-        attention_backward(
-            device.launcher, dout, q, k, v, out, lse, dq, dk, dv, dterms=dterms, method=method, **options
-        )
-        results.append([device.get(x).astype(np.float64) for x in (out, dq, dk, dv, lse - np.float32(shared))])
+    problem = Problem(rng, (1, 70, 70, 2, 2, 64), (False, False, True, 0), storage, causal=True)
+    problem.terms.tokens[...] = 7  # one token for all
+    problem.terms.scalars[...] = 0.0
+    results = [problem.fused(device, method, points=False)]
+    problem.terms.scalars[...] = gamma
+    results.append(problem.fused(device, method, points=False))
+    results[1]["lse"] -= np.float32(problem.terms.scalars[0, 0])
     # a score near 300 is known to 300·2^-24 and so is its lse; in bf16 weights may round to the other neighbour
     relative = 16.0 * 300.0 * 2.0**-24 if storage == "float32" else 2.0**-5
-    for name, got, want in zip(("out", "dq", "dk", "dv", "lse"), results[1], results[0], strict=True):
+    for name in ("out", "dq", "dk", "dv", "lse"):
+        got, want = (result[name].astype(np.float64) for result in (results[1], results[0]))
         error = float(np.abs(got - want).max())
         assert error <= relative * np.abs(want).max(), f"{name}: {error:.3g}"
 
@@ -126,22 +190,69 @@ def test_a_term_that_all_scores_share_changes_nothing(
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
 def test_no_query_gives_zeros(device: Device, rng: Any, storage: str, method: BackwardMethod) -> None:
     """T = 0: keys that nobody sees, and no step that would write the terms' partial sums."""
-    dtype = DTYPES[storage]
-    q, k = (device.put(np.full((1, length, 2, 24), np.nan, dtype)) for length in (0, 5))
-    out, dq, dk, dv = (device.put(np.full(x.shape, np.nan, dtype)) for x in (q, q, k, k))
-    terms = CoordinateTerms(device.put(_coordinates(rng, 1, 5)), device.put(np.ones((2, 3), np.float32)))
-    dterms, lse = device.put(np.full((2, 3), np.nan, np.float32)), device.put(np.zeros((1, 2, 0), np.float32))
-    attention_backward(
-        device.launcher, q, q, k, k, out, lse, dq, dk, dv, causal=True, scale=1.0, terms=terms, dterms=dterms,
-        method=method,
-    )  # fmt: skip
-    for array in (dk, dv, dterms):
-        assert not device.get(array).astype(np.float64).any()
+    got = Problem(rng, (1, 0, 5, 2, 2, 24), ALL, storage, causal=True).fused(device, method, points=False)
+    assert not got["dk"].astype(np.float64).any()
+    assert not got["dv"].astype(np.float64).any()
+    assert (got["dscalars"].astype(np.float64) == 1.0).all()
 
 
-def test_terms_of_the_wrong_shape_are_refused(device: Device) -> None:
-    q = device.put(np.zeros((1, 4, 2, 32), np.float32))
-    out, lse = device.put(np.zeros((1, 4, 2, 32), np.float32)), device.put(np.zeros((1, 2, 4), np.float32))
-    terms = CoordinateTerms(device.put(np.zeros((1, 4, 4), np.float32)), device.put(np.zeros((3, 3), np.float32)))
-    with pytest.raises(UserError, match=r"terms have shapes .* must be"):
-        attention_forward(device.launcher, q, q, q, out, lse, causal=True, scale=1.0, terms=terms)
+@EITHER
+def test_one_token_and_the_largest_vocabulary(device: Device, rng: Any, method: BackwardMethod) -> None:
+    """T = 1, and token ids up to 2^20 − 1 beside their neighbours."""
+    problem = Problem(rng, (1, 1, 1, 2, 2, 24), ALL, "float32", causal=True)
+    compare(problem.fused(device, method, points=False), problem.expected(points=False), "float32", 1)
+    problem = Problem(rng, (1, 20, 20, 2, 2, 24), ALL, "float32", causal=True)
+    problem.terms.tokens[...] = 2**20 - 1 - problem.terms.tokens % 3
+    compare(problem.fused(device, method, points=False), problem.expected(points=False), "float32", 20)
+
+
+def test_tokens_and_points_may_be_views_of_a_cache(device: Device, rng: Any) -> None:
+    problem = Problem(rng, (2, 3, 20, 2, 1, 24), ALL, "float32", causal=True)
+    want = problem.fused(device, "two kernels", points=False)
+    q, k, v = (device.put(x) for x in problem.inputs[1:])
+    terms = problem.terms
+    tokens, points = device.put(np.full((2, 64), -9, np.int32)), device.put(np.full((2, 64, 3), np.nan, np.float32))
+    tokens[:, :20], points[:, :20] = device.put(terms.tokens), device.put(terms.points)
+    viewed = ScoreTerms(tokens[:, :20], points[:, :20], device.put(terms.scalars), *ALL)
+    out, lse = device.put(np.zeros(q.shape, np.float32)), device.put(np.zeros(problem.lse_shape, np.float32))
+    attention_forward(device.launcher, q, k, v, out, lse, **problem.options, terms=viewed)
+    assert np.array_equal(device.get(out), want["out"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scalars": (2, 4)}, r"terms.scalars have shape \(2, 4\); the terms in use take \(2, 11\)"),
+        ({"scalars": (3, 11)}, r"terms.scalars has shape \(3, 11\); it must be \(2, "),
+        ({"tokens": (1, 5)}, r"terms.tokens has shape \(1, 5\); it must be \(1, 4\)"),
+        ({"points": (1, 4, 2)}, "terms.points must have 3 coordinates"),
+        ({"points": None}, "terms.points are missing; a distance needs them"),
+        ({"matches": 9, "scalars": (2, 12)}, "terms.matches is 9; it must be 0 to 8"),
+    ],
+    ids=["count", "heads", "tokens", "coordinates", "no points", "order"],
+)
+def test_terms_that_do_not_fit_are_refused(device: Device, rng: Any, change: dict[str, Any], message: str) -> None:
+    problem = Problem(rng, (1, 4, 4, 2, 2, 24), ALL, "float32", causal=True)
+    values = {
+        name: device.put(np.zeros(value, np.int32 if name == "tokens" else np.float32))
+        if isinstance(value, tuple)
+        else value
+        for name, value in change.items()
+    }
+    problem.terms = dataclasses.replace(problem.terms, **values)
+    q, k, v = (device.put(x) for x in problem.inputs[1:])
+    out, lse = device.put(np.zeros(q.shape, np.float32)), device.put(np.zeros(problem.lse_shape, np.float32))
+    with pytest.raises(UserError, match=message):
+        attention_forward(device.launcher, q, k, v, out, lse, **problem.options, terms=problem.terms)
+
+
+def test_a_backward_with_nowhere_to_put_the_terms_gradients_is_refused(device: Device, rng: Any) -> None:
+    problem = Problem(rng, (1, 4, 4, 2, 2, 24), ALL, "float32", causal=True)
+    with pytest.raises(UserError, match="gradients of lattice points take the method 'two kernels', not 'fused'"):
+        problem.fused(device, "fused", points=True)
+    dout, q, k, v = (device.put(x) for x in problem.inputs)
+    lse = device.put(np.zeros(problem.lse_shape, np.float32))
+    with pytest.raises(UserError, match="argument dterms is missing"):
+        attention_backward(
+            device.launcher, dout, q, k, v, q, lse, dout, k, v, **problem.options, terms=on_device(device, problem.terms)
+        )

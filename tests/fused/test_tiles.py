@@ -40,7 +40,7 @@ def _source(storage: str) -> str:
 def test_tiles_are_the_sources_own(storage: str, size: int, terms: bool) -> None:
     """Also at the greatest head size of each cut."""
     simulator_device()
-    options = [f"-I{source_directory()}", f"-DHEAD_SIZE={size}", f"-DSCORE_TERMS={int(terms)}"]
+    options = [f"-I{source_directory()}", f"-DHEAD_SIZE={size}", f"-DTERM_MATCHES={8 * terms}"]
     out: Any = np.zeros(6, np.int32)
     RawKernel(_source(storage), "constants", options=[*options, *["-DCLLM_BF16=1"] * (storage == "bfloat16")])(
         (1,), (1,), (out,)

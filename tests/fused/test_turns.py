@@ -93,7 +93,7 @@ extern "C" __global__ void constants(int* out) {
 def test_tiles_are_the_sources_own(size: int, terms: bool) -> None:
     simulator_device()
     header = (source_directory() / "attention_fused_bfloat16.cuh").as_posix()
-    options = (f"-I{source_directory()}", "-DCLLM_BF16=1", f"-DHEAD_SIZE={size}", f"-DSCORE_TERMS={int(terms)}")
+    options = (f"-I{source_directory()}", "-DCLLM_BF16=1", f"-DHEAD_SIZE={size}", f"-DTERM_MATCHES={8 * terms}")
     out: Any = np.zeros(5, np.int32)
     RawKernel(f'#include "{header}"\n{CONSTANTS}', "constants", options=options)((1,), (1,), (out,))
     assert tiles_of("bfloat16", size, terms=terms) == FusedTiles(*map(int, out))

@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.gpu import machine, problems, report, rowwise  # noqa: E402
+from bench.gpu import lattice, machine, problems, report, rowwise  # noqa: E402
 from bench.gpu.bars import all_bars  # noqa: E402
 from bench.gpu.jobs import measure, trouble  # noqa: E402
 from bench.gpu.timing import Card, Device, Rehearsal  # noqa: E402
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, device: Device, torch: TorchSide | None, ab
     begun, rows = time.monotonic(), []
     module_problems = [
         found
-        for module in (problems, rowwise)
+        for module in (problems, lattice, rowwise)
         for found in (module.rehearsal_problems() if device.rehearsal else module.full_problems())
     ]
     for problem in module_problems:

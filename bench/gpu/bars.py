@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.gpu import lattice
 from cllm_gpu.fused.attention import METHOD, METHODS, BackwardMethod
 
 FLASH2 = "FlashAttention-2 on an H100: FlashAttention-3 paper (Shah et al. 2024), figures 5 and 6; backward: its README"
@@ -34,6 +35,13 @@ COPY_FRACTIONS: dict[str, float] = {
     "GELU forward": 0.85,
     "GELU backward": 0.85,
 }
+LATTICE: dict[tuple[str, int], float] = {
+    (lattice.MATCHES, 64): 1.10,
+    (lattice.MATCHES, 128): 1.10,
+    (lattice.DISTANCES, 64): 1.25,
+    (lattice.DISTANCES, 128): 1.15,
+}
+"""(terms, head size) → the most that attention with them may take, times attention without."""
 ADAM_OVER_TORCH = 1.3
 TORCH_ADAM = "torch fused"
 
@@ -104,6 +112,18 @@ def attention_bars(rows: Sequence[Row], card: str) -> list[Bar]:
     return bars
 
 
+def lattice_bars(rows: Sequence[Row]) -> list[Bar]:
+    """Crystalline attention over standard, forward and backward; inverted, so that more is better as everywhere."""
+    bars = []
+    for (side, size), most in LATTICE.items():
+        for row in _ours(rows, lattice.KERNEL, side, D=size):
+            standard = _ours(rows, lattice.KERNEL, lattice.STANDARD, **row["size"])
+            measured = standard[0]["milliseconds"] / row["milliseconds"] if standard else None
+            what = f"{side.removeprefix('ours, ')} against standard attention, {size_text(row['size'])}"
+            bars.append(Bar(what, measured, round(1.0 / most, 3), "times as fast", HOUSE))
+    return bars
+
+
 def bandwidth_bars(rows: Sequence[Row], copy: float | None) -> list[Bar]:
     """Fractions of the copy bandwidth (TB/s) measured in the same run; one bar for each size measured."""
     bars = []
@@ -134,7 +154,12 @@ def adam_bars(rows: Sequence[Row]) -> list[Bar]:
 
 def all_bars(rows: Sequence[Row], ceilings: Mapping[str, float | None], card: str) -> list[Bar]:
     """Every bar, in the order of the table."""
-    return attention_bars(rows, card) + adam_bars(rows) + bandwidth_bars(rows, ceilings.get("copy_terabytes"))
+    return (
+        attention_bars(rows, card)
+        + lattice_bars(rows)
+        + adam_bars(rows)
+        + bandwidth_bars(rows, ceilings.get("copy_terabytes"))
+    )
 
 
 def size_text(size: Mapping[str, Any]) -> str:

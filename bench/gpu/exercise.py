@@ -23,12 +23,14 @@ from bench.gpu.cases import DTYPES, ODD, SMALL, Bound
 from bench.gpu.table import NAMES, fused_side, make_case
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.adam import adam_step_on_device
-from cllm_gpu.fused.attention import METHODS, CoordinateTerms, attention_backward, attention_forward
+from cllm_gpu.fused.attention import METHODS, attention_backward, attention_forward
 from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.launcher import Launcher, Variant
 from cllm_gpu.fused.norm import squared_norm_on_device
 from cllm_gpu.fused.sources import kernel_parameters, source_directory
 from cllm_gpu.fused.variants import all_variants
+from cllm_gpu.lattice import lattice_points
+from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 
 QUICK_HEAD_SIZES = (32, 64)
 Put = Callable[[np.ndarray[Any, Any]], Any]
@@ -64,9 +66,8 @@ def exercise(launcher: Launcher, put: Put, *, quick: bool) -> Iterator[tuple[str
         yield from _optimizer(launcher, put, storage)
     for variant in all_variants():
         if variant.source == "attention.cu":
-            size, terms = (dict(variant.defines)[name] for name in ("HEAD_SIZE", "SCORE_TERMS"))
-            if size in QUICK_HEAD_SIZES or not quick:
-                yield from _attention(launcher, put, variant.storage, size, with_terms=bool(terms))
+            if dict(variant.defines)["HEAD_SIZE"] in QUICK_HEAD_SIZES or not quick:
+                yield from _attention(launcher, put, variant)
 
 
 def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,27 +90,28 @@ def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str
     yield f"column_sum {storage}", {"sums": sums}
 
 
-def _attention(
-    launcher: Launcher, put: Put, storage: str, size: int, *, with_terms: bool
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """More than one tile of queries and keys, packed operands, with score terms or without; every backward."""
+def _attention(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple[str, dict[str, Any]]]:
+    """More than one tile of queries and keys, packed operands, the variant's score terms; every backward."""
+    chosen, dtype = dict(variant.defines), DTYPES[variant.storage]
+    size = chosen["HEAD_SIZE"]
     rng = np.random.default_rng(size)
     length, heads = 130, 2
-    terms = _terms(put, rng, length, heads) if with_terms else None
+    terms = _terms(put, rng, chosen, (1, length, heads), dtype)
     whole, given = (rng.standard_normal((1, length, n * heads, size), np.float32) for n in (3, 1))
-    packed, dout = put(whole.astype(DTYPES[storage])), put(given.astype(DTYPES[storage]))
-    out = put(np.full_like(given, np.nan, DTYPES[storage]))
+    packed, dout = put(whole.astype(dtype)), put(given.astype(dtype))
+    out = put(np.full_like(given, np.nan, dtype))
     q, k, v = (packed[:, :, i * heads : (i + 1) * heads] for i in range(3))
     lse = put(np.full((1, heads, length), np.nan, np.float32))
     options: dict[str, Any] = {"causal": True, "scale": size**-0.5, "terms": terms}
     attention_forward(launcher, q, k, v, out, lse, **options)
-    for method in METHODS:
-        gradients = put(np.full_like(whole, np.nan, DTYPES[storage]))
+    learned = "TERM_POINT_GRADIENTS" in chosen
+    for method in METHODS[:1] if learned else METHODS:  # the first has the gradients of points
+        gradients = put(np.full_like(whole, np.nan, dtype))
         dq, dk, dv = (gradients[:, :, i * heads : (i + 1) * heads] for i in range(3))
-        options["dterms"] = put(np.zeros((heads, 3), np.float32)) if with_terms else None
+        if terms is not None:
+            points = put(np.zeros((1, length, 3), np.float32)) if learned else None
+            options["dterms"] = ScoreTermGradients(put(np.zeros(terms.scalars.shape, dtype)), points)
         attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, method=method, **options)
-        results = {"out": out, "lse": lse, "gradients": gradients}
-        results |= {"dterms": options["dterms"]} if with_terms else {}
         yield f"attention {storage} D={size}{', score terms' * with_terms}, {method}", results
 
 
@@ -117,6 +119,26 @@ def _terms(put: Put, rng: np.random.Generator, length: int, heads: int) -> Coord
     coordinates = rng.random((1, length, 4), np.float32)
     coordinates[..., 3] = rng.integers(0, 9, (1, length)).astype(np.int32).view(np.float32)
     return CoordinateTerms(put(coordinates), put(rng.random((heads, 3), np.float32)))
+        results = {"out": out, "lse": lse, "gradients": gradients}
+        if terms is not None:
+            results |= {"dscalars": options["dterms"].scalars}
+        yield f"attention {variant.options}, {method}", results
+
+
+def _terms(
+    put: Put, rng: np.random.Generator, chosen: dict[str, int], sizes: tuple[int, int, int], dtype: Any
+) -> ScoreTerms | None:
+    """The variant's score terms over repetitive tokens (B, S) of `sizes` B, S and heads; None where it has none."""
+    batch, positions, heads = sizes
+    names = ("TERM_DISTANCE", "TERM_PRIME_DISTANCE", "TERM_SAME_TOKEN", "TERM_MATCHES")
+    distance, prime_distance, same_token, matches = (chosen.get(name, 0) for name in names)
+    count = distance + prime_distance + same_token + matches
+    if not count:
+        return None
+    tokens = np.resize(rng.integers(0, 9, 17), (batch, positions)).astype(np.int32)
+    points = put(lattice_points(9)[tokens].astype(np.float32)) if distance or prime_distance else None
+    scalars = put(rng.random((heads, count), np.float32).astype(dtype))
+    return ScoreTerms(put(tokens), points, scalars, bool(distance), bool(prime_distance), bool(same_token), matches)
 
 
 def _launcher(device: str) -> tuple[CountingLauncher, Put, Callable[[Any], Any]]:

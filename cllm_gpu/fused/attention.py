@@ -13,8 +13,8 @@ from cllm_gpu.errors import UserError
 from cllm_gpu.fused import attention_fused
 from cllm_gpu.fused.attention_call import AttentionCall
 from cllm_gpu.fused.launcher import Launcher, blocks_for
-from cllm_gpu.reference import attention as reference
 from cllm_gpu.fused.score_terms import finish_points, finish_scalars
+from cllm_gpu.reference import attention as reference
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.fused.adam import adam_step_on_device
-from cllm_gpu.fused.attention import METHODS, CoordinateTerms, attention_backward, attention_forward
+from cllm_gpu.fused.attention import METHODS, attention_backward, attention_forward
 from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.cross_entropy import cross_entropy
 from cllm_gpu.fused.dropout import dropout_forward
@@ -21,6 +21,7 @@ from cllm_gpu.fused.symmetry import symmetry_forward
 from cllm_gpu.lattice import symmetry_tables
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
+from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 from tests.fused.devices import DTYPES, Device
 
 Results = dict[str, np.ndarray[Any, Any]]
@@ -110,9 +111,10 @@ def _attention(make: _Maker, results: Results, prefix: str, queries: int, keys: 
     launcher = make.device.launcher
     q, dout, out, dq = (make.draw(1, queries, heads, size) for _ in range(4))
     k, v, dk, dv = (make.draw(1, keys, 1, size) for _ in range(4))
-    lse, dterms = make.draw(1, heads, queries, dtype=np.float32), make.draw(heads, 3, dtype=np.float32)
-    weights = make.draw(heads, 3, dtype=np.float32)
-    for terms in (None, CoordinateTerms(make.draw(1, keys, 4, dtype=np.float32), weights)):
+    lse = make.draw(1, heads, queries, dtype=np.float32)
+    tokens, points = make.integers(4, 1, keys), make.draw(1, keys, 3, dtype=np.float32)
+    dterms = ScoreTermGradients(make.draw(heads, 11), None)
+    for terms in (None, ScoreTerms(tokens, points, make.draw(heads, 11), True, True, True, 8)):
         options: dict[str, Any] = {"causal": True, "scale": 0.2, "terms": terms}
         attention_forward(launcher, q, k, v, out, lse, **options)
         name = f"{prefix}.{'plain' if terms is None else 'terms'}"
@@ -120,4 +122,7 @@ def _attention(make: _Maker, results: Results, prefix: str, queries: int, keys: 
         for method in METHODS:
             saved = (out, lse)
             attention_backward(launcher, dout, q, k, v, *saved, dq, dk, dv, dterms=dterms, method=method, **options)
-            make.collect(results, f"{name}.{method}", dq=dq, dk=dk, dv=dv, dterms=dterms)
+            make.collect(results, f"{name}.{method}", dq=dq, dk=dk, dv=dv, dscalars=dterms.scalars)
+    learned = ScoreTermGradients(dterms.scalars, make.draw(1, keys, 3, dtype=np.float32))
+    attention_backward(launcher, dout, q, k, v, *saved, dq, dk, dv, dterms=learned, **options)
+    make.collect(results, f"{prefix}.learned points", dk=dk, dpoints=learned.points)

@@ -254,5 +254,16 @@ def test_a_backward_with_nowhere_to_put_the_terms_gradients_is_refused(device: D
     lse = device.put(np.zeros(problem.lse_shape, np.float32))
     with pytest.raises(UserError, match="argument dterms is missing"):
         attention_backward(
-            device.launcher, dout, q, k, v, q, lse, dout, k, v, **problem.options, terms=on_device(device, problem.terms)
+            device.launcher,
+            dout,
+            q,
+            k,
+            v,
+            q,
+            lse,
+            dout,
+            k,
+            v,
+            **problem.options,
+            terms=on_device(device, problem.terms),
         )

@@ -10,7 +10,6 @@ import pytest
 
 from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.errors import UserError
 from cllm_gpu.fused.operations import FUSED
 from cllm_gpu.model import Transformer
 from cllm_gpu.operations import REFERENCE
@@ -85,8 +84,22 @@ def test_training_with_everything_else_switched_on() -> None:
     _follow(_losses(architecture, _backend("simulator"), STEPS, dropout=True), want)
 
 
-def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence() -> None:
-    architecture = _tiny(positions="rope")
+def test_crystalline_training_follows_the_reference() -> None:
+    """Every term, learned points, the symmetry on half of the head, starting where they matter."""
+    everything = LatticeTerms(
+        matches=8, distance=True, prime_distance=True, symmetry_fraction=0.5, learned_points=True, start=0.5
+    )
+    architecture = _tiny(positions="rope", kv_heads=1, lattice=everything)
+    want = _losses(architecture, _backend("numpy"), STEPS, dropout=False)
+    _follow(_losses(architecture, _backend("simulator"), STEPS, dropout=False), want)
+
+
+LATTICE = LatticeTerms(matches=8, distance=True, symmetry_fraction=0.5, start=0.5)
+
+
+@pytest.mark.parametrize("lattice", [None, LATTICE], ids=["standard", "crystalline"])
+def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence(lattice: LatticeTerms | None) -> None:
+    architecture = _tiny(positions="rope", lattice=lattice)
     backend = _backend("simulator")
     layout = Layout(parameter_specs(architecture), np.float32)
     model = Transformer(architecture, backend, layout.views(initial_values(layout, 1)))
@@ -111,7 +124,11 @@ def test_signatures_agree(name: str) -> None:
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in ours[len(theirs) :])
 
 
-@pytest.mark.parametrize("changes", [{}, {"positions": "rope", "kv_heads": 1, "dropout": 0.1}], ids=["learned", "rope"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"positions": "rope", "kv_heads": 1, "dropout": 0.1}, {"lattice": LatticeTerms(matches=8, start=0.5)}],
+    ids=["learned", "rope", "crystalline"],
+)
 def test_loss_and_gradients_in_bfloat16(changes: dict[str, Any]) -> None:
     """A whole forward and backward in bf16 storage, beside float32 from the same (bf16) parameters.
 
@@ -149,15 +166,3 @@ def _copy_parameters(architecture: Architecture, start: Any, layout: Layout) -> 
     for key, view in parameters.items():
         view[...] = source[key].astype(layout.dtype)
     return parameters
-
-
-def test_a_crystalline_model_is_refused_in_one_line() -> None:
-    """Its score terms are not in the CUDA kernels: an error that says what can be done, not a slow path."""
-    backend = _backend("simulator")
-    architecture = _tiny(lattice=LatticeTerms())
-    layout = Layout(parameter_specs(architecture), np.float32)
-    model = Transformer(architecture, backend, layout.views(initial_values(layout, 1)))
-    workspace = Workspace(architecture, backend, 1, 4, np.float32, training=False)
-    with pytest.raises(UserError, match="the lattice is not in the CUDA kernels yet; train with") as caught:
-        model.logits(workspace, np.zeros((1, 4), np.int32))
-    assert "\n" not in str(caught.value)

@@ -65,9 +65,8 @@ def exercise(launcher: Launcher, put: Put, *, quick: bool) -> Iterator[tuple[str
                 yield f"{name} {storage}", bound.results()
         yield from _optimizer(launcher, put, storage)
     for variant in all_variants():
-        if variant.source == "attention.cu":
-            if dict(variant.defines)["HEAD_SIZE"] in QUICK_HEAD_SIZES or not quick:
-                yield from _attention(launcher, put, variant)
+        if variant.source == "attention.cu" and (dict(variant.defines)["HEAD_SIZE"] in QUICK_HEAD_SIZES or not quick):
+            yield from _attention(launcher, put, variant)
 
 
 def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -112,13 +111,6 @@ def _attention(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple
             points = put(np.zeros((1, length, 3), np.float32)) if learned else None
             options["dterms"] = ScoreTermGradients(put(np.zeros(terms.scalars.shape, dtype)), points)
         attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, method=method, **options)
-        yield f"attention {storage} D={size}{', score terms' * with_terms}, {method}", results
-
-
-def _terms(put: Put, rng: np.random.Generator, length: int, heads: int) -> CoordinateTerms:
-    coordinates = rng.random((1, length, 4), np.float32)
-    coordinates[..., 3] = rng.integers(0, 9, (1, length)).astype(np.int32).view(np.float32)
-    return CoordinateTerms(put(coordinates), put(rng.random((heads, 3), np.float32)))
         results = {"out": out, "lse": lse, "gradients": gradients}
         if terms is not None:
             results |= {"dscalars": options["dterms"].scalars}

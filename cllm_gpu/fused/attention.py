@@ -120,9 +120,9 @@ def attention_backward(
     """dq, dk, dv (shapes of q, k, v; any strides) from dout (B, T, H, D) and what the forward took and gave.
 
     With `terms` the gradients of their scalars and points are added to those in `dterms`. `method`: "two kernels" (dk
-    and dv, then dq) or "fused" (all three in one), METHOD where it is None; each gives the same bits every time, and the
-    two differ by roundings. dq, dk, dv must not share memory with what is read. UserError for another method, and for
-    gradients of points by the fused one, which does not have them.
+    and dv, then dq) or "fused" (all three in one), METHOD where it is None; each gives the same bits every time, and
+    the two differ by roundings. dq, dk, dv must not share memory with what is read. UserError for another method, and
+    for gradients of points by the fused one, which does not have them.
     """
     call = AttentionCall("attention_backward", q, k, v, causal=causal, scale=scale, terms=terms)
     for name, array in (("dout", dout), ("out", out), ("dq", dq)):

@@ -1,7 +1,7 @@
 """The lattice's terms of the attention scores, as cuda/score_terms.cuh takes them. As `cllm_gpu.reference.score_terms`.
 
-The attention kernels compute the terms; here are the checks of what they are computed from, the variant that a choice of
-terms needs, and the last step of their gradients: the sums over blocks and heads.
+The attention kernels compute the terms; here are the checks of what they are computed from, the variant that a choice
+of terms needs, and the last step of their gradients: the sums over blocks and heads.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ _COUNT = "const int count = size - at < 4 ? int(size - at) : 4;"
 _COUNT_IN_PLACE = "const Four four = load_four(x + at, size - at < 4 ? int(size - at) : 4);"
 
 _WHOLE = (
-    "const bool whole = t + QUERIES <= n.queries && j + KEYS <= n.keys && j + KEYS <= n.visible(t);",
-    "if (!SCORE_TERMS && whole) return;",
+    "if (t + QUERIES <= n.queries && j + KEYS <= n.keys && j + KEYS <= n.visible(t)) return;",
+    "#pragma unroll",
 )
 _MASK_IDLE = "in a tile with all three every score exists: the mask, where it is applied after all, changes none"
 _PAST_QUERIES = (
@@ -75,7 +75,7 @@ EQUIVALENT: dict[Key, str] = {
         "attention.cuh",
         "__device__ __forceinline__ bool exists(int t, int j) const "
         "{ return t < queries && j < keys && j < visible(t); }",
-        "};",
+        "// The score terms of one (batch item, query head).",
         "< -> <=",
         2,
     ): "for t < queries visible(t) is at most keys, so the third condition implies the second",

@@ -13,8 +13,9 @@ from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.lattice import lattice_points, symmetry_elements, symmetry_tables
 from cllm_gpu.parameters import FlatParameters
+from cllm_gpu.precision import wide_dtype
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
-from cllm_gpu.workspace import KeyValueCache, LatticeInputs, Workspace, statistics_dtype
+from cllm_gpu.workspace import KeyValueCache, LatticeInputs, Workspace
 
 
 class LatticeSide:
@@ -23,7 +24,7 @@ class LatticeSide:
     def __init__(self, architecture: Architecture, backend: Backend, parameters: FlatParameters) -> None:
         self._architecture, self._backend, self._ops = architecture, backend, backend.ops
         self._parameters, self._lattice = parameters, architecture.lattice
-        dtype = statistics_dtype(parameters.layout.dtype)
+        dtype = wide_dtype(parameters.layout.dtype)
         self._points: Any = None
         self._tables: tuple[Any, ...] | None = None
         if self._lattice is not None and self._lattice.uses_points:

@@ -17,10 +17,11 @@ from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.crystalline import LatticeSide
 from cllm_gpu.parameters import FlatParameters
+from cllm_gpu.precision import wide_dtype
 from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
-from cllm_gpu.workspace import KeyValueCache, Workspace, statistics_dtype
+from cllm_gpu.workspace import KeyValueCache, Workspace
 
 EPSILON = 1e-5
 
@@ -38,7 +39,7 @@ class Transformer:
         self._lattice = LatticeSide(architecture, backend, parameters)
         self._rotary = None
         if architecture.positions == "rope":
-            size, dtype = architecture.head_size, statistics_dtype(parameters.layout.dtype)
+            size, dtype = architecture.head_size, wide_dtype(parameters.layout.dtype)
             self._rotary = rotary_tables(backend.xp, architecture.context, size, dtype)
 
     def loss_and_gradients(

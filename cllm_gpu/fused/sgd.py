@@ -6,6 +6,8 @@ from typing import Any
 
 from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, storage_of
 from cllm_gpu.fused.norm import THREADS, finish_sum, flat_blocks
+from cllm_gpu.fused.weights import weight_arguments
+from cllm_gpu.reference.rounding import StochasticRounding
 
 
 def sgd_step(
@@ -13,16 +15,20 @@ def sgd_step(
     parameters: Any,
     gradients: Any,
     velocity: Any | None,
+    copy: Any | None = None,
     *,
     rate: float,
     momentum: float,
     weight_decay: float,
     decayed: int,
     gradient_scale: float,
+    rounding: StochasticRounding | None = None,
 ) -> float:
     """One step in place on flat arrays (n,); returns Σ update² in float64.
 
-    `velocity` (n,) starts at zero and is None without momentum; the first `decayed` elements get weight decay.
+    `velocity` (n,) starts at zero and is None without momentum; the first `decayed` elements get weight decay. Gradients
+    may be bfloat16, as `copy` (n,), which gets the parameters rounded. With `rounding` the parameters themselves are
+    bfloat16 and there is no copy.
     """
     check = Shapes("sgd_step")
     (size,) = check("parameters", parameters, "n")
@@ -38,11 +44,10 @@ def sgd_step(
         "sgd_step",
         (blocks,),
         THREADS,
-        {
-            "parameters": parameters,
+        weight_arguments("sgd_step", parameters, copy, rounding)
+        | {
             "gradients": gradients,
             "velocity": velocity,
-            "copy": None,
             "clip": None,
             "skip": None,
             "moved": moved,

@@ -288,8 +288,9 @@ def match_parameters(
 ) -> None:
     """Copy a checkpoint's arrays into `target`'s views, on the device; names and shapes must be the same.
 
-    A narrower dtype is widened; nothing is rounded unless `rounded`: then float32 may be, to its nearest. Raises UserError that names the first array that is missing,
-    extra, of another shape or of a wider dtype; nothing is copied then.
+    A narrower dtype is widened; nothing is rounded unless `rounded`: then float32 may be, to its nearest. Raises
+    UserError that names the first array that is missing, extra, of another shape or of a wider dtype; nothing is copied
+    then.
     """
     wanted, kept = target.layout.specs, target.layout.dtype
     widest = wide_dtype(kept) if rounded else kept

@@ -84,7 +84,7 @@ class Optimizer:
         return parameters if self.masters is None else self.masters
 
     def round_masters(self, parameters: FlatParameters) -> None:
-        """`parameters` become what the masters round to, after these were set from outside; without masters, nothing."""
+        """`parameters` become what the masters round to, after these were set; without masters nothing happens."""
         if self.masters is not None:
             parameters.flat[...] = self.masters.flat
 

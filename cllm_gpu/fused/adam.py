@@ -83,11 +83,12 @@ def adam_step_on_device(
     zero_gradients: bool = False,
     measure: bool = False,
 ) -> Any | None:
-    """`adam_step` without waiting for the device: parameters and moments (n) float32, gradients (n) float32 or bfloat16.
+    """`adam_step` without waiting for the device: parameters and moments (n) float32, gradients (n) also bfloat16.
 
-    copy: (n) of the gradients' dtype, gets the rounded parameters. rounding: the parameters are bfloat16. clip: (1,) float32 on the device, multiplies every
-    gradient. skip: (1,) int32 on the device; when it is not 0 nothing is written. zero_gradients: in the same pass.
-    Returns Σ update² as a float64 array (1,) on the device when `measure`, else None.
+    copy: (n) of the gradients' dtype, gets the rounded parameters. rounding: the parameters are bfloat16 themselves.
+    clip: (1,) float32 on the device, multiplies every gradient. skip: (1,) int32 on the device; when it is not 0
+    nothing is written. zero_gradients: in the same pass. Returns Σ update² as a float64 array (1,) on the device when
+    `measure`, else None.
     """
     storage, blocks = _check(parameters, gradients, first_moment, second_moment)
     weights = weight_arguments("adam_step", parameters, copy, rounding)

@@ -131,7 +131,7 @@ def test_every_argument_of_the_sgd_kernel(device: Device, rng: Any, storage: str
     host |= {"clip": np.array([0.25], np.float32), "skip": np.array([skip], np.int32), "moved": np.zeros(blocks)}
     arrays = {name: device.put(x) for name, x in host.items()}
     numbers = {"size": size, "decayed": 500, "scale": 2.0, "momentum": 0.9, "decay": 0.2, "rate": 0.1}
-    arguments = arrays | numbers | {"zero_gradients": int(zero)}
+    arguments = arrays | numbers | {"zero_gradients": int(zero), "seed": 0, "step": 0, "first": 0}
     device.launcher.launch(Variant("adam.cu", storage), "sgd_step", (blocks,), THREADS, arguments)
     got = {name: device.get(x) for name, x in arrays.items()}
     if skip:

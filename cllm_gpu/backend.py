@@ -121,7 +121,10 @@ def _automatic(workers: int | None, precision: Precision) -> Backend:
         except UserError as error:
             obstacle = str(error)
     if precision != "fp32":  # on a CPU it is slower than fp32: to fall back to it would help nobody
-        raise UserError(f"precision {precision} is for a GPU, and there is none to use ({obstacle}): train in fp32")
+        otherwise = ", or slowly with backend numpy" if precision == "bf16" else ""
+        raise UserError(
+            f"precision {precision} is for a GPU, and there is none to use ({obstacle}): train in fp32{otherwise}"
+        )
     try:
         return _native_backend(workers, obstacle)
     except UserError as error:

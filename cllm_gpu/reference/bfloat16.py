@@ -1,4 +1,4 @@
-"""The operations on bfloat16 arrays: every array is widened to float32 first, and what is written is rounded once.
+"""The operations on NumPy arrays of bfloat16: every array is widened to float32, what is written is rounded once.
 
 NumPy itself would sum bfloat16 in bfloat16 (100,000 ones give 256). The optimizers' steps and the norm widen as they
 go, a tile at a time, and are left as they are.

@@ -44,7 +44,11 @@ class LatticeSide:
             elements = w.elements.reshape(tokens.shape)
             symmetry_elements(self._backend.xp, tokens, elements)
         if self._points is not None:
-            self._ops.embedding_forward(tokens, self._points, None, w.points)
+            table = self._points
+            if w.point_table is not None:
+                table = w.point_table
+                table[...] = self._points
+            self._ops.embedding_forward(tokens, table, None, w.points)
             points = w.points.reshape(*tokens.shape, 3)
         seen = tokens
         if cache is not None:
@@ -95,12 +99,15 @@ class LatticeSide:
 
     def point_gradients(self, w: Workspace, tokens: Any, gradients: FlatParameters, *, accumulate: bool) -> None:
         """The gradients of learned points (V, 3) from those at the tokens (B, T)."""
-        if w.dpoints is not None:
-            self._ops.embedding_backward(
-                w.dpoints,
-                tokens,
-                gradients["lattice_points"],
-                None,
-                accumulate_tokens=accumulate,
-                accumulate_positions=False,
-            )
+        if w.dpoints is None:
+            return
+        table = learned = gradients["lattice_points"]
+        if w.dpoint_table is not None:  # widened first, rounded once
+            table = w.dpoint_table
+            if accumulate:
+                table[...] = learned
+        self._ops.embedding_backward(
+            w.dpoints, tokens, table, None, accumulate_tokens=accumulate, accumulate_positions=False
+        )
+        if table is not learned:
+            learned[...] = table

@@ -10,7 +10,7 @@ import numpy as np
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.buffers import Plan
-from cllm_gpu.precision import wide_dtype
+from cllm_gpu.precision import is_narrow, wide_dtype
 from cllm_gpu.reference.dropout import Dropout
 
 LOGIT_BYTES = 64 << 20
@@ -61,9 +61,7 @@ def workspace_plan(a: Architecture, batch: int, length: int, dtype: Any, *, trai
     plan.add("final_rstd", (rows,), wide_dtype(dtype))
     plan.add("losses", (rows,), wide_dtype(dtype))
     if a.lattice is not None and a.lattice.uses_points:
-        plan.add("points", (rows, 3), wide_dtype(dtype))
-        if training and a.lattice.learned_points:
-            plan.add("dpoints", (rows, 3), wide_dtype(dtype))
+        _plan_points(plan, a, rows, dtype, training=training)
     if a.symmetry_pairs:
         plan.add("elements", (rows,), np.int32)
     row_bytes = a.vocabulary * np.dtype(dtype).itemsize
@@ -74,6 +72,19 @@ def workspace_plan(a: Architecture, batch: int, length: int, dtype: Any, *, trai
         plan.add("dattended", (rows, a.width), dtype)
         plan.add("dhidden", (rows, max(a.mlp_width, a.qkv_width)), dtype)  # also dqkv: never needed at once
     return plan
+
+
+def _plan_points(plan: Plan, a: Architecture, rows: int, dtype: Any, *, training: bool) -> None:
+    """The lattice points of the tokens, never below float32: their differences would be of 8 bits. Learned ones too."""
+    assert a.lattice is not None
+    wide, held_apart = wide_dtype(dtype), a.lattice.learned_points and is_narrow(dtype)
+    plan.add("points", (rows, 3), wide)
+    if held_apart:
+        plan.add("point_table", (a.vocabulary, 3), wide)
+    if training and a.lattice.learned_points:
+        plan.add("dpoints", (rows, 3), wide)
+        if held_apart:
+            plan.add("dpoint_table", (a.vocabulary, 3), wide)
 
 
 def _plan_layer(plan: Plan, prefix: str, a: Architecture, batch: int, length: int, dtype: Any, *, shared: bool) -> None:
@@ -127,6 +138,8 @@ class Workspace:
         self.logits = views["logits"]
         self.points: Any = views.get("points")  # (N, 3) lattice points of the tokens, where a term sees them
         self.dpoints: Any = views.get("dpoints")
+        self.point_table: Any = views.get("point_table")  # (V, 3) learned points widened, where they are narrower
+        self.dpoint_table: Any = views.get("dpoint_table")
         self.elements: Any = views.get("elements")  # (N,) the tokens' symmetry elements, where they act
         self.lattice: LatticeInputs | None = None
         """What the last forward told its layers of the tokens."""

@@ -16,10 +16,10 @@
 // Deterministic. Sources: Kingma & Ba 2015; Loshchilov & Hutter 2019; Sutskever et al. 2013.
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
 //   kernel                                     registers  shared  spilled
-//   adam_step_bfloat16                                60      64        0
-//   adam_step_float32                                 62      64        0
-//   sgd_step_bfloat16                                 40      64        0
-//   sgd_step_float32                                  48      64        0
+//   adam_step_bfloat16                                74      64        0
+//   adam_step_float32                                 80      64        0
+//   sgd_step_bfloat16                                 64      64        0
+//   sgd_step_float32                                  73      64        0
 //   squared_norm_bfloat16                             30      64        0
 //   squared_norm_float32                              32      64        0
 //   sum_finish_bfloat16                               30      64        0

@@ -77,7 +77,7 @@ class _Widened:
         if isinstance(value, ScoreTerms | ScoreTermGradients):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
             return type(value)(**{name: self.take(field, write=write) for name, field in fields.items()})
-        if getattr(value, "dtype", None) != BFLOAT16:
+        if not (hasattr(value, "dtype") and value.dtype == BFLOAT16):
             return value
         place = (value.__array_interface__["data"], value.shape, value.strides)
         copy = self._copies.setdefault(place, widened(value))

@@ -6,20 +6,22 @@
 //   SGD: g = scale·clip·gradient + decay·p,  u = momentum·u + g,  p −= rate·u
 //
 // parameters, moments (n) fp32 (the master weights in bf16 training); gradients (n) real; copy (n) real or null gets the
-// rounded parameters. parameters null: there are no masters, the copy itself is what is stepped, in fp32, and rounded
-// stochastically by Philox words at (element / 4, step, 2^32 - 1), elements counting from `first`, key `seed`, as in
-// cllm_gpu/reference/rounding.py. The first `decayed` elements have weight decay. skip: null, or an int that when not 0 makes the
-// kernel write nothing. zero_gradients: the gradients are zeroed in the same pass.
+// rounded parameters. With -DCLLM_WITHOUT_MASTERS the parameters are not used: the copy itself is what is stepped, in
+// fp32, and rounded stochastically by Philox words at (element / 4, step, 2^32 - 1), elements counting from `first`,
+// key `seed`, as in cllm_gpu/reference/rounding.py. The first `decayed` elements have weight decay. skip: null, or an
+// int that when not 0 makes the kernel write nothing. zero_gradients: the gradients are zeroed in the same pass.
 // moved (blocks) fp64 or null: Σ update² per block, added up by sum_finish in a fixed order.
 // Work: a thread takes 4 neighbouring elements, blocks stride over the buffer. Traffic per parameter: 28 bytes fp32
 //   (read p, g, m, v; write p, m, v), 28 with bf16 gradients and copy (30 when zeroing), 22 without masters.
 // Deterministic. Sources: Kingma & Ba 2015; Loshchilov & Hutter 2019; Sutskever et al. 2013.
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
 //   kernel                                     registers  shared  spilled
-//   adam_step_bfloat16                                74      64        0
-//   adam_step_float32                                 80      64        0
-//   sgd_step_bfloat16                                 64      64        0
-//   sgd_step_float32                                  73      64        0
+//   adam_step_bfloat16                                60      64        0
+//   adam_step_bfloat16+alone                          68      64       16
+//   adam_step_float32                                 62      64        0
+//   sgd_step_bfloat16                                 40      64        0
+//   sgd_step_bfloat16+alone                           69      64        0
+//   sgd_step_float32                                  48      64        0
 //   squared_norm_bfloat16                             30      64        0
 //   squared_norm_float32                              32      64        0
 //   sum_finish_bfloat16                               30      64        0
@@ -28,6 +30,11 @@
 #include "storage.cuh"
 
 constexpr int FLAT_THREADS = 256;
+#ifdef CLLM_WITHOUT_MASTERS
+constexpr bool MASTERS = false;
+#else
+constexpr bool MASTERS = true;
+#endif
 constexpr unsigned ROUNDING_SITE = 0xffffffffu;  // dropout's sites count from 0
 
 // Sum over the block in fp64, in a fixed order; thread 0 gets it.
@@ -90,19 +97,19 @@ struct Weights {
     index_t first;
 
     __device__ __forceinline__ Four load(index_t at, int count) const {
-        return masters != nullptr ? load_four(masters + at, count) : load_four(copy + at, count);
+        if constexpr (MASTERS) return load_four(masters + at, count);
+        return load_four(copy + at, count);
     }
 
     __device__ __forceinline__ void store(index_t at, Four p, int count) const {
-        if (masters != nullptr) {
+        if constexpr (MASTERS) {
             store_four(masters + at, p, count);
-            if (copy != nullptr) store_four(copy + at, p, count);
-            return;
-        }
-        PhiloxWords words(seed, step, ROUNDING_SITE);
+        } else {
+            PhiloxWords words(seed, step, ROUNDING_SITE);
 #pragma unroll
-        for (int i = 0; i < 4; i++) p.v[i] = round_stochastically(p.v[i], words.at(first + at + i));
-        store_four(copy + at, p, count);
+            for (int i = 0; i < 4; i++) p.v[i] = round_stochastically(p.v[i], words.at(first + at + i));
+        }
+        if (copy != nullptr) store_four(copy + at, p, count);
     }
 };
 

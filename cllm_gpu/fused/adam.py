@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, storage_of
+from cllm_gpu.fused.launcher import Launcher, Shapes, storage_of
 from cllm_gpu.fused.norm import THREADS, finish_sum, flat_blocks
 from cllm_gpu.fused.weights import weight_arguments
 from cllm_gpu.reference.rounding import StochasticRounding
@@ -91,7 +91,7 @@ def adam_step_on_device(
     `measure`, else None.
     """
     storage, blocks = _check(parameters, gradients, first_moment, second_moment)
-    weights = weight_arguments("adam_step", parameters, copy, rounding)
+    variant, weights = weight_arguments("adam_step", storage, parameters, copy, rounding)
     moved = launcher.scratch("squares", (max(1, blocks),), "float64") if measure else None
     if moved is not None:
         moved[...] = 0.0  # a skipped step moves nothing
@@ -112,7 +112,7 @@ def adam_step_on_device(
         "decoupled_decay": rate * weight_decay if decoupled else 0.0,
         "zero_gradients": int(zero_gradients),
     }
-    launcher.launch(Variant("adam.cu", storage), "adam_step", (blocks,), THREADS, arrays | weights | numbers)
+    launcher.launch(variant, "adam_step", (blocks,), THREADS, arrays | weights | numbers)
     return None if moved is None else finish_sum(launcher, storage, moved)
 
 

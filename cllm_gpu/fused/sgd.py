@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, storage_of
+from cllm_gpu.fused.launcher import Launcher, Shapes, storage_of
 from cllm_gpu.fused.norm import THREADS, finish_sum, flat_blocks
 from cllm_gpu.fused.weights import weight_arguments
 from cllm_gpu.reference.rounding import StochasticRounding
@@ -39,12 +39,13 @@ def sgd_step(
     storage = storage_of("sgd_step", "gradients", gradients)
     blocks = flat_blocks(size)
     moved = launcher.scratch("squares", (blocks,), "float64")
+    variant, weights = weight_arguments("sgd_step", storage, parameters, copy, rounding)
     launcher.launch(
-        Variant("adam.cu", storage),
+        variant,
         "sgd_step",
         (blocks,),
         THREADS,
-        weight_arguments("sgd_step", parameters, copy, rounding)
+        weights
         | {
             "gradients": gradients,
             "velocity": velocity,

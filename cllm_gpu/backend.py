@@ -29,6 +29,12 @@ from cllm_gpu.reference.bfloat16 import in_bfloat16
 NAMES = ("auto", "numpy", "native", "cupy", "simulator")
 CPU_WORKING_BYTES = 3 << 20
 """Seen on Linux with two workers, 2 to 6 MB from tiny to mini: tiles, thread stacks, libraries on their first use."""
+TRAINS_IN: dict[str, tuple[Precision, ...]] = {
+    "cupy": ("fp32", "tf32", "bf16"),
+    "native": ("fp32",),
+    "numpy": ("fp32", "bf16"),
+    "simulator": ("fp32", "bf16"),
+}
 LEAST_GENERATION = 8
 """Major compute capability from which tensor cores multiply TF32 and bf16 (CUDA C++ programming guide, 7.24)."""
 ENVIRONMENT_VARIABLE = "CLLM_BACKEND"
@@ -45,6 +51,8 @@ class Backend:
     """One line: what was chosen and why."""
     precision: Precision = "fp32"
     """In which numbers a model trains; one that is only read computes in those of its parameters."""
+    precisions: tuple[Precision, ...] = ("fp32",)
+    """Those that this backend trains in on this machine."""
     ranges: Ranges = field(default_factory=Ranges)
     workers: int = 1
     """Parts a batch is split into, each computed by a thread of its own (1 on a GPU)."""
@@ -104,12 +112,12 @@ def get_backend(name: str | None = None, *, workers: int | None = None, precisio
 
 
 def _require_precision(name: str, precision: Precision) -> None:
-    """UserError for a precision that the backend called `name` does not compute in."""
+    """UserError for a precision that the backend called `name` does not train in on any machine."""
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
-    can = {"tf32": ("auto", "cupy"), "bf16": ("auto", "cupy", "numpy", "simulator")}.get(precision, NAMES)
-    if name not in can:
-        raise UserError(f"backend {name} does not compute in {precision}: choose {' or '.join(can[1:])}, or fp32")
+    if name != "auto" and precision not in TRAINS_IN[name]:
+        others = " or ".join(other for other, can in TRAINS_IN.items() if precision in can)
+        raise UserError(f"backend {name} does not train in {precision}: choose {others}, or fp32")
 
 
 def _automatic(workers: int | None, precision: Precision) -> Backend:
@@ -141,7 +149,8 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         device, generation = properties["name"].decode(), properties["major"]
     except Exception as error:  # CuPy raises its own kinds: a broken install, a driver that is too old, no permission
         raise UserError(f"backend cupy cannot be had: {type(error).__name__}: {error}") from error
-    if precision != "fp32" and generation < LEAST_GENERATION:
+    precisions = TRAINS_IN["cupy"] if generation >= LEAST_GENERATION else ("fp32",)
+    if precision not in precisions:
         raise UserError(f"{device} has no tensor cores for {precision} (Ampere and newer have): train in fp32")
     from cllm_gpu.fused.launcher import Launcher
     from cllm_gpu.fused.operations import fused_operations
@@ -153,6 +162,7 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         fused_operations(Launcher(cupy, cupy.RawModule, tf32=precision == "tf32"), ranges),
         f"cupy: CUDA kernels on {device} ({reason})",
         precision,
+        precisions,
         ranges=ranges,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         memory_held=cupy.get_default_memory_pool().total_bytes,
@@ -168,7 +178,8 @@ def _simulator_backend(precision: Precision) -> Backend:
     require_compiler()
     ranges = Ranges()
     ops = fused_operations(Launcher(np, simulator.RawModule), ranges)
-    return Backend("simulator", np, ops, "simulator: CUDA kernels run on the CPU, as asked", precision, ranges=ranges)
+    description = "simulator: CUDA kernels run on the CPU, as asked"
+    return Backend("simulator", np, ops, description, precision, TRAINS_IN["simulator"], ranges)
 
 
 def _native_backend(workers: int | None, reason: str) -> Backend:
@@ -182,7 +193,8 @@ def _native_backend(workers: int | None, reason: str) -> Backend:
 
 def _numpy_backend(workers: int | None, description: str, precision: Precision = "fp32") -> Backend:
     functions = in_bfloat16(REFERENCE) if precision == "bf16" else REFERENCE
-    return Backend("numpy", np, bind(functions, np), description, precision, workers=workers or usable_cores())
+    ops, threads = bind(functions, np), workers or usable_cores()
+    return Backend("numpy", np, ops, description, precision, TRAINS_IN["numpy"], workers=threads)
 
 
 def usable_cores() -> int:

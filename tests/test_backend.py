@@ -107,10 +107,10 @@ def test_the_driver_is_asked_itself(tmp_path: Path, version: int, devices: int, 
 @pytest.mark.parametrize(
     ("name", "precision", "message"),
     [
-        ("native", "bf16", "backend native does not compute in bf16: choose cupy or numpy or simulator, or fp32"),
-        ("native", "tf32", "backend native does not compute in tf32: choose cupy, or fp32"),
-        ("numpy", "tf32", "backend numpy does not compute in tf32: choose cupy, or fp32"),
-        ("simulator", "tf32", "backend simulator does not compute in tf32: choose cupy, or fp32"),
+        ("native", "bf16", "backend native does not train in bf16: choose cupy or numpy or simulator, or fp32"),
+        ("native", "tf32", "backend native does not train in tf32: choose cupy, or fp32"),
+        ("numpy", "tf32", "backend numpy does not train in tf32: choose cupy, or fp32"),
+        ("simulator", "tf32", "backend simulator does not train in tf32: choose cupy, or fp32"),
         ("auto", "bf16", "precision bf16 is for a GPU, and there is none to use (no NVIDIA driver found"),
         ("auto", "tf32", "precision tf32 is for a GPU, and there is none to use (no NVIDIA driver found"),
         ("numpy", "fp8", "precision 'fp8' is not known; choose one of fp32, tf32, bf16"),
@@ -152,6 +152,7 @@ def test_what_a_cards_generation_computes_in(monkeypatch: pytest.MonkeyPatch, ge
     launcher = backend.ops.linear_forward.__wrapped__.args[0]  # type: ignore[attr-defined]
     assert launcher.tf32 is (precision == "tf32")
     assert (_compute_type(launcher) == _COMPUTE_32F_FAST_TF32) is (precision == "tf32")
+    assert backend.precisions == (("fp32",) if generation < 8 else ("fp32", "tf32", "bf16"))
     assert (backend.precision, backend.dtype) == (precision, BFLOAT16 if precision == "bf16" else np.float32)
 
 

@@ -70,12 +70,12 @@ class Transformer:
         """Losses (B·T,) in nats (0 where the target is ignored) and whether the likeliest token was the target."""
         self._forward(workspace, tokens, None)
         xp, flat = self.backend.xp, targets.reshape(-1)
-        hits = xp.empty(flat.size, dtype=bool)
+        hits, wide = xp.empty(flat.size, dtype=bool), wide_dtype(workspace.logits.dtype)
         for rows, logits in self._logit_chunks(workspace, flat.size):
             self.ops.cross_entropy(
                 logits, flat[rows], workspace.losses[rows], ignore_index=IGNORE_INDEX, gradient_scale=None
             )
-            hits[rows] = logits.argmax(axis=1) == flat[rows]
+            hits[rows] = logits.astype(wide, copy=False).argmax(axis=1) == flat[rows]  # CuPy promises it for no bf16
         return workspace.losses[: flat.size], hits
 
     def logits(self, workspace: Workspace, tokens: Any) -> Any:

@@ -104,7 +104,7 @@ def test_a_crystalline_model_follows_float32(make_trainer: MakeTrainer, config: 
 def test_learned_points_are_float32_inside_and_have_gradients(
     make_trainer: MakeTrainer, config: Config, within: Any
 ) -> None:
-    """Gradients of one batch of the same (bf16) weights, of points and scalars: 2% as in tests/fused/test_training.py."""
+    """Of one batch and the same (bf16) weights, points and scalars: 2% as in tests/fused/test_training.py."""
     gradients = {}
     for precision in ("bf16", "fp32"):
         trainer = make_trainer(short(crystalline(config), precision), backend=backend_of("numpy", precision))

@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on bit for bit, or to be used, in folders that are complete or not there.
 
     run/checkpoints/step_00001000/
-        model.safetensors      the parameters by name; other tools can read them
+        model.safetensors      the parameters by name, in float32 where there are masters; other tools can read them
         optimizer.safetensors  "first_moment/blocks.0.qkv.weight" …
         manifest.json          configuration, architecture, tokenizer, step, loop state, SHA-256 of every file
 

@@ -268,3 +268,25 @@ def test_the_places_of_masters_are_those_of_the_parameters(backend):
     assert (s.optimizer.masters.layout.size, s.layout.dtype) == (s.layout.size, BFLOAT16)
     assert s.layout.widened().dtype == np.float32
     assert Layout(SPECS, np.float64).widened().dtype == np.float64
+
+
+@pytest.mark.parametrize("masters", [True, False])
+def test_a_non_finite_gradient_of_bfloat16_changes_nothing(masters, backend):
+    s = Setting(changed(CONFIGS[3], master_weights=masters), backend, BFLOAT16)
+    s.step()
+    arrays, updates = s.everything()
+    exact = s.optimizer.weights(s.parameters).flat.copy()
+    s.gradients["bias"][1] = math.inf
+    assert not s.step().applied
+    after, updates_after = s.everything()
+    assert updates == updates_after
+    np.testing.assert_array_equal(s.optimizer.weights(s.parameters).flat, exact)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(after[name], array)
+
+
+def test_a_gradient_that_float32_cannot_square_is_refused_in_bfloat16(backend):
+    """The moments are float32: their range decides, not that of the parameters."""
+    s = Setting(OptimizerConfig(clip_norm=0), backend, BFLOAT16, size=1e20)
+    assert not s.step().applied
+    assert s.optimizer.updates == 0

@@ -49,10 +49,6 @@ class Backend:
     ops: Operations
     description: str
     """One line: what was chosen and why."""
-    precision: Precision = "fp32"
-    """In which numbers a model trains; one that is only read computes in those of its parameters."""
-    precisions: tuple[Precision, ...] = ("fp32",)
-    """Those that this backend trains in on this machine."""
     ranges: Ranges = field(default_factory=Ranges)
     workers: int = 1
     """Parts a batch is split into, each computed by a thread of its own (1 on a GPU)."""
@@ -62,6 +58,10 @@ class Backend:
     """What a run takes besides its planned arrays: temporaries of a tile, threads, libraries."""
     memory_held: Callable[[], int | None] = anonymous_bytes
     """Bytes of the device's memory this process holds now; None where the system does not say."""
+    precision: Precision = "fp32"
+    """In which numbers a model trains; one that is only read computes in those of its parameters."""
+    precisions: tuple[Precision, ...] = ("fp32",)
+    """Those that this backend trains in on this machine."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -161,8 +161,8 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         cupy,
         fused_operations(Launcher(cupy, cupy.RawModule, tf32=precision == "tf32"), ranges),
         f"cupy: CUDA kernels on {device} ({reason})",
-        precision,
-        precisions,
+        precision=precision,
+        precisions=precisions,
         ranges=ranges,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         memory_held=cupy.get_default_memory_pool().total_bytes,
@@ -179,7 +179,8 @@ def _simulator_backend(precision: Precision) -> Backend:
     ranges = Ranges()
     ops = fused_operations(Launcher(np, simulator.RawModule), ranges)
     description = "simulator: CUDA kernels run on the CPU, as asked"
-    return Backend("simulator", np, ops, description, precision, TRAINS_IN["simulator"], ranges)
+    can = TRAINS_IN["simulator"]
+    return Backend("simulator", np, ops, description, precision=precision, precisions=can, ranges=ranges)
 
 
 def _native_backend(workers: int | None, reason: str) -> Backend:
@@ -193,8 +194,8 @@ def _native_backend(workers: int | None, reason: str) -> Backend:
 
 def _numpy_backend(workers: int | None, description: str, precision: Precision = "fp32") -> Backend:
     functions = in_bfloat16(REFERENCE) if precision == "bf16" else REFERENCE
-    ops, threads = bind(functions, np), workers or usable_cores()
-    return Backend("numpy", np, ops, description, precision, TRAINS_IN["numpy"], workers=threads)
+    ops, threads, can = bind(functions, np), workers or usable_cores(), TRAINS_IN["numpy"]
+    return Backend("numpy", np, ops, description, workers=threads, precision=precision, precisions=can)
 
 
 def usable_cores() -> int:

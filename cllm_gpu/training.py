@@ -33,6 +33,7 @@ from cllm_gpu.model import Transformer
 from cllm_gpu.optimizers import Optimizer, optimizer_bytes
 from cllm_gpu.parallel import GradientWorkers, workers_plan
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.precision import is_narrow
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reporters import Outcome, Reporter, Silent
 from cllm_gpu.runs import METRICS
@@ -324,7 +325,13 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this very model. UserError when it is another's."""
         self._require_same(checkpoint)
-        match_parameters(checkpoint.parameters, self.optimizer.weights(self.parameters), self.backend)
+        weights = self.optimizer.weights(self.parameters)
+        if is_narrow(weights.layout.dtype) and not all(is_narrow(x.dtype) for x in checkpoint.parameters.values()):
+            raise UserError(
+                "the checkpoint's weights are float32, and without master weights they would be rounded: "
+                "resume with optimizer.master_weights, or begin a new run from it with --initial"
+            )
+        match_parameters(checkpoint.parameters, weights, self.backend)
         self.optimizer.round_masters(self.parameters)
         if set(checkpoint.optimizer) != set(self.optimizer.state):
             raise UserError(

@@ -40,12 +40,14 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "cross_entropy": ("logits", "losses"),
 }
 """Each operation's parameters that it writes to."""
+FLAT = ("squared_norm", "adam_step", "sgd_step")
+"""Operations that widen by themselves."""
 
 
 def in_bfloat16(functions: Mapping[str, Operation]) -> dict[str, Operation]:
-    """`functions`, those of `WRITTEN` taking bfloat16 arrays wherever they take float32."""
+    """`functions`, taking bfloat16 arrays wherever they take float32. KeyError for one that is in no table here."""
     return {
-        name: _rounding_once(function, WRITTEN[name]) if name in WRITTEN else function
+        name: function if name in FLAT else _rounding_once(function, WRITTEN[name])
         for name, function in functions.items()
     }
 

@@ -24,6 +24,8 @@ from cllm_gpu.training import Trainer, plan_memory
 
 MakeTrainer = Callable[..., Trainer]
 POINTS = LatticeTerms(matches=2, distance=True, learned_points=True, symmetry_fraction=0.5, start=0.5)
+WITH_TERMS = ("numpy",)
+"""Backends whose attention takes the lattice's score terms in bfloat16."""
 STEPS = 10
 FOLLOWS = 2.0**-9
 """Relative difference of losses: an average rounding to 8 bits, as for one step in tests/fused/test_training.py."""
@@ -93,29 +95,30 @@ def test_training_in_tf32_follows_float32(make_trainer: MakeTrainer, config: Con
     assert np.any(got != want)
 
 
-def test_a_crystalline_model_follows_float32(make_trainer: MakeTrainer, config: Config, within: Any) -> None:
+@pytest.mark.parametrize("name", WITH_TERMS)
+def test_a_crystalline_model_follows_float32(make_trainer: MakeTrainer, config: Config, within: Any, name: str) -> None:
     config = crystalline(config)
     want = losses(make_trainer, short(config, "fp32"), backend_of("numpy", "fp32"))
-    within(
-        "losses", float(np.max(np.abs(losses(make_trainer, short(config), backend_of("numpy")) - want) / want)), FOLLOWS
-    )
+    got = losses(make_trainer, short(config), backend_of(name))
+    within("losses", float(np.max(np.abs(got - want) / want)), FOLLOWS)
 
 
+@pytest.mark.parametrize("name", WITH_TERMS)
 def test_learned_points_are_float32_inside_and_have_gradients(
-    make_trainer: MakeTrainer, config: Config, within: Any
+    make_trainer: MakeTrainer, config: Config, within: Any, name: str
 ) -> None:
     """Of one batch and the same (bf16) weights, points and scalars: 2% as in tests/fused/test_training.py."""
     gradients = {}
     for precision in ("bf16", "fp32"):
-        trainer = make_trainer(short(crystalline(config), precision), backend=backend_of("numpy", precision))
+        trainer = make_trainer(short(crystalline(config), precision), backend=backend_of(name, precision))
         trainer.parameters.flat[...] = trainer.parameters.flat.astype(BFLOAT16)
         trainer._gradients(0)
-        gradients[precision] = {name: view.astype(np.float64) for name, view in trainer.gradients.items()}
+        gradients[precision] = {key: view.astype(np.float64) for key, view in trainer.gradients.items()}
         assert trainer.workers._workspaces[0].points.dtype == np.float32
-    for name in ("lattice_points", "blocks.0.lattice_scalars", "blocks.1.lattice_scalars"):
-        got, want = gradients["bf16"][name], gradients["fp32"][name]
+    for parameter in ("lattice_points", "blocks.0.lattice_scalars", "blocks.1.lattice_scalars"):
+        got, want = gradients["bf16"][parameter], gradients["fp32"][parameter]
         assert np.linalg.norm(want) > 0
-        within(name, float(np.linalg.norm(got - want) / np.linalg.norm(want)), 0.02)
+        within(parameter, float(np.linalg.norm(got - want) / np.linalg.norm(want)), 0.02)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def losses(make_trainer: MakeTrainer, config: Config, backend: Backend) -> np.nd
 
 
 @pytest.mark.parametrize("masters", [True, False])
-@pytest.mark.parametrize("name", ["numpy", "simulator", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", ["numpy", "simulator"])
 def test_training_follows_float32(
     make_trainer: MakeTrainer, config: Config, within: Any, name: str, masters: bool
 ) -> None:
@@ -82,16 +82,6 @@ def test_training_follows_float32(
     got = losses(make_trainer, short(config, masters=masters), backend_of(name))
     assert want[-1] < want[0] - 0.3, "the run learns nothing, so it proves nothing"
     within(f"losses on {name}", float(np.max(np.abs(got - want) / want)), FOLLOWS)
-    assert np.any(got != want)
-
-
-@pytest.mark.gpu
-def test_training_in_tf32_follows_float32(make_trainer: MakeTrainer, config: Config, within: Any) -> None:
-    """Factors of 10 bits instead of bf16's 7: an eighth of its bound. Float32 itself gives other bits."""
-    want, got = (
-        losses(make_trainer, short(config, precision), backend_of("cupy", precision)) for precision in ("fp32", "tf32")
-    )
-    within("losses", float(np.max(np.abs(got - want) / want)), FOLLOWS / 8)
     assert np.any(got != want)
 
 

@@ -76,12 +76,21 @@ class Optimizer:
         self.masters: FlatParameters | None = None
         if keeps_masters(config, layout):
             self.masters = wide.views(backend.zeros(wide.size, wide.dtype))
+        self._begun = False
         self._largest = math.sqrt(float(np.finfo(wide.dtype).max))
         self._ops = backend.ops
 
     def weights(self, parameters: FlatParameters) -> FlatParameters:
-        """The weights themselves: the masters, or `parameters` where there are none. Once set, `round_masters`."""
-        return parameters if self.masters is None else self.masters
+        """The weights themselves: the masters, or `parameters` where there are none.
+
+        Masters begin as the parameters they are first asked for with. Whoever sets them calls `round_masters`.
+        """
+        if self.masters is None:
+            return parameters
+        if not self._begun:
+            self.masters.flat[...] = parameters.flat
+            self._begun = True
+        return self.masters
 
     def round_masters(self, parameters: FlatParameters) -> None:
         """`parameters` become what the masters round to, after these were set; without masters nothing happens."""
@@ -127,9 +136,9 @@ class Optimizer:
 
     def _held(self, parameters: FlatParameters, part: slice) -> tuple[Any, Any | None, StochasticRounding | None]:
         """What a step on a part of the flat arrays subtracts from, where its rounding goes, and how it is rounded."""
-        own = parameters.flat[part]
+        own, weights = parameters.flat[part], self.weights(parameters).flat[part]
         if self.masters is not None:
-            return self.masters.flat[part], own, None
+            return weights, own, None
         return own, None, StochasticRounding(self.seed, self.updates, part.start) if is_narrow(own.dtype) else None
 
     def _sgd(self, parameters: FlatParameters, gradients: Any, part: slice, rate: float, scale: float) -> float:

@@ -40,7 +40,6 @@ class Setting:
             self.parameters[name][...] = generator.standard_normal(self.parameters[name].shape)
             self.gradients[name][...] = size * generator.standard_normal(self.gradients[name].shape)
         self.optimizer = Optimizer(config, backend, self.layout)
-        self.optimizer.weights(self.parameters).flat[...] = self.parameters.flat
 
     def step(self, rate=0.01):
         norm = self.optimizer.gradient_norm(self.gradients)

@@ -105,6 +105,24 @@ def lattice_cpu() -> str:
     return "\n".join([*lines, "", f"Medians of {found['rounds']} alternating rounds, backend native; {made}."])
 
 
+def precision() -> str:
+    """Last losses of bf16 beside fp32's, and how far its curves are from fp32's."""
+    found = load("precision.json")
+    lines = [
+        "| precision | last validation loss (nats/byte) | farthest mean from fp32 | farthest run of one seed |",
+        "|---|---:|---:|---:|",
+    ]
+    for mode, row in found["modes"].items():
+        distances = f"{max(row['distance_of_means']):.4f} | {row['largest_pair']:.4f}"
+        if mode == "fp32":
+            distances = "– | –"
+        lines.append(f"| {mode} | {_with_spread(row['last'], '.4f')} | {distances} |")
+    machine, seeds = found["machine"], ", ".join(map(str, found["seeds"]))
+    spread = f"fp32's seeds lie {min(found['spread']):.4f} to {max(found['spread']):.4f} apart"
+    made = f"{machine['processor']}, {machine['system']}, {found['date'][:10]}"
+    return "\n".join([*lines, "", f"{found['steps'][-1]} steps, seeds {seeds}; {spread}. {made}."])
+
+
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "first_run": first_run,
@@ -113,6 +131,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "cpu_training": cpu_training,
     },
     "docs/kernels.md": {"mutation": mutation_record.table},
+    "docs/precision.md": {"precision": precision},
     "docs/crystalline.md": {
         **{name: functools.partial(experiment, name) for name in ("crystalline_default", "crystalline_bytes")},
         "lattice_cpu": lattice_cpu,

@@ -22,11 +22,21 @@ from cllm_gpu.buffers import ALIGNMENT
 from cllm_gpu.errors import UserError
 from cllm_gpu.memory import anonymous_bytes
 from cllm_gpu.operations import REFERENCE, Operations, bind, bind_over
+from cllm_gpu.precision import PRECISIONS, Precision, storage_dtype
 from cllm_gpu.profiling import Ranges
+from cllm_gpu.reference.bfloat16 import in_bfloat16
 
 NAMES = ("auto", "numpy", "native", "cupy", "simulator")
 CPU_WORKING_BYTES = 3 << 20
 """Seen on Linux with two workers, 2 to 6 MB from tiny to mini: tiles, thread stacks, libraries on their first use."""
+TRAINS_IN: dict[str, tuple[Precision, ...]] = {
+    "cupy": ("fp32", "tf32", "bf16"),
+    "native": ("fp32",),
+    "numpy": ("fp32", "bf16"),
+    "simulator": ("fp32", "bf16"),
+}
+LEAST_GENERATION = 8
+"""Major compute capability from which tensor cores multiply TF32 and bf16 (CUDA C++ programming guide, 7.24)."""
 ENVIRONMENT_VARIABLE = "CLLM_BACKEND"
 
 
@@ -48,6 +58,15 @@ class Backend:
     """What a run takes besides its planned arrays: temporaries of a tile, threads, libraries."""
     memory_held: Callable[[], int | None] = anonymous_bytes
     """Bytes of the device's memory this process holds now; None where the system does not say."""
+    precision: Precision = "fp32"
+    """In which numbers a model trains; one that is only read computes in those of its parameters."""
+    precisions: tuple[Precision, ...] = ("fp32",)
+    """Those that this backend trains in on this machine."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of parameters, activations and gradients in training."""
+        return storage_dtype(self.precision)
 
     def empty_bytes(self, size: int) -> Any:
         """Uninitialised uint8 array (size,) whose first element is aligned to 128 bytes."""
@@ -72,48 +91,67 @@ class Backend:
         return x if self.xp is np else self.xp.asnumpy(x)
 
 
-def get_backend(name: str | None = None, *, workers: int | None = None) -> Backend:
+def get_backend(name: str | None = None, *, workers: int | None = None, precision: Precision = "fp32") -> Backend:
     """The backend called `name`, or by $CLLM_BACKEND, or "auto". UserError in one line when it cannot be had.
 
-    `workers`: threads a CPU backend splits a batch over; None means one per core.
+    `workers`: threads a CPU backend splits a batch over; None means one per core. `precision`: what it trains in.
     """
     chosen = name or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     if chosen not in NAMES:
         raise UserError(f"backend {chosen!r} is not known; choose one of {', '.join(NAMES)}")
+    _require_precision(chosen, precision)
     if chosen == "numpy":
-        return _numpy_backend(workers, "numpy: NumPy reference operations, as asked")
+        return _numpy_backend(workers, "numpy: NumPy reference operations, as asked", precision)
     if chosen == "cupy":
-        return _cupy_backend("as asked")
+        return _cupy_backend("as asked", precision)
     if chosen == "simulator":
-        return _simulator_backend()
+        return _simulator_backend(precision)
     if chosen == "native":
         return _native_backend(workers, "as asked")
-    return _automatic(workers)
+    return _automatic(workers, precision)
 
 
-def _automatic(workers: int | None) -> Backend:
+def _require_precision(name: str, precision: Precision) -> None:
+    """UserError for a precision that the backend called `name` does not train in on any machine."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
+    if name != "auto" and precision not in TRAINS_IN[name]:
+        others = " or ".join(other for other, can in TRAINS_IN.items() if precision in can)
+        raise UserError(f"backend {name} does not train in {precision}: choose {others}, or fp32")
+
+
+def _automatic(workers: int | None, precision: Precision) -> Backend:
     """The fastest backend this machine has; its description says what was taken and why."""
     obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
     if obstacle is None:
         try:
-            return _cupy_backend("an NVIDIA GPU and CuPy are here")
+            return _cupy_backend("an NVIDIA GPU and CuPy are here", precision)
         except UserError as error:
             obstacle = str(error)
+    if precision != "fp32":  # on a CPU it is slower than fp32: to fall back to it would help nobody
+        otherwise = ", or slowly with backend numpy" if precision == "bf16" else ""
+        raise UserError(
+            f"precision {precision} is for a GPU, and there is none to use ({obstacle}): train in fp32{otherwise}"
+        )
     try:
         return _native_backend(workers, obstacle)
     except UserError as error:
         return _numpy_backend(workers, f"numpy: NumPy reference operations ({obstacle}; {error})")
 
 
-def _cupy_backend(reason: str) -> Backend:
+def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
     obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
     if obstacle is not None:
         raise UserError(f"backend cupy cannot be had: {obstacle}")
     try:
         cupy = importlib.import_module("cupy")
-        device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        device, generation = properties["name"].decode(), properties["major"]
     except Exception as error:  # CuPy raises its own kinds: a broken install, a driver that is too old, no permission
         raise UserError(f"backend cupy cannot be had: {type(error).__name__}: {error}") from error
+    precisions = TRAINS_IN["cupy"] if generation >= LEAST_GENERATION else ("fp32",)
+    if precision not in precisions:
+        raise UserError(f"{device} has no tensor cores for {precision} (Ampere and newer have): train in fp32")
     from cllm_gpu.fused.launcher import Launcher
     from cllm_gpu.fused.operations import fused_operations
 
@@ -121,15 +159,17 @@ def _cupy_backend(reason: str) -> Backend:
     return Backend(
         "cupy",
         cupy,
-        fused_operations(Launcher(cupy, cupy.RawModule), ranges),
+        fused_operations(Launcher(cupy, cupy.RawModule, tf32=precision == "tf32"), ranges),
         f"cupy: CUDA kernels on {device} ({reason})",
+        precision=precision,
+        precisions=precisions,
         ranges=ranges,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         memory_held=cupy.get_default_memory_pool().total_bytes,
     )
 
 
-def _simulator_backend() -> Backend:
+def _simulator_backend(precision: Precision) -> Backend:
     from cllm_gpu import simulator  # only here, as above
     from cllm_gpu.compiler import require_compiler
     from cllm_gpu.fused.launcher import Launcher
@@ -138,7 +178,9 @@ def _simulator_backend() -> Backend:
     require_compiler()
     ranges = Ranges()
     ops = fused_operations(Launcher(np, simulator.RawModule), ranges)
-    return Backend("simulator", np, ops, "simulator: CUDA kernels run on the CPU, as asked", ranges=ranges)
+    description = "simulator: CUDA kernels run on the CPU, as asked"
+    can = TRAINS_IN["simulator"]
+    return Backend("simulator", np, ops, description, precision=precision, precisions=can, ranges=ranges)
 
 
 def _native_backend(workers: int | None, reason: str) -> Backend:
@@ -150,8 +192,10 @@ def _native_backend(workers: int | None, reason: str) -> Backend:
     return Backend("native", np, ops, description, workers=workers or usable_cores())
 
 
-def _numpy_backend(workers: int | None, description: str) -> Backend:
-    return Backend("numpy", np, bind(REFERENCE, np), description, workers=workers or usable_cores())
+def _numpy_backend(workers: int | None, description: str, precision: Precision = "fp32") -> Backend:
+    functions = in_bfloat16(REFERENCE) if precision == "bf16" else REFERENCE
+    ops, threads, can = bind(functions, np), workers or usable_cores(), TRAINS_IN["numpy"]
+    return Backend("numpy", np, ops, description, workers=threads, precision=precision, precisions=can)
 
 
 def usable_cores() -> int:

@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on bit for bit, or to be used, in folders that are complete or not there.
 
     run/checkpoints/step_00001000/
-        model.safetensors      the parameters by name; other tools can read them
+        model.safetensors      the parameters by name, in float32 where there are masters; other tools can read them
         optimizer.safetensors  "first_moment/blocks.0.qkv.weight" …
         manifest.json          configuration, architecture, tokenizer, step, loop state, SHA-256 of every file
 
@@ -26,6 +26,7 @@ from cllm_gpu.errors import UserError
 from cllm_gpu.files import PARTIAL, clear_errors, remove, remove_partials, sync_folder
 from cllm_gpu.manifests import MANIFEST, Manifest, NewerFormatError, manifest_text, read_manifest
 from cllm_gpu.parameters import FlatParameters
+from cllm_gpu.precision import wide_dtype
 from cllm_gpu.tensor_files import read_tensors, tensors_size, verify_file, write_synced, write_tensors
 
 CHECKPOINTS = "checkpoints"
@@ -282,13 +283,17 @@ def _chosen(path: Path, which: Literal["best", "last"]) -> Path:
     raise UserError(f"{path} holds no checkpoint: expected {MANIFEST} in it, or {CHECKPOINTS}/step_… of a run")
 
 
-def match_parameters(arrays: Mapping[str, Array], target: FlatParameters, backend: Backend) -> None:
+def match_parameters(
+    arrays: Mapping[str, Array], target: FlatParameters, backend: Backend, *, rounded: bool = False
+) -> None:
     """Copy a checkpoint's arrays into `target`'s views, on the device; names and shapes must be the same.
 
-    A narrower dtype is widened, nothing is rounded. Raises UserError that names the first array that is missing,
-    extra, of another shape or of a wider dtype; nothing is copied then.
+    A narrower dtype is widened; nothing is rounded unless `rounded`: then float32 may be, to its nearest. Raises
+    UserError that names the first array that is missing, extra, of another shape or of a wider dtype; nothing is copied
+    then.
     """
-    wanted = target.layout.specs
+    wanted, kept = target.layout.specs, target.layout.dtype
+    widest = wide_dtype(kept) if rounded else kept
     other = "the checkpoint is of another model"
     for name, spec in wanted.items():
         if name not in arrays:
@@ -296,10 +301,10 @@ def match_parameters(arrays: Mapping[str, Array], target: FlatParameters, backen
         found = arrays[name]
         if found.shape != spec.shape:
             raise UserError(f"{other}: {name} is {list(found.shape)} in it, this model needs {list(spec.shape)}")
-        if not np.can_cast(found.dtype, target.layout.dtype, "safe"):
-            raise UserError(f"{other}: {name} is {found.dtype} in it, this model holds {target.layout.dtype}")
+        if not np.can_cast(found.dtype, widest, "safe"):
+            raise UserError(f"{other}: {name} is {found.dtype} in it, this model holds {kept}")
     for name in arrays:
         if name not in wanted:
             raise UserError(f"{other}: it has {name} {list(arrays[name].shape)}, this model does not")
     for name, view in target.items():
-        view[...] = backend.asarray(arrays[name]).astype(target.layout.dtype, copy=False)
+        view[...] = backend.asarray(arrays[name]).astype(kept, copy=False)

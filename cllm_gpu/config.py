@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.errors import UserError
+from cllm_gpu.precision import Precision
 
 SizeName = Literal["tiny", "mini", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "custom"]
 INITIAL = "initial"
@@ -127,6 +128,8 @@ class OptimizerConfig:
     """On matrices only: L2 in SGD and Adam, decoupled in AdamW."""
     clip_norm: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+    master_weights: bool = True
+    """bf16 only: the optimizer keeps the weights in float32 too. Without, it rounds them stochastically."""
     lattice_rate: float = 30.0
     """Learning rate of the lattice's scalars, as a multiple of `rate`: they move by whole units."""
 
@@ -198,6 +201,8 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     backend: str | None = None
     """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
+    precision: Precision = "fp32"
+    """fp32; tf32: matrix products of TF32 on a GPU; bf16: parameters, activations and gradients of bfloat16."""
     output: Path | None = None
     """Folder of the run: configuration, metrics, checkpoints (None: the next free number in runs/)."""
     initial: Path | None = None
@@ -229,6 +234,10 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         (_not_negative(o.weight_decay), f"optimizer.weight_decay is {o.weight_decay}; it must be at least 0"),
         (_positive(o.lattice_rate), f"optimizer.lattice_rate is {o.lattice_rate}; it must be above 0"),
         (_not_negative(o.clip_norm), f"optimizer.clip_norm is {o.clip_norm}; it must be at least 0 (0: off)"),
+        (
+            o.master_weights or c.precision == "bf16",
+            f"optimizer.master_weights is false, but precision is {c.precision}: only bf16 can do without them",
+        ),
         (s.warmup_steps >= 0, f"schedule.warmup_steps is {s.warmup_steps}; it must be at least 0"),
         (
             0 <= s.minimum_rate <= o.rate,

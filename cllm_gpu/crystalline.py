@@ -13,8 +13,9 @@ from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.lattice import lattice_points, symmetry_elements, symmetry_tables
 from cllm_gpu.parameters import FlatParameters
+from cllm_gpu.precision import wide_dtype
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
-from cllm_gpu.workspace import KeyValueCache, LatticeInputs, Workspace, statistics_dtype
+from cllm_gpu.workspace import KeyValueCache, LatticeInputs, Workspace
 
 
 class LatticeSide:
@@ -23,7 +24,7 @@ class LatticeSide:
     def __init__(self, architecture: Architecture, backend: Backend, parameters: FlatParameters) -> None:
         self._architecture, self._backend, self._ops = architecture, backend, backend.ops
         self._parameters, self._lattice = parameters, architecture.lattice
-        dtype = statistics_dtype(parameters.layout.dtype)
+        dtype = wide_dtype(parameters.layout.dtype)
         self._points: Any = None
         self._tables: tuple[Any, ...] | None = None
         if self._lattice is not None and self._lattice.uses_points:
@@ -43,7 +44,11 @@ class LatticeSide:
             elements = w.elements.reshape(tokens.shape)
             symmetry_elements(self._backend.xp, tokens, elements)
         if self._points is not None:
-            self._ops.embedding_forward(tokens, self._points, None, w.points)
+            table = self._points
+            if w.point_table is not None:
+                table = w.point_table
+                table[...] = self._points
+            self._ops.embedding_forward(tokens, table, None, w.points)
             points = w.points.reshape(*tokens.shape, 3)
         seen = tokens
         if cache is not None:
@@ -94,12 +99,15 @@ class LatticeSide:
 
     def point_gradients(self, w: Workspace, tokens: Any, gradients: FlatParameters, *, accumulate: bool) -> None:
         """The gradients of learned points (V, 3) from those at the tokens (B, T)."""
-        if w.dpoints is not None:
-            self._ops.embedding_backward(
-                w.dpoints,
-                tokens,
-                gradients["lattice_points"],
-                None,
-                accumulate_tokens=accumulate,
-                accumulate_positions=False,
-            )
+        if w.dpoints is None:
+            return
+        table = learned = gradients["lattice_points"]
+        if w.dpoint_table is not None:  # widened first, rounded once
+            table = w.dpoint_table
+            if accumulate:
+                table[...] = learned
+        self._ops.embedding_backward(
+            w.dpoints, tokens, table, None, accumulate_tokens=accumulate, accumulate_positions=False
+        )
+        if table is not learned:
+            learned[...] = table

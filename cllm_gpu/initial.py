@@ -98,7 +98,10 @@ def tokenizer_of(config: Config, origin: Origin) -> Tokenizer | Literal["bytes"]
 
 
 def begin_from(config: Config, parameters: FlatParameters, tokenizer: Tokenizer | None, backend: Backend) -> Origin:
-    """Copy the weights of the model in config.initial into `parameters`. UserError when it is of another kind."""
+    """Copy the weights of the model in config.initial into `parameters`, rounded where these are narrower.
+
+    UserError when it is of another kind.
+    """
     assert config.initial is not None
     origin = find_origin(config.initial)
     require_same_shape(config.model, origin)
@@ -106,5 +109,5 @@ def begin_from(config: Config, parameters: FlatParameters, tokenizer: Tokenizer 
     found, here = (identified(one.name, one.fingerprint) if one else "none" for one in (own, tokenizer))
     if (own and own.fingerprint) != (tokenizer and tokenizer.fingerprint):
         raise UserError(f"the model in {origin.path} has another tokenizer: {found}, that of the data is {here}")
-    match_parameters(load_model(config.initial).parameters, parameters, backend)
+    match_parameters(load_model(config.initial).parameters, parameters, backend, rounded=True)
     return origin

@@ -17,10 +17,11 @@ from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.crystalline import LatticeSide
 from cllm_gpu.parameters import FlatParameters
+from cllm_gpu.precision import wide_dtype
 from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
-from cllm_gpu.workspace import KeyValueCache, Workspace, statistics_dtype
+from cllm_gpu.workspace import KeyValueCache, Workspace
 
 EPSILON = 1e-5
 
@@ -38,7 +39,7 @@ class Transformer:
         self._lattice = LatticeSide(architecture, backend, parameters)
         self._rotary = None
         if architecture.positions == "rope":
-            size, dtype = architecture.head_size, statistics_dtype(parameters.layout.dtype)
+            size, dtype = architecture.head_size, wide_dtype(parameters.layout.dtype)
             self._rotary = rotary_tables(backend.xp, architecture.context, size, dtype)
 
     def loss_and_gradients(
@@ -69,12 +70,12 @@ class Transformer:
         """Losses (B·T,) in nats (0 where the target is ignored) and whether the likeliest token was the target."""
         self._forward(workspace, tokens, None)
         xp, flat = self.backend.xp, targets.reshape(-1)
-        hits = xp.empty(flat.size, dtype=bool)
+        hits, wide = xp.empty(flat.size, dtype=bool), wide_dtype(workspace.logits.dtype)
         for rows, logits in self._logit_chunks(workspace, flat.size):
             self.ops.cross_entropy(
                 logits, flat[rows], workspace.losses[rows], ignore_index=IGNORE_INDEX, gradient_scale=None
             )
-            hits[rows] = logits.argmax(axis=1) == flat[rows]
+            hits[rows] = logits.astype(wide, copy=False).argmax(axis=1) == flat[rows]  # CuPy promises it for no bf16
         return workspace.losses[: flat.size], hits
 
     def logits(self, workspace: Workspace, tokens: Any) -> Any:

@@ -1,7 +1,7 @@
 """How a gradient becomes an update: global-norm clipping, then one step of SGD, Adam or AdamW on the flat buffers.
 
-The arithmetic of a step is `backend.ops.sgd_step` and `adam_step`; this file owns the state (moments, the number of
-updates), the clipping, and the refusal of gradients that would do damage.
+The arithmetic of a step is `backend.ops.sgd_step` and `adam_step`; this file owns the state (moments, master weights,
+the number of updates), the clipping, and the refusal of gradients that would do damage.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 from cllm_gpu.backend import Backend
 from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.parameters import FlatParameters, Layout
+from cllm_gpu.precision import is_narrow
+from cllm_gpu.reference.rounding import StochasticRounding
 
 CLIP_MARGIN = 1e-6
 """Added to the norm before the clipping factor is taken, as in torch.nn.utils.clip_grad_norm_."""
@@ -33,15 +35,20 @@ class StepReport:
 
 
 def state_names(config: OptimizerConfig) -> tuple[str, ...]:
-    """Names of the flat arrays an optimizer keeps, each as large as the parameters."""
+    """Names of the flat moments an optimizer keeps, each of as many elements as the parameters."""
     if config.name == "sgd":
         return ("velocity",) if config.momentum else ()
     return ("first_moment", "second_moment")
 
 
+def keeps_masters(config: OptimizerConfig, layout: Layout) -> bool:
+    """Whether the weights are held in float32 beside parameters of a narrower dtype."""
+    return is_narrow(layout.dtype) and config.master_weights
+
+
 def optimizer_bytes(config: OptimizerConfig, layout: Layout) -> int:
-    """Memory of an optimizer's state in bytes, known before any of it is allocated."""
-    return len(state_names(config)) * layout.bytes
+    """Memory of an optimizer's moments and master weights in bytes, known before any of it is allocated."""
+    return (len(state_names(config)) + keeps_masters(config, layout)) * layout.widened().bytes
 
 
 class Optimizer:
@@ -50,17 +57,45 @@ class Optimizer:
     Weight decay reaches the matrices only (the layout's decayed prefix): as an L2 term of the gradient in SGD and Adam
     (added after clipping), decoupled from it in AdamW. The lattice's scalars, which come last, take `lattice_rate`
     times the learning rate.
+
+    Moments are float32 at least. For parameters of a narrower dtype a step is taken on float32 masters, whose rounding
+    the parameters then are; or, with `config.master_weights` off, on the parameters themselves, rounded stochastically
+    by random words of `seed`.
     """
 
-    def __init__(self, config: OptimizerConfig, backend: Backend, layout: Layout) -> None:
+    def __init__(self, config: OptimizerConfig, backend: Backend, layout: Layout, *, seed: int = 1) -> None:
         self.config = config
         self.layout = layout
+        self.seed = seed
         self.updates = 0
-        """Updates applied so far: Adam's t. Together with `state` it is all a checkpoint needs."""
+        """Updates applied so far: Adam's t. Together with `state` and the weights it is all a checkpoint needs."""
+        wide = layout.widened()
         self.state: dict[str, FlatParameters] = {
-            name: layout.views(backend.zeros(layout.size, layout.dtype)) for name in state_names(config)
+            name: wide.views(backend.zeros(wide.size, wide.dtype)) for name in state_names(config)
         }
+        self.masters: FlatParameters | None = None
+        if keeps_masters(config, layout):
+            self.masters = wide.views(backend.zeros(wide.size, wide.dtype))
+        self._begun = False
+        self._largest = math.sqrt(float(np.finfo(wide.dtype).max))
         self._ops = backend.ops
+
+    def weights(self, parameters: FlatParameters) -> FlatParameters:
+        """The weights themselves: the masters, or `parameters` where there are none.
+
+        Masters begin as the parameters they are first asked for with. Whoever sets them calls `round_masters`.
+        """
+        if self.masters is None:
+            return parameters
+        if not self._begun:
+            self.masters.flat[...] = parameters.flat
+            self._begun = True
+        return self.masters
+
+    def round_masters(self, parameters: FlatParameters) -> None:
+        """`parameters` become what the masters round to, after these were set; without masters nothing happens."""
+        if self.masters is not None:
+            parameters.flat[...] = self.masters.flat
 
     def gradient_norm(self, gradients: FlatParameters) -> float:
         """√Σ g² over the whole flat buffer, summed in float64; not finite when any element is not."""
@@ -73,16 +108,15 @@ class Optimizer:
 
         The gradient is scaled by min(1, clip_norm/(gradient_norm + 1e-6)) unless clip_norm is 0. It is refused
         (`applied` false, nothing changed) when its norm is not finite, or, after clipping, too large to be squared in
-        the parameters' dtype: an infinite second moment would freeze its parameter for the rest of the run.
+        the moments' dtype: an infinite second moment would freeze its parameter for the rest of the run.
         """
         scale = self._clipping(gradient_norm)
-        largest = math.sqrt(float(np.finfo(self.layout.dtype).max))
-        if not (gradient_norm * scale < largest):  # also when it is NaN
+        if not (gradient_norm * scale < self._largest):  # also when it is NaN
             return StepReport(gradient_norm, 0.0, applied=False)
         step = self._sgd if self.config.name == "sgd" else self._adam
         squared = 0.0
         for part, multiple in self._parts():
-            squared += step(parameters.flat[part], gradients.flat[part], part, float(rate) * multiple, scale)
+            squared += step(parameters, gradients.flat[part], part, float(rate) * multiple, scale)
         self.updates += 1
         return StepReport(gradient_norm, math.sqrt(squared), applied=True)
 
@@ -100,26 +134,38 @@ class Optimizer:
         parts = [(slice(0, ordinary), 1.0), (slice(ordinary, size), self.config.lattice_rate)]
         return [(part, multiple) for part, multiple in parts if part.stop > part.start]
 
-    def _sgd(self, parameters: Any, gradients: Any, part: slice, rate: float, scale: float) -> float:
+    def _held(self, parameters: FlatParameters, part: slice) -> tuple[Any, Any | None, StochasticRounding | None]:
+        """What a step on a part of the flat arrays subtracts from, where its rounding goes, and how it is rounded."""
+        own, weights = parameters.flat[part], self.weights(parameters).flat[part]
+        if self.masters is not None:
+            return weights, own, None
+        return own, None, StochasticRounding(self.seed, self.updates, part.start) if is_narrow(own.dtype) else None
+
+    def _sgd(self, parameters: FlatParameters, gradients: Any, part: slice, rate: float, scale: float) -> float:
         velocity = self.state.get("velocity")
+        weights, copy, rounding = self._held(parameters, part)
         squared: float = self._ops.sgd_step(
-            parameters,
+            weights,
             gradients,
             None if velocity is None else velocity.flat[part],
+            copy,
             rate=rate,
             momentum=self.config.momentum,
             weight_decay=self.config.weight_decay,
             decayed=self.layout.decayed if part.start == 0 else 0,
             gradient_scale=scale,
+            rounding=rounding,
         )
         return squared
 
-    def _adam(self, parameters: Any, gradients: Any, part: slice, rate: float, scale: float) -> float:
+    def _adam(self, parameters: FlatParameters, gradients: Any, part: slice, rate: float, scale: float) -> float:
+        weights, copy, rounding = self._held(parameters, part)
         squared: float = self._ops.adam_step(
-            parameters,
+            weights,
             gradients,
             self.state["first_moment"].flat[part],
             self.state["second_moment"].flat[part],
+            copy,
             rate=rate,
             beta1=self.config.beta1,
             beta2=self.config.beta2,
@@ -129,5 +175,6 @@ class Optimizer:
             decayed=self.layout.decayed if part.start == 0 else 0,
             decoupled=self.config.name == "adamw",
             gradient_scale=scale,
+            rounding=rounding,
         )
         return squared

@@ -182,6 +182,8 @@ class GradientWorkers:
                     own = dict(settings)
                     if "decayed" in own:  # weight decay goes to a prefix of the whole array
                         own["decayed"] = min(max(own["decayed"] - part.start, 0), part.stop - part.start)
+                    if own.get("rounding") is not None:
+                        own["rounding"] = own["rounding"].after(part.start)
                     return operation(*(None if x is None else x[part] for x in arrays), **own)
 
                 return sum(self._run([partial(work, part) for part in self._slices(arrays[0].size)]))

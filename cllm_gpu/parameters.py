@@ -6,6 +6,7 @@ scalars come last: they have a learning rate of their own. Each view is padded t
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import numpy as np
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.buffers import ALIGNMENT
 from cllm_gpu.lattice import lattice_points
+from cllm_gpu.precision import wide_dtype
 
 INITIAL_DEVIATION = 0.02
 
@@ -114,6 +116,12 @@ class Layout:
     def bytes(self) -> int:
         """Size of one flat array."""
         return self.size * self.dtype.itemsize
+
+    def widened(self) -> Layout:
+        """The same places in an array of at least float32: for moments and master weights."""
+        wide = copy.copy(self)
+        wide.dtype = wide_dtype(self.dtype)
+        return wide
 
     def views(self, flat: Any) -> FlatParameters:
         """Named views of `flat` (size,)."""

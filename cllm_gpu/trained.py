@@ -14,6 +14,7 @@ from cllm_gpu.checkpoints import load_model, match_parameters
 from cllm_gpu.errors import UserError
 from cllm_gpu.model import Transformer
 from cllm_gpu.parameters import Layout, parameter_specs
+from cllm_gpu.precision import wide_dtype
 from cllm_gpu.tokenizers import Tokenizer, tokenizer_from_dict
 
 
@@ -30,7 +31,8 @@ def open_trained(path: Path, backend: Backend, which: Literal["best", "last"] = 
     """The model of a checkpoint, or of a run folder's best or last checkpoint. UserError when it cannot be used."""
     checkpoint = load_model(path, which)
     architecture = stored_architecture(checkpoint.architecture, path)
-    dtype = next(iter(checkpoint.parameters.values())).dtype if checkpoint.parameters else np.dtype(np.float32)
+    stored = next(iter(checkpoint.parameters.values())).dtype if checkpoint.parameters else np.float32
+    dtype = wide_dtype(stored)  # weights held in bf16 alone are read exactly, and every backend computes in float32
     layout = Layout(parameter_specs(architecture), dtype)
     parameters = layout.views(backend.zeros(layout.size, dtype))
     match_parameters(checkpoint.parameters, parameters, backend)

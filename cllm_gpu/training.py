@@ -33,6 +33,7 @@ from cllm_gpu.model import Transformer
 from cllm_gpu.optimizers import Optimizer, optimizer_bytes
 from cllm_gpu.parallel import GradientWorkers, workers_plan
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.precision import is_narrow
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reporters import Outcome, Reporter, Silent
 from cllm_gpu.runs import METRICS
@@ -40,13 +41,12 @@ from cllm_gpu.samples import keep_sample, sample_pieces
 from cllm_gpu.schedules import rate_at
 from cllm_gpu.tokenizers import require_same
 
-DTYPE = np.dtype(np.float32)
 SMOOTHING = 0.95
 
 
 def plan_memory(config: Config, architecture: Architecture, backend: Backend) -> MemoryPlan:
     """What a run will allocate, before anything is allocated."""
-    layout = Layout(parameter_specs(architecture), DTYPE)
+    layout = Layout(parameter_specs(architecture), backend.dtype)
     micro = config.training.micro_batch or config.training.batch
     work = workers_plan(architecture, backend, layout, micro, architecture.context)
     return MemoryPlan(
@@ -81,15 +81,17 @@ class Trainer:
         self.config, self.backend, self.dataset, self.folder = config, backend, dataset, folder
         self.reporter: Reporter = reporter or Silent()
         self.architecture = config.model.architecture(dataset.vocabulary)
-        self.layout = Layout(parameter_specs(self.architecture), DTYPE)
-        self.parameters = self.layout.views(backend.zeros(self.layout.size, DTYPE))
-        self.gradients = self.layout.views(backend.zeros(self.layout.size, DTYPE))
+        if config.precision != backend.precision:
+            raise UserError(f"precision is {config.precision}, but the backend was made for {backend.precision}")
+        self.layout = Layout(parameter_specs(self.architecture), backend.dtype)
+        self.parameters = self.layout.views(backend.zeros(self.layout.size, backend.dtype))
+        self.gradients = self.layout.views(backend.zeros(self.layout.size, backend.dtype))
         self.model = Transformer(self.architecture, backend, self.parameters)
         loop = config.training
         self._micro = loop.micro_batch or loop.batch
         self.workers = GradientWorkers(self.model, self._micro, self.architecture.context)
         split = dataclasses.replace(backend, ops=self.workers.ops)
-        self.optimizer = Optimizer(config.optimizer, split, self.layout)
+        self.optimizer = Optimizer(config.optimizer, split, self.layout, seed=loop.seed)
         self.batches = Batches(dataset.train, batch=loop.batch, context=self.architecture.context, seed=loop.seed)
         self.guard = StepGuard(
             maximum_skipped=loop.maximum_skipped,
@@ -112,11 +114,12 @@ class Trainer:
 
     def initialise(self) -> None:
         """The weights of the model to begin from, or fresh ones from the configured seed."""
+        weights = self.optimizer.weights(self.parameters)
         if self.config.initial is not None:
-            self.origin = begin_from(self.config, self.parameters, self.dataset.tokenizer, self.backend).as_dict()
-            return
-        values = initial_values(self.layout, self.config.training.seed)
-        self.parameters.flat[...] = self.backend.asarray(values)
+            self.origin = begin_from(self.config, weights, self.dataset.tokenizer, self.backend).as_dict()
+        else:
+            weights.flat[...] = self.backend.asarray(initial_values(weights.layout, self.config.training.seed))
+        self.optimizer.round_masters(self.parameters)
 
     # ---- the loop
 
@@ -312,7 +315,7 @@ class Trainer:
                 "data": self.dataset.identity,
                 "initial": self.origin,
             },
-            parameters=self._host(self.parameters),
+            parameters=self._host(self.optimizer.weights(self.parameters)),
             optimizer={name: self._host(moments) for name, moments in self.optimizer.state.items()},
         )
 
@@ -322,7 +325,14 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this very model. UserError when it is another's."""
         self._require_same(checkpoint)
-        match_parameters(checkpoint.parameters, self.parameters, self.backend)
+        weights = self.optimizer.weights(self.parameters)
+        if is_narrow(weights.layout.dtype) and not all(is_narrow(x.dtype) for x in checkpoint.parameters.values()):
+            raise UserError(
+                "the checkpoint's weights are float32, and without master weights they would be rounded: "
+                "resume with optimizer.master_weights, or begin a new run from it with --initial"
+            )
+        match_parameters(checkpoint.parameters, weights, self.backend)
+        self.optimizer.round_masters(self.parameters)
         if set(checkpoint.optimizer) != set(self.optimizer.state):
             raise UserError(
                 f"the checkpoint's optimizer keeps {sorted(checkpoint.optimizer)}, "

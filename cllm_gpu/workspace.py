@@ -10,6 +10,7 @@ import numpy as np
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.buffers import Plan
+from cllm_gpu.precision import is_narrow, wide_dtype
 from cllm_gpu.reference.dropout import Dropout
 
 LOGIT_BYTES = 64 << 20
@@ -17,11 +18,7 @@ LOGIT_BYTES = 64 << 20
 
 
 STATISTICS = ("attention_mean", "attention_rstd", "lse", "mlp_mean", "mlp_rstd")
-
-
-def statistics_dtype(dtype: Any) -> Any:
-    """dtype of the few numbers per row (means, log-sum-exps, losses): never below float32."""
-    return dtype if np.dtype(dtype).itemsize >= 4 else np.float32
+"""The few numbers per row: never below float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +57,11 @@ def workspace_plan(a: Architecture, batch: int, length: int, dtype: Any, *, trai
     plan.add("branch", (rows, a.width), dtype)
     plan.add("final_residual", (rows, a.width), dtype)
     plan.add("final_normed", (rows, a.width), dtype)
-    plan.add("final_mean", (rows,), statistics_dtype(dtype))
-    plan.add("final_rstd", (rows,), statistics_dtype(dtype))
-    plan.add("losses", (rows,), statistics_dtype(dtype))
+    plan.add("final_mean", (rows,), wide_dtype(dtype))
+    plan.add("final_rstd", (rows,), wide_dtype(dtype))
+    plan.add("losses", (rows,), wide_dtype(dtype))
     if a.lattice is not None and a.lattice.uses_points:
-        plan.add("points", (rows, 3), statistics_dtype(dtype))
-        if training and a.lattice.learned_points:
-            plan.add("dpoints", (rows, 3), statistics_dtype(dtype))
+        _plan_points(plan, a, rows, dtype, training=training)
     if a.symmetry_pairs:
         plan.add("elements", (rows,), np.int32)
     row_bytes = a.vocabulary * np.dtype(dtype).itemsize
@@ -77,6 +72,19 @@ def workspace_plan(a: Architecture, batch: int, length: int, dtype: Any, *, trai
         plan.add("dattended", (rows, a.width), dtype)
         plan.add("dhidden", (rows, max(a.mlp_width, a.qkv_width)), dtype)  # also dqkv: never needed at once
     return plan
+
+
+def _plan_points(plan: Plan, a: Architecture, rows: int, dtype: Any, *, training: bool) -> None:
+    """The lattice points of the tokens, never below float32: their differences would be of 8 bits. Learned ones too."""
+    assert a.lattice is not None
+    wide, held_apart = wide_dtype(dtype), a.lattice.learned_points and is_narrow(dtype)
+    plan.add("points", (rows, 3), wide)
+    if held_apart:
+        plan.add("point_table", (a.vocabulary, 3), wide)
+    if training and a.lattice.learned_points:
+        plan.add("dpoints", (rows, 3), wide)
+        if held_apart:
+            plan.add("dpoint_table", (a.vocabulary, 3), wide)
 
 
 def _plan_layer(plan: Plan, prefix: str, a: Architecture, batch: int, length: int, dtype: Any, *, shared: bool) -> None:
@@ -98,7 +106,7 @@ def _plan_layer(plan: Plan, prefix: str, a: Architecture, batch: int, length: in
     ):
         first_needs_none = name == "attention_residual" and prefix == "layer0." and not shared
         if not first_needs_none:  # the first block's residual stream is the embedding itself
-            kind = statistics_dtype(dtype) if name in STATISTICS else dtype
+            kind = wide_dtype(dtype) if name in STATISTICS else dtype
             plan.add(prefix + name, shape, kind)
 
 
@@ -130,6 +138,8 @@ class Workspace:
         self.logits = views["logits"]
         self.points: Any = views.get("points")  # (N, 3) lattice points of the tokens, where a term sees them
         self.dpoints: Any = views.get("dpoints")
+        self.point_table: Any = views.get("point_table")  # (V, 3) learned points widened, where they are narrower
+        self.dpoint_table: Any = views.get("dpoint_table")
         self.elements: Any = views.get("elements")  # (N,) the tokens' symmetry elements, where they act
         self.lattice: LatticeInputs | None = None
         """What the last forward told its layers of the tokens."""
@@ -200,7 +210,7 @@ class KeyValueCache:
         lattice = architecture.lattice
         self._tokens = None if lattice is None else backend.xp.empty((batch, capacity), np.int32)
         has_points = lattice is not None and lattice.uses_points
-        self._points = backend.xp.empty((batch, capacity, 3), statistics_dtype(dtype)) if has_points else None
+        self._points = backend.xp.empty((batch, capacity, 3), wide_dtype(dtype)) if has_points else None
         self.capacity = capacity
         self.length = 0
 

@@ -6,25 +6,36 @@
 //   SGD: g = scale·clip·gradient + decay·p,  u = momentum·u + g,  p −= rate·u
 //
 // parameters, moments (n) fp32 (the master weights in bf16 training); gradients (n) real; copy (n) real or null gets the
-// rounded parameters. The first `decayed` elements have weight decay. skip: null, or an int that when not 0 makes the
-// kernel write nothing. zero_gradients: the gradients are zeroed in the same pass.
+// rounded parameters. With -DCLLM_WITHOUT_MASTERS the parameters are not used: the copy itself is what is stepped, in
+// fp32, and rounded stochastically by Philox words at (element / 4, step, 2^32 - 1), elements counting from `first`,
+// key `seed`, as in cllm_gpu/reference/rounding.py. The first `decayed` elements have weight decay. skip: null, or an
+// int that when not 0 makes the kernel write nothing. zero_gradients: the gradients are zeroed in the same pass.
 // moved (blocks) fp64 or null: Σ update² per block, added up by sum_finish in a fixed order.
 // Work: a thread takes 4 neighbouring elements, blocks stride over the buffer. Traffic per parameter: 28 bytes fp32
-//   (read p, g, m, v; write p, m, v), 28 with bf16 gradients and copy (30 when zeroing).
+//   (read p, g, m, v; write p, m, v), 28 with bf16 gradients and copy (30 when zeroing), 22 without masters.
 // Deterministic. Sources: Kingma & Ba 2015; Loshchilov & Hutter 2019; Sutskever et al. 2013.
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
 //   kernel                                     registers  shared  spilled
 //   adam_step_bfloat16                                60      64        0
+//   adam_step_bfloat16+alone                          68      64       16
 //   adam_step_float32                                 62      64        0
 //   sgd_step_bfloat16                                 40      64        0
+//   sgd_step_bfloat16+alone                           69      64        0
 //   sgd_step_float32                                  48      64        0
 //   squared_norm_bfloat16                             30      64        0
 //   squared_norm_float32                              32      64        0
 //   sum_finish_bfloat16                               30      64        0
 //   sum_finish_float32                                30      64        0
+#include "philox.cuh"
 #include "storage.cuh"
 
 constexpr int FLAT_THREADS = 256;
+#ifdef CLLM_WITHOUT_MASTERS
+constexpr bool MASTERS = false;
+#else
+constexpr bool MASTERS = true;
+#endif
+constexpr unsigned ROUNDING_SITE = 0xffffffffu;  // dropout's sites count from 0
 
 // Sum over the block in fp64, in a fixed order; thread 0 gets it.
 __device__ __forceinline__ double block_total(double x, double* exchange) {
@@ -71,19 +82,51 @@ __device__ __forceinline__ void store_four(T* p, const Four& four, int count) {
         if (i < count) store(p + i, four.v[i]);
 }
 
+// x as a number that bf16 holds: 16 random bits are added below its last place, and what is below is cut off.
+__device__ __forceinline__ float round_stochastically(float x, unsigned word) {
+    const float rounded = float_of_bits((bits_of_float(x) + (word & 0xffffu)) & 0xffff0000u);
+    return x == x ? rounded : x;
+}
+
+// What a step reads and writes: the masters and their rounded copy, or the copy alone.
+struct Weights {
+    float* masters;
+    real* copy;
+    unsigned long long seed;
+    unsigned step;
+    index_t first;
+
+    __device__ __forceinline__ Four load(index_t at, int count) const {
+        if constexpr (MASTERS) return load_four(masters + at, count);
+        return load_four(copy + at, count);
+    }
+
+    __device__ __forceinline__ void store(index_t at, Four p, int count) const {
+        if constexpr (MASTERS) {
+            store_four(masters + at, p, count);
+        } else {
+            PhiloxWords words(seed, step, ROUNDING_SITE);
+#pragma unroll
+            for (int i = 0; i < 4; i++) p.v[i] = round_stochastically(p.v[i], words.at(first + at + i));
+        }
+        if (copy != nullptr) store_four(copy + at, p, count);
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(adam_step)(
     float* parameters, real* gradients, float* first_moment, float* second_moment, real* copy, const float* clip,
     const int* skip, double* moved, long long size, long long decayed, float scale, float beta1, float beta2,
     float rest1, float rest2, float inverse_correction2, float epsilon, float step_size, float coupled_decay,
-    float decoupled_decay, int zero_gradients) {
+    float decoupled_decay, int zero_gradients, unsigned long long seed, unsigned step, long long first) {
     __shared__ double exchange[FLAT_THREADS / 32];
     if (skip != nullptr && *skip != 0) return;
     if (clip != nullptr) scale *= *clip;
+    const Weights weights{parameters, copy, seed, step, first};
     double squares = 0.0;
     const index_t stride = index_t(gridDim.x) * FLAT_THREADS * 4;
     for (index_t at = (index_t(blockIdx.x) * FLAT_THREADS + threadIdx.x) * 4; at < size; at += stride) {
         const int count = size - at < 4 ? int(size - at) : 4;
-        Four p = load_four(parameters + at, count), g = load_four(gradients + at, count);
+        Four p = weights.load(at, count), g = load_four(gradients + at, count);
         Four m = load_four(first_moment + at, count), v = load_four(second_moment + at, count);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -97,10 +140,9 @@ extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(adam_step)(
             p.v[i] -= update;
             squares += double(update) * double(update);
         }
-        store_four(parameters + at, p, count);
+        weights.store(at, p, count);
         store_four(first_moment + at, m, count);
         store_four(second_moment + at, v, count);
-        if (copy != nullptr) store_four(copy + at, p, count);
         if (zero_gradients) store_four(gradients + at, Four{}, count);
     }
     if (moved == nullptr) return;
@@ -110,15 +152,17 @@ extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(adam_step)(
 
 extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(sgd_step)(
     float* parameters, real* gradients, float* velocity, real* copy, const float* clip, const int* skip, double* moved,
-    long long size, long long decayed, float scale, float momentum, float decay, float rate, int zero_gradients) {
+    long long size, long long decayed, float scale, float momentum, float decay, float rate, int zero_gradients,
+    unsigned long long seed, unsigned step, long long first) {
     __shared__ double exchange[FLAT_THREADS / 32];
     if (skip != nullptr && *skip != 0) return;
     if (clip != nullptr) scale *= *clip;
+    const Weights weights{parameters, copy, seed, step, first};
     double squares = 0.0;
     const index_t stride = index_t(gridDim.x) * FLAT_THREADS * 4;
     for (index_t at = (index_t(blockIdx.x) * FLAT_THREADS + threadIdx.x) * 4; at < size; at += stride) {
         const int count = size - at < 4 ? int(size - at) : 4;
-        Four p = load_four(parameters + at, count), g = load_four(gradients + at, count), u = {};
+        Four p = weights.load(at, count), g = load_four(gradients + at, count), u = {};
         if (velocity != nullptr) u = load_four(velocity + at, count);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -129,9 +173,8 @@ extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(sgd_step)(
             p.v[i] -= update;
             squares += double(update) * double(update);
         }
-        store_four(parameters + at, p, count);
+        weights.store(at, p, count);
         if (velocity != nullptr) store_four(velocity + at, u, count);
-        if (copy != nullptr) store_four(copy + at, p, count);
         if (zero_gradients) store_four(gradients + at, Four{}, count);
     }
     if (moved == nullptr) return;

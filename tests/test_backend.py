@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from cllm_gpu.compiler import find_compiler
 from cllm_gpu.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import open_dataset
 from cllm_gpu.errors import UserError
+from cllm_gpu.fused.gemm import _COMPUTE_32F_FAST_TF32, _compute_type
 from cllm_gpu.operations import NAMES, REFERENCE, bind
+from cllm_gpu.precision import BFLOAT16
 from cllm_gpu.training import Trainer
 from tests.strict_device import DeviceArray, StrictModule
 
@@ -98,6 +102,58 @@ def test_the_driver_is_asked_itself(tmp_path: Path, version: int, devices: int, 
         check=True,
     )
     assert done.stdout.strip() == extra
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "message"),
+    [
+        ("native", "bf16", "backend native does not train in bf16: choose cupy or numpy or simulator, or fp32"),
+        ("native", "tf32", "backend native does not train in tf32: choose cupy, or fp32"),
+        ("numpy", "tf32", "backend numpy does not train in tf32: choose cupy, or fp32"),
+        ("simulator", "tf32", "backend simulator does not train in tf32: choose cupy, or fp32"),
+        ("auto", "bf16", "precision bf16 is for a GPU, and there is none to use (no NVIDIA driver found"),
+        ("auto", "tf32", "precision tf32 is for a GPU, and there is none to use (no NVIDIA driver found"),
+        ("numpy", "fp8", "precision 'fp8' is not known; choose one of fp32, tf32, bf16"),
+    ],
+)
+def test_a_precision_that_cannot_be_had_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, name: str, precision: Any, message: str
+) -> None:
+    monkeypatch.setattr(gpu, "find_driver", lambda: None)
+    with pytest.raises(UserError) as caught:
+        get_backend(name, precision=precision)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+class _Card(ModuleType):
+    """As much of CuPy as a backend asks for before anything is computed: an NVIDIA card of one generation."""
+
+    def __init__(self, generation: int) -> None:
+        super().__init__("cupy")
+        self.RawModule = self.get_default_memory_pool = lambda *_: SimpleNamespace(total_bytes=0)
+        runtime = SimpleNamespace(getDeviceProperties=lambda _: {"name": b"A card", "major": generation})
+        self.cuda = SimpleNamespace(runtime=runtime, Device=lambda: SimpleNamespace(id=0))
+
+
+@pytest.mark.parametrize("generation", [7, 8])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_what_a_cards_generation_computes_in(monkeypatch: pytest.MonkeyPatch, generation: int, precision: Any) -> None:
+    """TF32 is a property of the launcher that the products read, whatever the environment says."""
+    monkeypatch.setattr(gpu, "find_driver", lambda: gpu.Driver((12, 4), 1))
+    monkeypatch.setattr(gpu, "has_cupy", lambda: True)
+    monkeypatch.setitem(sys.modules, "cupy", _Card(generation))
+    monkeypatch.setenv("CUPY_TF32", "1")
+    if generation < 8 and precision != "fp32":
+        with pytest.raises(UserError, match=f"^A card has no tensor cores for {precision}"):
+            get_backend("cupy", precision=precision)
+        return
+    backend = get_backend("cupy", precision=precision)
+    launcher = backend.ops.linear_forward.__wrapped__.args[0]  # type: ignore[attr-defined]
+    assert launcher.tf32 is (precision == "tf32")
+    assert (_compute_type(launcher) == _COMPUTE_32F_FAST_TF32) is (precision == "tf32")
+    assert backend.precisions == (("fp32",) if generation < 8 else ("fp32", "tf32", "bf16"))
+    assert (backend.precision, backend.dtype) == (precision, BFLOAT16 if precision == "bf16" else np.float32)
 
 
 def test_allocations_are_aligned() -> None:

@@ -11,6 +11,7 @@ import pytest
 from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.optimizers import Optimizer, optimizer_bytes, state_names
 from cllm_gpu.parameters import Layout, ParameterSpec
+from cllm_gpu.precision import BFLOAT16
 
 SPECS = [
     ParameterSpec("embedding", (5, 7), 0.02),
@@ -211,3 +212,80 @@ def test_a_step_allocates_no_array_the_size_of_the_model(backend):
     finally:
         tracemalloc.stop()
     assert peak < layout.bytes / 5  # a few tiles of 128 KB against 8 MB
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_masters_take_the_step_of_float32_and_the_parameters_are_their_rounding(config, backend):
+    """The same as in float32 from the same (bfloat16) weights and gradients, to the bit."""
+    config = changed(config, weight_decay=0.1)
+    narrow, wide = Setting(config, backend, BFLOAT16), Setting(config, backend, np.float32)
+    for name in wide.parameters:
+        wide.parameters[name][...] = narrow.parameters[name]
+        wide.gradients[name][...] = narrow.gradients[name]
+    for _ in range(3):
+        assert narrow.step(rate=1e-3) == wide.step(rate=1e-3)
+    masters = narrow.optimizer.masters
+    for name, want in wide.parameters.items():
+        np.testing.assert_array_equal(masters[name], want, strict=True)
+        np.testing.assert_array_equal(narrow.parameters[name], want.astype(BFLOAT16), strict=True)
+        for moment, state in wide.optimizer.state.items():
+            np.testing.assert_array_equal(narrow.optimizer.state[moment][name], state[name], strict=True)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_without_masters_a_step_is_rounded_to_a_neighbour(config, backend):
+    alone = Setting(changed(config, master_weights=False), backend, BFLOAT16)
+    beside = Setting(config, backend, BFLOAT16)
+    assert alone.optimizer.masters is None
+    alone.step(rate=1e-3)
+    beside.step(rate=1e-3)
+    got, want = alone.parameters.flat.astype(np.float64), beside.optimizer.masters.flat.astype(np.float64)
+    ulp = 2.0 ** (np.floor(np.log2(np.maximum(np.abs(want), 1e-30))) - 7)
+    assert np.all(np.abs(got - want) < ulp)
+    assert np.any(got != beside.parameters.flat.astype(np.float64)), "nothing was rounded away from its nearest"
+    seeded = Optimizer(changed(config, master_weights=False), backend, alone.layout, seed=2)
+    other = Setting(config, backend, BFLOAT16).parameters
+    seeded.apply(other, alone.gradients, rate=1e-3, gradient_norm=seeded.gradient_norm(alone.gradients))
+    assert np.any(other.flat != alone.parameters.flat), "the seed changes nothing"
+
+
+@pytest.mark.parametrize("masters", [True, False])
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_bytes_of_bfloat16_training(config, masters, backend):
+    """Moments and masters are float32: twice the size of the parameters each."""
+    s = Setting(changed(config, master_weights=masters), backend, BFLOAT16)
+    arrays = [*s.optimizer.state.values(), *([s.optimizer.masters] if masters else [])]
+    assert optimizer_bytes(s.optimizer.config, s.layout) == sum(flat.flat.nbytes for flat in arrays)
+    moments = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2}[IDS[CONFIGS.index(config)]]
+    assert sum(flat.flat.nbytes for flat in arrays) == 2 * (moments + masters) * s.layout.bytes
+    assert all(flat.flat.dtype == np.float32 for flat in arrays)
+
+
+def test_the_places_of_masters_are_those_of_the_parameters(backend):
+    s = Setting(CONFIGS[3], backend, BFLOAT16)
+    assert s.optimizer.masters.layout.offsets == s.layout.offsets
+    assert (s.optimizer.masters.layout.size, s.layout.dtype) == (s.layout.size, BFLOAT16)
+    assert s.layout.widened().dtype == np.float32
+    assert Layout(SPECS, np.float64).widened().dtype == np.float64
+
+
+@pytest.mark.parametrize("masters", [True, False])
+def test_a_non_finite_gradient_of_bfloat16_changes_nothing(masters, backend):
+    s = Setting(changed(CONFIGS[3], master_weights=masters), backend, BFLOAT16)
+    s.step()
+    arrays, updates = s.everything()
+    exact = s.optimizer.weights(s.parameters).flat.copy()
+    s.gradients["bias"][1] = math.inf
+    assert not s.step().applied
+    after, updates_after = s.everything()
+    assert updates == updates_after
+    np.testing.assert_array_equal(s.optimizer.weights(s.parameters).flat, exact)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(after[name], array)
+
+
+def test_a_gradient_that_float32_cannot_square_is_refused_in_bfloat16(backend):
+    """The moments are float32: their range decides, not that of the parameters."""
+    s = Setting(OptimizerConfig(clip_norm=0), backend, BFLOAT16, size=1e20)
+    assert not s.step().applied
+    assert s.optimizer.updates == 0

@@ -15,7 +15,9 @@ from cllm_gpu.compiler import find_compiler
 from cllm_gpu.model import Transformer
 from cllm_gpu.parallel import GradientWorkers, batch_parts, workers_plan
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.precision import BFLOAT16
 from cllm_gpu.reference.dropout import Dropout
+from cllm_gpu.reference.rounding import StochasticRounding
 
 ARCHITECTURE = Architecture(
     vocabulary=31, context=9, layers=2, heads=2, kv_heads=1, width=12, mlp_width=20, dropout=0.2
@@ -109,6 +111,29 @@ def test_flat_operations_over_slices(name, generator, size, decayed):
     for one, three in zip(results[0][0], results[1][0], strict=True):
         assert np.array_equal(one, three)
     assert np.allclose(results[0][1], results[1][1], rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("masters", [True, False])
+def test_flat_operations_on_bfloat16_over_slices(generator, masters):
+    """The copy, and the random bits of weights without masters, belong to elements, not to workers."""
+    size = 5000
+    p, g = generator.standard_normal((2, size)).astype(BFLOAT16)
+    weights = p.astype(np.float32) if masters else p
+    settings = {"rate": 0.1, "weight_decay": 0.3, "decayed": 2100, "gradient_scale": 0.5}
+    settings["rounding"] = None if masters else StochasticRounding(3, 2, 7)
+    adam = settings | {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "step": 2, "decoupled": True}
+    results = []
+    for workers in (1, 3):
+        with GradientWorkers(_model("numpy", workers), 2, 3) as split:
+            arrays = [weights.copy(), *np.zeros((2, size), np.float32), p.copy() if masters else None]
+            held, m, v, copy = arrays
+            split.ops.adam_step(held, g, m, v, copy, **adam)
+            split.ops.sgd_step(held, g, m, copy, momentum=0.9, **settings)
+            results.append([x for x in arrays if x is not None])
+    for one, three in zip(*results, strict=True):
+        assert np.array_equal(one, three)
+    if masters:
+        assert np.array_equal(results[0][3], results[0][0].astype(BFLOAT16))
 
 
 def test_plan_is_what_is_allocated():

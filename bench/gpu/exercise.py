@@ -27,10 +27,12 @@ from cllm_gpu.fused.attention import METHODS, attention_backward, attention_forw
 from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.launcher import Launcher, Variant
 from cllm_gpu.fused.norm import squared_norm_on_device
+from cllm_gpu.fused.sgd import sgd_step
 from cllm_gpu.fused.sources import kernel_parameters, source_directory
 from cllm_gpu.fused.variants import all_variants
 from cllm_gpu.lattice import lattice_points
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
+from cllm_gpu.reference.rounding import StochasticRounding
 
 QUICK_HEAD_SIZES = (32, 64)
 Put = Callable[[np.ndarray[Any, Any]], Any]
@@ -84,6 +86,13 @@ def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str
         zero_gradients=True,
     )  # fmt: skip
     yield f"mixed adam_step {storage}", {"parameters": state[0], "copy": copy, "clip": clip}
+    if storage == "bfloat16":  # the copy alone, as weights without masters
+        options: dict[str, Any] = {"rate": 1e-3, "weight_decay": 0.1, "decayed": 1000, "gradient_scale": 1.0}
+        options["rounding"] = StochasticRounding(seed=5, step=2)
+        sgd_step(launcher, copy, gradients, state[1], momentum=0.9, **options)
+        options |= {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "step": 2, "decoupled": True}
+        adam_step_on_device(launcher, copy, gradients, *state[1:], **options)
+        yield "steps without masters", {"parameters": copy, "first_moment": state[1]}
     sums = put(np.zeros(33, np.float32))
     column_sum(launcher, put(rng.standard_normal((70, 33), np.float32).astype(DTYPES[storage])), sums, accumulate=False)
     yield f"column_sum {storage}", {"sums": sums}

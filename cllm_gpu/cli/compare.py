@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _open(config: Config) -> tuple[Backend, Display, Dataset]:
-    backend = get_backend(config.backend, workers=config.training.workers)
+    backend = get_backend(config.backend, workers=config.training.workers, precision=config.precision)
     display = Display(config.training.steps, backend.memory_held)
     display.message(backend.description)
     return backend, display, open_data(config, display)

@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
     _describe_gpu()
     backend = get_backend(options.backend)
     print(f"backend: {backend.description}")
+    print(f"trains in: {', '.join(backend.precisions)}")
     print(f"worker threads: {backend.workers}")
     _describe_operations(backend)
     print(f"cache: {cache_directory()}")

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     config = options.settings
     if config.training.tensorboard:
         require_tensorboard()  # missing, it is an error before training
-    backend = get_backend(config.backend, workers=config.training.workers)
+    backend = get_backend(config.backend, workers=config.training.workers, precision=config.precision)
     display = Display(config.training.steps, backend.memory_held)
     display.message(backend.description)
     dataset = open_data(config, display, config.output if options.resume else None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, storage_of
+from cllm_gpu.fused.launcher import Launcher, Shapes, storage_of
 from cllm_gpu.fused.norm import THREADS, finish_sum, flat_blocks
+from cllm_gpu.fused.weights import weight_arguments
+from cllm_gpu.reference.rounding import StochasticRounding
 
 
 def adam_step(
@@ -14,6 +16,7 @@ def adam_step(
     gradients: Any,
     first_moment: Any,
     second_moment: Any,
+    copy: Any | None = None,
     *,
     rate: float,
     beta1: float,
@@ -24,11 +27,13 @@ def adam_step(
     decayed: int,
     decoupled: bool,
     gradient_scale: float,
+    rounding: StochasticRounding | None = None,
 ) -> float:
     """One step in place on four flat arrays (n,); returns Σ update² in float64.
 
     `step` counts from 1; the first `decayed` elements get weight decay; `gradient_scale` (clipping) multiplies every
-    gradient; `decoupled` chooses AdamW. Gradients are left as they are.
+    gradient; `decoupled` chooses AdamW. Gradients are left as they are; they may be bfloat16, as `copy` (n,), which
+    gets the parameters rounded. With `rounding` the parameters themselves are bfloat16 and there is no copy.
     """
     if parameters.size == 0:
         return 0.0
@@ -47,6 +52,8 @@ def adam_step(
         decayed=decayed,
         decoupled=decoupled,
         gradient_scale=gradient_scale,
+        copy=copy,
+        rounding=rounding,
         measure=True,
     )
     assert moved is not None
@@ -70,24 +77,26 @@ def adam_step_on_device(
     decoupled: bool,
     gradient_scale: float,
     copy: Any | None = None,
+    rounding: StochasticRounding | None = None,
     clip: Any | None = None,
     skip: Any | None = None,
     zero_gradients: bool = False,
     measure: bool = False,
 ) -> Any | None:
-    """`adam_step` without waiting for the device, for bf16 training: parameters and moments (n) float32, gradients (n)
-    float32 or bfloat16.
+    """`adam_step` without waiting for the device: parameters and moments (n) float32, gradients (n) also bfloat16.
 
-    copy: (n) of the gradients' dtype, gets the rounded parameters. clip: (1,) float32 on the device, multiplies every
-    gradient. skip: (1,) int32 on the device; when it is not 0 nothing is written. zero_gradients: in the same pass.
-    Returns Σ update² as a float64 array (1,) on the device when `measure`, else None.
+    copy: (n) of the gradients' dtype, gets the rounded parameters. rounding: the parameters are bfloat16 themselves.
+    clip: (1,) float32 on the device, multiplies every gradient. skip: (1,) int32 on the device; when it is not 0
+    nothing is written. zero_gradients: in the same pass. Returns Σ update² as a float64 array (1,) on the device when
+    `measure`, else None.
     """
-    storage, blocks = _check(parameters, gradients, first_moment, second_moment, copy)
+    storage, blocks = _check(parameters, gradients, first_moment, second_moment)
+    variant, weights = weight_arguments("adam_step", storage, parameters, copy, rounding)
     moved = launcher.scratch("squares", (max(1, blocks),), "float64") if measure else None
     if moved is not None:
         moved[...] = 0.0  # a skipped step moves nothing
-    arrays = {"parameters": parameters, "gradients": gradients, "first_moment": first_moment}
-    arrays |= {"second_moment": second_moment, "copy": copy, "clip": clip, "skip": skip, "moved": moved}
+    arrays = {"gradients": gradients, "first_moment": first_moment, "second_moment": second_moment}
+    arrays |= {"clip": clip, "skip": skip, "moved": moved}
     numbers = {
         "size": parameters.size,
         "decayed": decayed,
@@ -103,15 +112,14 @@ def adam_step_on_device(
         "decoupled_decay": rate * weight_decay if decoupled else 0.0,
         "zero_gradients": int(zero_gradients),
     }
-    launcher.launch(Variant("adam.cu", storage), "adam_step", (blocks,), THREADS, arrays | numbers)
+    launcher.launch(variant, "adam_step", (blocks,), THREADS, arrays | weights | numbers)
     return None if moved is None else finish_sum(launcher, storage, moved)
 
 
-def _check(parameters: Any, gradients: Any, first_moment: Any, second_moment: Any, copy: Any) -> tuple[str, int]:
+def _check(parameters: Any, gradients: Any, first_moment: Any, second_moment: Any) -> tuple[str, int]:
     """The gradients' dtype name and the blocks of the pass; UserError when the shapes differ."""
     check = Shapes("adam_step")
     (size,) = check("parameters", parameters, "n")
     for name, array in (("gradients", gradients), ("first_moment", first_moment), ("second_moment", second_moment)):
         check(name, array, "n")
-    check("copy", copy, "n")
     return storage_of("adam_step", "gradients", gradients), flat_blocks(size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ def matmul(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool = F
     if launcher.xp is np:
         _on_host(a, b, out, accumulate=accumulate)
     elif out.size:
-        _on_gpu(launcher.xp, a, b, out, accumulate=accumulate)
+        _on_gpu(launcher, a, b, out, accumulate=accumulate)
 
 
 def _check(a: Any, b: Any, out: Any) -> None:
@@ -60,10 +59,10 @@ def _operand(x: Any) -> tuple[int, int]:
     return _TRANSPOSED, max(1, x.shape[0])
 
 
-def _on_gpu(xp: Any, a: Any, b: Any, out: Any, *, accumulate: bool) -> None:
+def _on_gpu(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool) -> None:
     """Row-major out = a·b is column-major outᵀ = bᵀ·aᵀ: the operands change places."""
-    cublas = xp.cuda.cublas
-    handle = xp.cuda.device.get_cublas_handle()
+    cublas = launcher.xp.cuda.cublas
+    handle = launcher.xp.cuda.device.get_cublas_handle()
     (m, k), n = a.shape, b.shape[1]
     b_transposed, b_leading = _operand(b)
     a_transposed, a_leading = _operand(a)
@@ -75,12 +74,12 @@ def _on_gpu(xp: Any, a: Any, b: Any, out: Any, *, accumulate: bool) -> None:
         cublas.gemmEx(
             handle, b_transposed, a_transposed, n, m, k, one.ctypes.data,
             b.data.ptr, kind, b_leading, a.data.ptr, kind, a_leading, beta.ctypes.data,
-            out.data.ptr, out_kind, n, _compute_type(), _ALGORITHM_DEFAULT,
+            out.data.ptr, out_kind, n, _compute_type(launcher), _ALGORITHM_DEFAULT,
         )  # fmt: skip
     finally:
         cublas.setPointerMode(handle, previous)
 
 
-def _compute_type() -> int:
-    """TF32 products of float32 where CuPy is told to use them ($CUPY_TF32=1); sums are fp32 either way."""
-    return _COMPUTE_32F_FAST_TF32 if os.environ.get("CUPY_TF32") == "1" else _COMPUTE_32F
+def _compute_type(launcher: Launcher) -> int:
+    """TF32 products of float32 where the launcher asks for them; sums are fp32 either way."""
+    return _COMPUTE_32F_FAST_TF32 if launcher.tf32 else _COMPUTE_32F

@@ -89,8 +89,10 @@ class Variant:
 class Launcher:
     """Launches kernels over arrays of `xp` with modules made by `module_class` (as cupy.RawModule is called)."""
 
-    def __init__(self, xp: Any, module_class: Any) -> None:
+    def __init__(self, xp: Any, module_class: Any, *, tf32: bool = False) -> None:
         self.xp = xp
+        self.tf32 = tf32
+        """Matrix products of float32 on a GPU round their factors to TF32; sums are fp32 either way."""
         self._module_class = module_class
         self._on_gpu = xp is not np
         self._null = np.uint64(0) if self._on_gpu else None  # CuPy cannot pass None for a pointer

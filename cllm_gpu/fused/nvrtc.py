@@ -142,8 +142,11 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def declared_name(variant: Variant, kernel: str) -> str:
-    """What a source's header calls a kernel: its name, and "+terms" when compiled with score terms."""
-    return f"{kernel}+terms" if any(name.startswith("TERM_") for name, _ in variant.defines) else kernel
+    """What a source's header calls a kernel: its name, "+terms" with score terms, "+alone" without master weights."""
+    if any(name.startswith("TERM_") for name, _ in variant.defines):
+        return f"{kernel}+terms"
+    alone = ("CLLM_WITHOUT_MASTERS", 1) in variant.defines and kernel.startswith(("adam_step", "sgd_step"))
+    return f"{kernel}+alone" if alone else kernel
 
 
 def resources_of(variant: Variant, architecture: str) -> list[Resources]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, storage_of
+from cllm_gpu.fused.launcher import Launcher, Shapes, storage_of
 from cllm_gpu.fused.norm import THREADS, finish_sum, flat_blocks
+from cllm_gpu.fused.weights import weight_arguments
+from cllm_gpu.reference.rounding import StochasticRounding
 
 
 def sgd_step(
@@ -13,16 +15,20 @@ def sgd_step(
     parameters: Any,
     gradients: Any,
     velocity: Any | None,
+    copy: Any | None = None,
     *,
     rate: float,
     momentum: float,
     weight_decay: float,
     decayed: int,
     gradient_scale: float,
+    rounding: StochasticRounding | None = None,
 ) -> float:
     """One step in place on flat arrays (n,); returns Σ update² in float64.
 
     `velocity` (n,) starts at zero and is None without momentum; the first `decayed` elements get weight decay.
+    Gradients may be bfloat16, as `copy` (n,), which gets the parameters rounded. With `rounding` the parameters
+    themselves are bfloat16 and there is no copy.
     """
     check = Shapes("sgd_step")
     (size,) = check("parameters", parameters, "n")
@@ -33,16 +39,16 @@ def sgd_step(
     storage = storage_of("sgd_step", "gradients", gradients)
     blocks = flat_blocks(size)
     moved = launcher.scratch("squares", (blocks,), "float64")
+    variant, weights = weight_arguments("sgd_step", storage, parameters, copy, rounding)
     launcher.launch(
-        Variant("adam.cu", storage),
+        variant,
         "sgd_step",
         (blocks,),
         THREADS,
-        {
-            "parameters": parameters,
+        weights
+        | {
             "gradients": gradients,
             "velocity": velocity,
-            "copy": None,
             "clip": None,
             "skip": None,
             "moved": moved,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cllm_gpu.fused.launcher import Variant
+from cllm_gpu.fused.weights import WITHOUT_MASTERS
 
 HEAD_SIZES = (32, 64, 80, 96, 128)
 """Head sizes of published models; others up to 128 compile when first used."""
@@ -24,6 +25,7 @@ def all_variants() -> list[Variant]:
     both = ("float32", "bfloat16")
     variants = [Variant(source, storage) for source in (*_PLAIN, *_WITH_TABLES, *_WITH_GRADIENT) for storage in both]
     variants += [Variant(source, "bfloat16", "float32") for source in _WITH_GRADIENT]
+    variants.append(Variant("adam.cu", "bfloat16", defines=WITHOUT_MASTERS))
     variants.append(Variant("rotary.cu", "bfloat16", defines=(("CLLM_REAL_TABLE", 1),)))
     return variants + attention_variants()
 

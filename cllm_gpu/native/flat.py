@@ -7,6 +7,7 @@ from typing import Any
 
 from cllm_gpu.native.arguments import address, optional
 from cllm_gpu.native.library import Library
+from cllm_gpu.reference.rounding import StochasticRounding
 
 
 def adam_step(
@@ -15,6 +16,7 @@ def adam_step(
     gradients: Any,
     first_moment: Any,
     second_moment: Any,
+    copy: Any | None = None,
     *,
     rate: float,
     beta1: float,
@@ -25,8 +27,10 @@ def adam_step(
     decayed: int,
     decoupled: bool,
     gradient_scale: float,
+    rounding: StochasticRounding | None = None,
 ) -> float:
-    """As the reference; all arrays contiguous."""
+    """As the reference, in one dtype: no copy and no rounding; all arrays contiguous."""
+    _check_one_dtype(copy, rounding)
     kernels, dtype, shape = library.kernels(parameters), parameters.dtype, parameters.shape
     _check_decayed(decayed, shape[0])
     numbers = (ctypes.c_double * 8)(
@@ -47,14 +51,17 @@ def sgd_step(
     parameters: Any,
     gradients: Any,
     velocity: Any | None,
+    copy: Any | None = None,
     *,
     rate: float,
     momentum: float,
     weight_decay: float,
     decayed: int,
     gradient_scale: float,
+    rounding: StochasticRounding | None = None,
 ) -> float:
-    """As the reference; all arrays contiguous."""
+    """As the reference, in one dtype: no copy and no rounding; all arrays contiguous."""
+    _check_one_dtype(copy, rounding)
     kernels, dtype, shape = library.kernels(parameters), parameters.dtype, parameters.shape
     _check_decayed(decayed, shape[0])
     return kernels.sgd_step(
@@ -74,3 +81,8 @@ def squared_norm(library: Library, x: Any) -> float:
 def _check_decayed(decayed: int, size: int) -> None:
     if not 0 <= decayed <= size:
         raise ValueError(f"decayed is {decayed}; expected 0 … {size}, the size of parameters")
+
+
+def _check_one_dtype(copy: Any | None, rounding: StochasticRounding | None) -> None:
+    if copy is not None or rounding is not None:
+        raise ValueError("the native operations hold weights in one dtype: no rounded copy, no stochastic rounding")

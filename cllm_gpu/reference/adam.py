@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.reference.rounding import StochasticRounding, subtract, widened
 from cllm_gpu.reference.tiling import row_tiles
 
 
@@ -18,6 +19,7 @@ def adam_step(
     gradients: Any,
     first_moment: Any,
     second_moment: Any,
+    copy: Any | None = None,
     *,
     rate: float,
     beta1: float,
@@ -28,21 +30,24 @@ def adam_step(
     decayed: int,
     decoupled: bool,
     gradient_scale: float,
+    rounding: StochasticRounding | None = None,
 ) -> float:
     """One step in place on four flat arrays (n,); returns Σ update² in float64.
 
     `step` counts from 1; the first `decayed` elements get weight decay; `gradient_scale` (clipping) multiplies every
-    gradient; `decoupled` chooses AdamW. Gradients are left as they are.
+    gradient; `decoupled` chooses AdamW. Gradients are left as they are; they may be bfloat16, as `copy` (n,), which
+    gets the parameters rounded. With `rounding` the parameters themselves are bfloat16 and there is no copy.
     """
     correction1 = 1.0 - beta1**step
     correction2 = 1.0 - beta2**step
     moved = 0.0
+    g, m, v = gradients, first_moment, second_moment
     for segment, decay in ((slice(0, decayed), weight_decay), (slice(decayed, parameters.size), 0.0)):
-        p, g, m, v = (x[segment] for x in (parameters, gradients, first_moment, second_moment))
-        for part in row_tiles(xp, p.size, 1):
-            gradient = g[part] * gradient_scale
+        for part in row_tiles(xp, segment.stop, 1, first=segment.start):
+            p = widened(parameters[part])
+            gradient = widened(g[part]) * gradient_scale
             if decay and not decoupled:
-                gradient += decay * p[part]
+                gradient += decay * p
             m[part] *= beta1
             m[part] += (1.0 - beta1) * gradient
             gradient *= gradient
@@ -53,7 +58,7 @@ def adam_step(
             update = m[part] / denominator
             update *= rate / correction1
             if decay and decoupled:
-                update += (rate * decay) * p[part]
-            p[part] -= update
+                update += (rate * decay) * p
+            subtract(xp, parameters, copy, part, update, rounding)
             moved += float(xp.sum(update * update, dtype=xp.float64))
     return moved

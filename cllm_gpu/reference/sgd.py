@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.reference.rounding import StochasticRounding, subtract, widened
 from cllm_gpu.reference.tiling import row_tiles
 
 
@@ -15,30 +16,32 @@ def sgd_step(
     parameters: Any,
     gradients: Any,
     velocity: Any | None,
+    copy: Any | None = None,
     *,
     rate: float,
     momentum: float,
     weight_decay: float,
     decayed: int,
     gradient_scale: float,
+    rounding: StochasticRounding | None = None,
 ) -> float:
     """One step in place on flat arrays (n,); returns Σ update² in float64.
 
     `velocity` (n,) starts at zero and is None without momentum; the first `decayed` elements get weight decay.
+    Gradients may be bfloat16, as `copy` (n,), which gets the parameters rounded. With `rounding` the parameters
+    themselves are bfloat16 and there is no copy.
     """
     moved = 0.0
     for segment, decay in ((slice(0, decayed), weight_decay), (slice(decayed, parameters.size), 0.0)):
-        p, g = parameters[segment], gradients[segment]
-        u = None if velocity is None else velocity[segment]
-        for part in row_tiles(xp, p.size, 1):
-            update = g[part] * gradient_scale
+        for part in row_tiles(xp, segment.stop, 1, first=segment.start):
+            update = widened(gradients[part]) * gradient_scale
             if decay:
-                update += decay * p[part]
-            if u is not None:
-                u[part] *= momentum
-                u[part] += update
-                update[...] = u[part]
+                update += decay * widened(parameters[part])
+            if velocity is not None:
+                velocity[part] *= momentum
+                velocity[part] += update
+                update[...] = velocity[part]
             update *= rate
-            p[part] -= update
+            subtract(xp, parameters, copy, part, update, rounding)
             moved += float(xp.sum(update * update, dtype=xp.float64))
     return moved

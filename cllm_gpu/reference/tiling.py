@@ -14,8 +14,8 @@ def tile_elements(xp: Any) -> int:
     return CPU_TILE_ELEMENTS if xp.__name__ == "numpy" else GPU_TILE_ELEMENTS
 
 
-def row_tiles(xp: Any, rows: int, row_elements: int, *, tiles: int = 1) -> Iterator[slice]:
-    """Slices that cover `rows` rows of `row_elements` elements each, `tiles` tiles at a time."""
+def row_tiles(xp: Any, rows: int, row_elements: int, *, tiles: int = 1, first: int = 0) -> Iterator[slice]:
+    """Slices that cover rows `first` … `rows` of `row_elements` elements each, `tiles` tiles at a time."""
     step = max(1, tiles * tile_elements(xp) // max(1, row_elements))
-    for start in range(0, rows, step):
+    for start in range(first, rows, step):
         yield slice(start, min(start + step, rows))

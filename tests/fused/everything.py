@@ -21,8 +21,9 @@ from cllm_gpu.fused.symmetry import symmetry_forward
 from cllm_gpu.lattice import symmetry_tables
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
+from cllm_gpu.reference.rounding import StochasticRounding
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
-from tests.fused.devices import DTYPES, Device
+from tests.fused.devices import BFLOAT16, DTYPES, Device
 
 Results = dict[str, np.ndarray[Any, Any]]
 
@@ -89,6 +90,12 @@ def _flat(make: _Maker, results: Results) -> None:
     make.collect(results, "adam", p=p, m=m, v=v, copy=copy, clip=clip, moved=moved)
     sgd_step(launcher, p, g, m, rate=0.1, momentum=0.9, weight_decay=0.1, decayed=999, gradient_scale=0.5)
     make.collect(results, "sgd", p=p, m=m)
+    if make.dtype == BFLOAT16:  # weights that have no masters
+        sgd_step(
+            launcher, copy, g, m, rate=0.1, momentum=0.9, weight_decay=0.1, decayed=999, gradient_scale=0.5,
+            rounding=StochasticRounding(5, 3),
+        )  # fmt: skip
+        make.collect(results, "sgd_alone", p=copy, m=m)
 
 
 def _sequence(make: _Maker, results: Results) -> None:

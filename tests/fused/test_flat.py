@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cllm_gpu.errors import UserError
 from cllm_gpu.fused.adam import adam_step, adam_step_on_device
 from cllm_gpu.fused.launcher import Variant
 from cllm_gpu.fused.norm import THREADS, squared_norm, squared_norm_on_device
 from cllm_gpu.fused.sgd import sgd_step
 from cllm_gpu.reference import adam as reference_adam
 from cllm_gpu.reference import sgd as reference_sgd
+from cllm_gpu.reference.rounding import StochasticRounding
 from tests.fused.comparison import close
 from tests.fused.devices import BFLOAT16, DTYPES, Device
 
 SIZES = [1, 3, 4, 255, 1024, 5001]
+FIRST = [0, 6, 2**34 + 1]
+"""Elements before the array in its flat buffer: none, no multiple of four, above 2^32."""
 ADAM = {"rate": 1e-2, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.1}
 
 
@@ -131,7 +135,7 @@ def test_every_argument_of_the_sgd_kernel(device: Device, rng: Any, storage: str
     host |= {"clip": np.array([0.25], np.float32), "skip": np.array([skip], np.int32), "moved": np.zeros(blocks)}
     arrays = {name: device.put(x) for name, x in host.items()}
     numbers = {"size": size, "decayed": 500, "scale": 2.0, "momentum": 0.9, "decay": 0.2, "rate": 0.1}
-    arguments = arrays | numbers | {"zero_gradients": int(zero)}
+    arguments = arrays | numbers | {"zero_gradients": int(zero), "seed": 0, "step": 0, "first": 0}
     device.launcher.launch(Variant("adam.cu", storage), "sgd_step", (blocks,), THREADS, arguments)
     got = {name: device.get(x) for name, x in arrays.items()}
     if skip:
@@ -177,3 +181,86 @@ def test_a_gradient_of_zeros_is_not_clipped_to_nan(device: Device) -> None:
     clip = device.put(np.zeros(1, np.float32))
     squared_norm_on_device(device.launcher, device.put(np.zeros(9, np.float32)), clip=clip, maximum=0.0)
     assert device.get(clip)[0] == 1.0
+
+
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("size", SIZES)
+def test_adam_without_masters_draws_the_references_bits(device: Device, rng: Any, size: int, first: int) -> None:
+    """A decay by 2^-9 is exact in float32, so both sides round the same numbers and every bit must agree."""
+    p, zeros = rng.standard_normal(size).astype(BFLOAT16), np.zeros(size, np.float32)
+    host = [p, zeros.astype(BFLOAT16), zeros, zeros]
+    ours, theirs = [device.put(x) for x in host], [x.copy() for x in host]
+    options: dict[str, Any] = ADAM | {"rate": 2.0**-4, "weight_decay": 2.0**-5, "decayed": size - size // 3}
+    options |= {"step": 1, "decoupled": True, "gradient_scale": 1.0}
+    for step in (0, 2**32 - 1):
+        rounding = StochasticRounding(2**63 + 5, step, first)
+        moved = adam_step(device.launcher, *ours, rounding=rounding, **options)
+        want = reference_adam.adam_step(np, *theirs, rounding=rounding, **options)
+        assert abs(moved - want) <= 1e-12 * want
+        assert np.array_equal(device.get(ours[0]), theirs[0])
+    assert np.array_equal(theirs[0][options["decayed"] :], p[options["decayed"] :])
+    assert size < 255 or not np.array_equal(theirs[0], p)
+
+
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_sgd_without_masters_draws_the_references_bits(device: Device, rng: Any, momentum: float, first: int) -> None:
+    """Steps of 2^-10 on numbers of 2^-7 between 1 and 2: exact in float32."""
+    size = 1027
+    p = (rng.integers(128, 256, size) / 128).astype(BFLOAT16)
+    g = rng.integers(-8, 9, size).astype(BFLOAT16)
+    u = rng.integers(-4, 5, size).astype(np.float32) if momentum else None
+    ours, theirs = [None if x is None else device.put(x) for x in (p, g, u)], [p.copy(), g, u]
+    options: dict[str, Any] = {"rate": 2.0**-10, "momentum": momentum, "weight_decay": 0.0, "decayed": 0}
+    rounding = StochasticRounding(7, 3, first)
+    moved = sgd_step(device.launcher, *ours, gradient_scale=1.0, rounding=rounding, **options)
+    want = reference_sgd.sgd_step(np, *theirs, gradient_scale=1.0, rounding=rounding, **options)
+    assert abs(moved - want) <= 1e-12 * want
+    assert np.array_equal(device.get(ours[0]), theirs[0])
+    assert not np.array_equal(theirs[0], p)
+
+
+def test_adam_without_masters_steps_as_with_them(device: Device, rng: Any) -> None:
+    """Moments to the bit; the weights are a neighbour of the master's: less than a unit of the last of 8 bits away."""
+    p, g, m, v = _state(rng, 1001)
+    p, g = p.astype(BFLOAT16), g.astype(BFLOAT16)
+    alone, both = ([device.put(x) for x in (start, g, m, v)] for start in (p, p.astype(np.float32)))
+    options: dict[str, Any] = ADAM | {"step": 5, "decayed": 500, "decoupled": False, "gradient_scale": 0.5}
+    moved = adam_step(device.launcher, *alone, rounding=StochasticRounding(1, 2), **options)
+    assert moved == adam_step(device.launcher, *both, **options)
+    for got, want in zip(alone[2:], both[2:], strict=True):
+        assert np.array_equal(device.get(got), device.get(want))
+    got, want = device.get(alone[0]).astype(np.float64), device.get(both[0]).astype(np.float64)
+    ulp = 2.0 ** (np.floor(np.log2(np.abs(want))) - 7)
+    assert np.all(np.abs(got - want) < ulp)
+    assert np.any(np.abs(got - want) > 0.5 * ulp), "no weight was rounded away from its nearest"
+
+
+def test_what_is_not_finite_stays_so(device: Device) -> None:
+    """All bits of a NaN set, random bits below would carry into its sign; the largest number may become infinite."""
+    p = np.array([1.0, np.inf, -np.inf, 1.0], BFLOAT16)
+    first = np.array([0x7FFFFFFF, 0, 0, 0], np.uint32).view(np.float32)
+    zeros = np.zeros(4, np.float32)
+    arrays = [device.put(x) for x in (p, zeros.astype(BFLOAT16), first, zeros)]
+    options: dict[str, Any] = ADAM | {"step": 1, "decayed": 0, "decoupled": True, "gradient_scale": 1.0}
+    adam_step(device.launcher, *arrays, rounding=StochasticRounding(1, 1), **options)
+    got = device.get(arrays[0]).astype(np.float32)
+    assert np.isnan(got[0])
+    assert np.array_equal(got[1:], p[1:].astype(np.float32))
+
+
+def test_a_skipped_step_without_masters_writes_nothing(device: Device, rng: Any) -> None:
+    host = [x.astype(kind) for x, kind in zip(_state(rng, 300), (BFLOAT16, BFLOAT16, "f4", "f4"), strict=True)]
+    ours = [device.put(x) for x in host]
+    options: dict[str, Any] = ADAM | {"step": 1, "decayed": 0, "decoupled": True, "gradient_scale": 1.0}
+    skip = device.put(np.ones(1, np.int32))
+    adam_step_on_device(device.launcher, *ours, rounding=StochasticRounding(1, 1), skip=skip, **options)
+    for got, before in zip(ours, host, strict=True):
+        assert np.array_equal(device.get(got), before)
+
+
+def test_stochastic_rounding_is_of_bfloat16_alone(device: Device, rng: Any) -> None:
+    state = [device.put(x) for x in _state(rng, 8)]
+    options: dict[str, Any] = ADAM | {"step": 1, "decayed": 0, "decoupled": True, "gradient_scale": 1.0}
+    with pytest.raises(UserError, match="adam_step: stochastic rounding is of bfloat16 parameters that have no copy"):
+        adam_step(device.launcher, *state, rounding=StochasticRounding(1, 1), **options)

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import Backend, get_backend
+from cllm_gpu.precision import BFLOAT16, PRECISIONS
+from tests.fused.devices import simulator_or_skip
 from tests.gpu.training_runs import Run, tiny_architecture
 
 STEPS = 20
 RELATIVE = 1e-5
 """Of the loss over 20 steps in float32: roundings of a loss near ln 97, grown by the steps before."""
+BF16_RELATIVE = 2.0**-8
+"""Of the loss in bf16: its weights' rounding alone moves a loss by 2^-9 of itself (tests/fused/test_training.py)."""
 LONG_STEPS, LONG_RELATIVE = 60, 1e-3
 """Between two CPU backends the difference is 1e-8 after 20 steps and grows tenfold every 20 to 30 steps from the 40th
 on; after 100 this run is chaotic. A device whose first differences are 1e-6 stays a factor 10 below the bound."""
@@ -50,19 +54,49 @@ def test_long_training_follows_numpy(within: Callable[[str, float, float], None]
     within(f"losses over {LONG_STEPS} steps", _largest_difference(got, want), LONG_RELATIVE)
 
 
+@pytest.mark.parametrize("masters", [True, False])
+@pytest.mark.parametrize("name", ["simulator", pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_training_in_bf16_follows_float32_on_numpy(
+    numpy_losses: list[float], within: Callable[[str, float, float], None], name: str, masters: bool
+) -> None:
+    steps = 5 if name == "simulator" else STEPS
+    backend = get_backend(name, precision="bf16") if name == "cupy" else _simulator()
+    run = Run(backend, tiny_architecture(), masters)
+    got = [run.step() for _ in range(steps)]
+    within(f"losses on {name}", _largest_difference(got, numpy_losses[:steps]), BF16_RELATIVE)
+    assert run.parameters.flat.dtype == BFLOAT16
+
+
+def _simulator() -> Backend:
+    simulator_or_skip()
+    return get_backend("simulator", precision="bf16")
+
+
 @pytest.mark.gpu
+def test_training_in_tf32_follows_float32(within: Callable[[str, float, float], None]) -> None:
+    """The same bits would say that the products are not of TF32."""
+    runs = [Run(get_backend("cupy", precision=precision), tiny_architecture()) for precision in ("tf32", "fp32")]
+    got, want = ([run.step() for _ in range(STEPS)] for run in runs)
+    within("losses", _largest_difference(got, want), BF16_RELATIVE / 8)  # 10 bits of mantissa instead of 7
+    assert got != want
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "masters"), [*((name, True) for name in PRECISIONS), ("bf16", False)])
 @pytest.mark.parametrize("changes", [{}, {"positions": "rope", "kv_heads": 1, "bias": False}], ids=["plain", "rope"])
-def test_two_runs_have_the_same_bits(changes: dict[str, Any]) -> None:
-    first, second = (Run(get_backend("cupy"), tiny_architecture(**changes)) for _ in range(2))
+def test_two_runs_have_the_same_bits(changes: dict[str, Any], precision: Any, masters: bool) -> None:
+    backend = get_backend("cupy", precision=precision)
+    first, second = (Run(backend, tiny_architecture(**changes), masters) for _ in range(2))
     assert [first.step() for _ in range(30)] == [second.step() for _ in range(30)]
     for one, other in zip(first.flats, second.flats, strict=True):
-        assert np.array_equal(first.backend.to_host(one).view(np.uint32), second.backend.to_host(other).view(np.uint32))
+        assert np.array_equal(backend.to_host(one).view(np.uint16), backend.to_host(other).view(np.uint16))
 
 
 @pytest.mark.gpu
-def test_memory_does_not_grow() -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_memory_does_not_grow(precision: Any) -> None:
     """After a few steps CuPy's pool takes nothing more from the card, and no more of it is in use after a step."""
-    backend = get_backend("cupy")
+    backend = get_backend("cupy", precision=precision)
     run = Run(backend, tiny_architecture())
     pool = backend.xp.get_default_memory_pool()
     for _ in range(5):

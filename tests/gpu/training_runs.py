@@ -9,7 +9,9 @@ import numpy as np
 
 from cllm_gpu.architecture import SIZES, Architecture
 from cllm_gpu.backend import Backend
+from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.model import Transformer
+from cllm_gpu.optimizers import Optimizer
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.workspace import Workspace
 
@@ -27,16 +29,26 @@ class Run:
 
     backend: Backend
     architecture: Architecture
+    masters: bool = True
+    """Float32 master weights, where the backend's precision is bf16."""
 
     def __post_init__(self) -> None:
-        self.layout = Layout(parameter_specs(self.architecture), np.float32)
-        self.flats = [self.backend.zeros(self.layout.size, np.float32) for _ in range(4)]
-        self.flats[0][...] = self.backend.asarray(initial_values(self.layout, 1))
-        self.model = Transformer(self.architecture, self.backend, self.layout.views(self.flats[0]))
-        self.gradients = self.layout.views(self.flats[1])
-        self.workspace = Workspace(self.architecture, self.backend, BATCH, LENGTH, np.float32, training=True)
+        backend, layout = self.backend, Layout(parameter_specs(self.architecture), self.backend.dtype)
+        self.parameters, self.gradients = (layout.views(backend.zeros(layout.size, layout.dtype)) for _ in range(2))
+        config = OptimizerConfig(beta2=0.99, weight_decay=0.1, clip_norm=1.0, master_weights=self.masters)
+        self.optimizer = Optimizer(config, backend, layout)
+        weights = self.optimizer.weights(self.parameters)
+        weights.flat[...] = backend.asarray(initial_values(weights.layout, 1))
+        self.optimizer.round_masters(self.parameters)
+        self.model = Transformer(self.architecture, backend, self.parameters)
+        self.workspace = Workspace(self.architecture, backend, BATCH, LENGTH, layout.dtype, training=True)
         self.generator = np.random.default_rng(3)
-        self.done = 0
+
+    @property
+    def flats(self) -> list[Any]:
+        """Everything a step changes, as flat arrays."""
+        kept = [self.parameters, self.gradients, self.optimizer.weights(self.parameters)]
+        return [views.flat for views in (*kept, *self.optimizer.state.values())]
 
     def step(self) -> float:
         """One AdamW step; the mean loss before it, in nats."""
@@ -46,10 +58,6 @@ class Run:
         total = self.model.loss_and_gradients(
             self.workspace, tokens, targets, self.gradients, gradient_scale=1.0 / tokens.size, accumulate=False
         )
-        norm = float(np.sqrt(self.backend.ops.squared_norm(self.flats[1])))
-        self.done += 1
-        self.backend.ops.adam_step(
-            *self.flats, rate=3e-3, beta1=0.9, beta2=0.99, epsilon=1e-8, step=self.done, weight_decay=0.1,
-            decayed=self.layout.decayed, decoupled=True, gradient_scale=min(1.0, 1.0 / norm),
-        )  # fmt: skip
+        norm = self.optimizer.gradient_norm(self.gradients)
+        self.optimizer.apply(self.parameters, self.gradients, rate=3e-3, gradient_norm=norm)
         return total / tokens.size

@@ -20,7 +20,7 @@ MAXIMUM_VOCABULARY = 2**20
 class LatticeTerms:
     """What crystalline attention sees of the lattice. Every term has a learned scalar per layer and head."""
 
-    matches: int = 3
+    matches: int = 8
     """Longest translation match that counts: a scalar for each order from 1 to it, at most 8; 0: none."""
     same_token: bool = True
     """A term where query and key are the same token."""

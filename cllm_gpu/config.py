@@ -51,10 +51,18 @@ class ModelConfig:
     """Biases in linear layers and layer norms."""
     dropout: float = 0.0
     """Dropout on the embedding and on every residual branch."""
-    attention: Literal["standard", "crystalline"] = "standard"
-    """Standard attention, or crystalline: it sees the lattice of the tokens' primes, as the section lattice says."""
+    attention: Literal["standard", "crystalline"] | None = None
+    """Standard attention, or crystalline: it sees the lattice of the tokens' primes, as the section lattice says (None:
+    standard for the gpt2 sizes, else crystalline)."""
     lattice: LatticeTerms = field(default_factory=LatticeTerms)
     """What crystalline attention sees."""
+
+    @property
+    def sees_lattice(self) -> bool:
+        """Attention is crystalline."""
+        if self.attention is None:
+            return not self.size.startswith("gpt2")
+        return self.attention == "crystalline"
 
     def architecture(self, vocabulary: int) -> Architecture:
         """The model's shape for a vocabulary. Raises UserError when it is impossible."""
@@ -78,7 +86,7 @@ class ModelConfig:
             tied_head=self.tied_head,
             bias=self.bias,
             dropout=self.dropout,
-            lattice=self.lattice if self.attention == "crystalline" else None,
+            lattice=self.lattice if self.sees_lattice else None,
             **chosen,
         )
 

@@ -17,6 +17,7 @@ PACKAGES = (
     "numpy",
     "cupy-cuda12x",
     "cupy-cuda13x",
+    "nvmath-python",
     "mkl",
     "nvtx",
     "safetensors",
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
     backend = get_backend(options.backend)
     print(f"backend: {backend.description}")
     print(f"trains in: {', '.join(backend.precisions)}")
+    print(f"matrix products: {backend.products}")
     print(f"worker threads: {backend.workers}")
     _describe_operations(backend)
     print(f"cache: {cache_directory()}")

@@ -1,0 +1,21 @@
+"""The launcher of the current NVIDIA GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.errors import UserError
+from cllm_gpu.fused.cublaslt import load_cublaslt
+from cllm_gpu.fused.launcher import Launcher
+
+
+def gpu_launcher(cupy: Any, *, tf32: bool = False) -> tuple[Launcher, str]:
+    """A launcher over `cupy`'s arrays, and who computes its matrix products, in one line: cuBLASLt, or why not."""
+    generation = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["major"]
+    try:
+        lt = load_cublaslt(generation)
+    except UserError as error:
+        return Launcher(
+            cupy, cupy.RawModule, tf32=tf32
+        ), f"cuBLAS gemmEx, with kernels of their own for what follows ({error})"
+    return Launcher(cupy, cupy.RawModule, tf32=tf32, lt=lt), lt.description

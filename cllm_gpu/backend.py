@@ -49,7 +49,7 @@ class Backend:
     ops: Operations
     description: str
     """One line: what was chosen and why."""
-    products: str = "NumPy"
+    products: str = "matrix products by NumPy"
     """Who computes matrix products."""
     ranges: Ranges = field(default_factory=Ranges)
     workers: int = 1

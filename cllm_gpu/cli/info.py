@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     backend = get_backend(options.backend)
     print(f"backend: {backend.description}")
     print(f"trains in: {', '.join(backend.precisions)}")
-    print(f"matrix products: {backend.products}")
+    print(f"GEMM: {backend.products}")
     print(f"worker threads: {backend.workers}")
     _describe_operations(backend)
     print(f"cache: {cache_directory()}")

@@ -15,7 +15,6 @@ def gpu_launcher(cupy: Any, *, tf32: bool = False) -> tuple[Launcher, str]:
     try:
         lt = load_cublaslt(generation)
     except UserError as error:
-        return Launcher(
-            cupy, cupy.RawModule, tf32=tf32
-        ), f"cuBLAS gemmEx, with kernels of their own for what follows ({error})"
-    return Launcher(cupy, cupy.RawModule, tf32=tf32, lt=lt), lt.description
+        line = f"matrix products by cuBLAS gemmEx, without epilogues ({error})"
+        return Launcher(cupy, cupy.RawModule, tf32=tf32), line
+    return Launcher(cupy, cupy.RawModule, tf32=tf32, lt=lt), f"matrix products by {lt.description}"

@@ -1,0 +1,424 @@
+"""Products through cuBLASLt, on a stand-in of its binding that computes on the host: what we ask of it, and when.
+
+The stand-in reads our descriptors as the library would, so transposition, leading dimensions, epilogues and pointers
+are those a GPU gets. Bounds: the stand-in's product is exact, so a result is rounded once, and a sum of K terms in
+float32 by our own kernels or NumPy grows by K roundings.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cllm_gpu.errors import UserError
+from cllm_gpu.fused import cublaslt
+from cllm_gpu.fused.cublaslt import GELU_GENERATIONS, WORKSPACE_BYTES, CublasLt, load_cublaslt
+from cllm_gpu.fused.epilogue import Epilogue
+from cllm_gpu.fused.gemm import matmul, matmul_with
+from cllm_gpu.fused.gpu_launcher import gpu_launcher
+from cllm_gpu.fused.launcher import Launcher
+from cllm_gpu.fused.linear import linear_backward, linear_forward
+from cllm_gpu.fused.mlp import mlp_backward, mlp_forward
+from cllm_gpu.reference import linear as reference_linear
+from cllm_gpu.reference import mlp as reference_mlp
+from tests.fused import lt_stand_in
+from tests.fused.comparison import close
+from tests.fused.devices import DTYPES, simulator_or_skip
+from tests.fused.lt_stand_in import StandIn
+
+Array = np.ndarray[Any, Any]
+SHAPES = [(1, 1, 1), (5, 8, 24), (7, 33, 16), (70, 3, 41)]  # N, K, M
+STORAGES = [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]
+
+
+class _NoKernel:
+    """A RawModule for what must not launch a kernel of ours."""
+
+    def __init__(self, code: str, options: tuple[str, ...]) -> None:
+        raise AssertionError("a kernel was compiled")
+
+
+def _launcher(stand_in: StandIn, *, gelu: bool = True, kernels: Any = _NoKernel) -> Launcher:
+    return Launcher(np, kernels, lt=CublasLt(stand_in, binding="a stand-in", gelu=gelu))
+
+
+def _draw(rng: np.random.Generator, storage: str, *shape: int) -> Array:
+    return rng.standard_normal(shape).astype(np.float32).astype(DTYPES[storage])
+
+
+def _wide(*arrays: Array) -> list[Array]:
+    return [x.astype(np.float64) for x in arrays]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(4)
+
+
+@pytest.mark.parametrize(("storage", "result"), STORAGES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+def test_products_of_any_orientation(
+    rng: Any, storage: str, result: str, shape: tuple[int, int, int], turned: tuple[bool, bool]
+) -> None:
+    stand_in = StandIn()
+    launcher = _launcher(stand_in)
+    rows, inner, columns = shape
+    a = _draw(rng, storage, inner, rows).T if turned[0] else _draw(rng, storage, rows, inner)
+    b = _draw(rng, storage, columns, inner).T if turned[1] else _draw(rng, storage, inner, columns)
+    start = _draw(rng, result, rows, columns)
+    wide_a, wide_b, wide_start = _wide(a, b, start)
+    out = start.copy()
+    for accumulate in (False, True):
+        out[...] = start
+        matmul(launcher, a, b, out, accumulate=accumulate)
+        close("out", out, wide_a @ wide_b + accumulate * wide_start, storage=result, factor=1)
+    assert stand_in.products == ["DEFAULT"] * 2
+    assert stand_in.searches == 1, "adding to the result needs no other algorithm"
+
+
+@pytest.mark.parametrize("storage", list(DTYPES))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_bias_is_an_epilogue(rng: Any, storage: str, shape: tuple[int, int, int]) -> None:
+    rows, inner, columns = shape
+    stand_in = StandIn()
+    x, weight, bias = (_draw(rng, storage, *s) for s in ((rows, inner), (columns, inner), (columns,)))
+    out, want = np.zeros((rows, columns), x.dtype), np.zeros((rows, columns))
+    linear_forward(_launcher(stand_in), x, weight, bias, out)
+    reference_linear.linear_forward(np, *_wide(x, weight, bias), want)
+    close("out", out, want, storage=storage, factor=1)
+    assert stand_in.products == ["BIAS"]
+
+
+@pytest.mark.parametrize(("storage", "gradient"), STORAGES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_the_bias_gradient_is_an_epilogue(
+    rng: Any, storage: str, gradient: str, shape: tuple[int, int, int], accumulate: bool
+) -> None:
+    """Where the gradient is not added to, and sums more than one row; elsewhere it is column_sum.cu's."""
+    rows, inner, columns = shape
+    fused = not accumulate and rows > 1
+    stand_in = StandIn()
+    launcher = _launcher(stand_in, kernels=_NoKernel if fused else simulator_or_skip())
+    dout, x, weight = (_draw(rng, storage, *s) for s in ((rows, columns), (rows, inner), (columns, inner)))
+    got = np.zeros_like(x), _draw(rng, gradient, columns, inner), _draw(rng, gradient, columns)
+    wants = _wide(*got)
+    linear_backward(launcher, dout, x, weight, *got, accumulate=accumulate)
+    reference_linear.linear_backward(np, *_wide(dout, x, weight), *wants, accumulate=accumulate)
+    for name, ours, theirs, kind in zip(
+        ("dx", "dweight", "dbias"), got, wants, (storage, gradient, gradient), strict=True
+    ):
+        close(name, ours, theirs, storage=kind, factor=2 if fused or name != "dbias" else 2 + rows)
+    assert stand_in.products == ["BGRADB" if fused else "DEFAULT", "DEFAULT"]
+
+
+class _Mlp:
+    """Operands of an MLP; `storage` of activations and weights, `gradient` of the parameters' gradients."""
+
+    def __init__(self, rng: Any, storage: str, gradient: str, sizes: tuple[int, int, int], *, biased: bool) -> None:
+        n, c, m = sizes
+        self.x, self.dout = _draw(rng, storage, n, c), _draw(rng, storage, n, c)
+        self.up, self.down = _draw(rng, storage, m, c), _draw(rng, storage, c, m)
+        self.up_bias, self.down_bias = (_draw(rng, storage, k) if biased else None for k in (m, c))
+        self.kept = [np.full((n, m), np.nan, self.x.dtype) for _ in range(2)]
+        self.out = np.full((n, c), np.nan, self.x.dtype)
+        self.activations = [np.full((n, k), np.nan, self.x.dtype) for k in (m, c)]
+        shapes = ((m, c), (m,), (c, m), (c,))
+        self.gradients = [_draw(rng, gradient, *s) if biased or len(s) > 1 else None for s in shapes]
+
+    def forward(self, operation: Any, first: Any, *, wide: bool = False) -> list[Array]:
+        """hidden, activated, out."""
+        given = [self.x, self.up, self.up_bias, self.down, self.down_bias]
+        results = [*self.kept, self.out]
+        if wide:
+            given = [None if x is None else x.astype(np.float64) for x in given]
+            results = [np.empty(x.shape) for x in results]
+        operation(first, *given, *results)
+        return results
+
+    def backward(self, operation: Any, first: Any, *, wide: bool, accumulate: bool) -> list[Array | None]:
+        """dhidden, dx and the gradients of the parameters, from what is kept."""
+        given = [self.dout, self.x, *self.kept, self.up, self.down]
+        results = [*self.activations, *self.gradients]
+        if wide:
+            given = [x.astype(np.float64) for x in given]
+            results = [None if x is None else x.astype(np.float64) for x in results]
+        operation(first, *given, *results, accumulate=accumulate)
+        return results
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("sizes", [(1, 3, 8), (37, 19, 24), (6, 16, 40)], ids=str)
+def test_gelu_is_an_epilogue(rng: Any, sizes: tuple[int, int, int], biased: bool) -> None:
+    """bf16: hidden and activated are rounded once, and out is made of the rounded activations."""
+    stand_in = StandIn()
+    problem = _Mlp(rng, "bfloat16", "bfloat16", sizes, biased=biased)
+    hidden, activated, out = problem.forward(mlp_forward, _launcher(stand_in))
+    wants = problem.forward(reference_mlp.mlp_forward, np, wide=True)
+    close("hidden", hidden, wants[0], storage="bfloat16", factor=1)
+    close("activated", activated, wants[1], storage="bfloat16", factor=1)
+    again = np.empty(out.shape)
+    bias = None if problem.down_bias is None else problem.down_bias.astype(np.float64)
+    reference_linear.linear_forward(np, *_wide(activated, problem.down), bias, again)
+    close("out", out, again, storage="bfloat16", factor=1)
+    wanted = ["GELU_AUX_BIAS", "BIAS"] if biased else ["GELU_AUX", "DEFAULT"]
+    assert stand_in.products == wanted
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("gradient", ["float32", "bfloat16"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_the_gradient_of_gelu_is_an_epilogue(rng: Any, gradient: str, biased: bool, accumulate: bool) -> None:
+    """Its bias's gradient too where it is not added to; a float32 one, of bf16 activations, goes with the weight's."""
+    sizes = (37, 19, 24)
+    stand_in = StandIn()
+    problem = _Mlp(rng, "bfloat16", gradient, sizes, biased=biased)
+    problem.forward(mlp_forward, _launcher(stand_in))
+    stand_in.products.clear()
+    starts = [None if x is None else x.astype(np.float64) for x in (*problem.activations, *problem.gradients)]
+    wants = problem.backward(reference_mlp.mlp_backward, np, wide=True, accumulate=accumulate)
+    kernels = simulator_or_skip() if accumulate and biased else _NoKernel
+    got = problem.backward(mlp_backward, _launcher(stand_in, kernels=kernels), wide=False, accumulate=accumulate)
+    both = gradient == "bfloat16" and biased and not accumulate
+    fused = "BGRADB" if biased and not accumulate else "DEFAULT"
+    hidden = "DGELU_BGRAD" if both else "DGELU"
+    assert stand_in.products == [fused, hidden, "DEFAULT" if both else fused, "DEFAULT"]
+    close("dhidden", got[0], wants[0], storage="bfloat16", factor=1)
+    # what follows is made of dhidden as it was rounded, but for a bias's gradient of the same kernel
+    dhidden, rest = got[0].astype(np.float64), None if both else starts[3]
+    wants[1:4] = np.empty(problem.x.shape), starts[2], wants[3] if both else rest
+    given = (dhidden, *_wide(problem.x, problem.up))
+    reference_linear.linear_backward(np, *given, *wants[1:3], rest, accumulate=accumulate)
+    names = ("dx", "dup_weight", "dup_bias", "ddown_weight", "ddown_bias")
+    for name, ours, theirs in zip(names, got[1:], wants[1:], strict=True):
+        assert (ours is None) == (theirs is None) == (not biased and name.endswith("bias"))
+        if ours is not None:
+            close(name, ours, theirs, storage="bfloat16" if name == "dx" else gradient, factor=2 + sizes[0])
+
+
+@pytest.mark.parametrize(
+    ("storage", "gelu", "width"), [("float32", True, 24), ("bfloat16", False, 24), ("bfloat16", True, 20)]
+)
+def test_where_gelu_is_a_kernel_of_its_own(rng: Any, storage: str, gelu: bool, width: int) -> None:
+    """In float32, on cards whose epilogue is slow, and in rows that are no multiple of 8: products stay cuBLASLt's."""
+    stand_in = StandIn()
+    launcher = _launcher(stand_in, gelu=gelu, kernels=simulator_or_skip())
+    problem = _Mlp(rng, storage, storage, (9, 19, width), biased=True)
+    got = problem.forward(mlp_forward, launcher)
+    wants = problem.forward(reference_mlp.mlp_forward, np, wide=True)
+    for name, ours, theirs in zip(("hidden", "activated", "out"), got, wants, strict=True):
+        close(name, ours, theirs, storage=storage, factor=30 if storage == "float32" else 2.0**16)
+    wants = problem.backward(reference_mlp.mlp_backward, np, wide=True, accumulate=False)
+    results = problem.backward(mlp_backward, launcher, wide=False, accumulate=False)
+    for ours, theirs in zip(results, wants, strict=True):
+        assert ours is not None
+        close("gradient", ours, theirs, storage=storage, factor=60 if storage == "float32" else 2.0**15)
+    assert stand_in.products == ["DEFAULT", "BIAS", "BGRADB", "DEFAULT", "DEFAULT", "DEFAULT"]
+
+
+def test_a_plan_is_made_once_and_takes_the_arrays_of_each_call(rng: Any) -> None:
+    """Layers of one shape share a plan; so the second call must not use the first one's pointers."""
+    stand_in = StandIn()
+    launcher = _launcher(stand_in)
+    for _ in range(3):
+        problem = _Mlp(rng, "bfloat16", "bfloat16", (8, 16, 24), biased=True)
+        got = problem.forward(mlp_forward, launcher)
+        wants = problem.forward(reference_mlp.mlp_forward, np, wide=True)
+        close("hidden", got[0], wants[0], storage="bfloat16", factor=1)
+        close("activated", got[1], wants[1], storage="bfloat16", factor=1)
+    assert len(stand_in.products) == 6
+    assert stand_in.searches <= 2 * 3, "one for each product, and one more where an array lies worse than the first's"
+
+
+def _at(storage: str, offset: int, *shape: int) -> Array:
+    """Zeros whose address is `offset` bytes beyond a multiple of 128."""
+    dtype = DTYPES[storage]
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.zeros(size + 256, np.uint8)
+    start = -memory.ctypes.data % 128 + offset
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def test_an_array_that_lies_worse_has_a_plan_of_its_own() -> None:
+    stand_in = StandIn()
+    launcher = _launcher(stand_in)
+    b = _at("bfloat16", 0, 16, 8)
+    for offset, plans in ((0, 1), (0, 1), (2, 2), (64, 3), (2, 3), (0, 3)):
+        matmul(launcher, _at("bfloat16", offset, 4, 16), b, _at("bfloat16", 0, 4, 8))
+        assert stand_in.searches == plans
+    weight, hidden, out = (_at("bfloat16", 0, *s) for s in ((16, 8), (4, 8), (4, 8)))
+    for offset, plans in ((0, 4), (2, 5), (0, 5)):
+        bias = _at("bfloat16", offset, 8)
+        assert matmul_with(launcher, _at("bfloat16", 0, 4, 16), weight, out, Epilogue("gelu", bias, hidden))
+        assert stand_in.searches == plans
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_epilogue_that_is_refused_is_done_by_our_kernels(rng: Any, silent: bool) -> None:
+    """Refused once, by an error or by an empty list, and never asked for again; nothing is left behind."""
+    stand_in = StandIn(lacks=frozenset({"GELU_AUX_BIAS", "DGELU", "DGELU_BGRAD", "BGRADB", "BIAS"}), silent=silent)
+    launcher = _launcher(stand_in, kernels=simulator_or_skip())
+    lt = launcher.lt
+    assert lt is not None
+    problem = _Mlp(rng, "bfloat16", "bfloat16", (9, 19, 24), biased=True)
+    counts = []
+    for _ in range(2):
+        got = problem.forward(mlp_forward, launcher)
+        wants = problem.forward(reference_mlp.mlp_forward, np, wide=True)
+        for ours, theirs in zip(got, wants, strict=True):
+            close("forward", ours, theirs, storage="bfloat16", factor=2.0**16)
+        results = problem.backward(mlp_backward, launcher, wide=False, accumulate=False)
+        wants = problem.backward(reference_mlp.mlp_backward, np, wide=True, accumulate=False)
+        for ours, theirs in zip(results, wants, strict=True):
+            assert ours is not None
+            close("backward", ours, theirs, storage="bfloat16", factor=2.0**16)
+        counts.append(stand_in.searches)
+    assert counts[1] == counts[0]
+    assert stand_in.products == ["DEFAULT"] * 12
+    assert [reason for reason in lt.refused.values() if ("no algorithm" if silent else "NOT_SUPPORTED") in reason]
+    refused = {name for name in stand_in.lacks if any(f"'{name}'" in problem for problem in lt.refused)}
+    assert refused == stand_in.lacks
+    left = 1 + 4 * (stand_in.searches - len(lt.refused))
+    assert len(stand_in.objects) == left, "the handle; an operation and three layouts for each plan"
+
+
+def test_a_product_that_is_refused_altogether_is_the_hosts(rng: Any) -> None:
+    stand_in = StandIn(lacks=frozenset({"DEFAULT"}))
+    a, b, out = _draw(rng, "float32", 4, 5), _draw(rng, "float32", 5, 6), np.zeros((4, 6), np.float32)
+    matmul(_launcher(stand_in), a, b, out)
+    close("out", out, a.astype(np.float64) @ b, storage="float32", factor=5)
+    assert stand_in.products == []
+
+
+def test_rules_that_need_no_search(rng: Any) -> None:
+    """What is known beforehand is not asked: no search, and no plan."""
+    stand_in = StandIn()
+    launcher = _launcher(stand_in)
+    a, b, out = (_draw(rng, "bfloat16", *s) for s in ((4, 16), (16, 8), (4, 8)))
+    vector, hidden = _draw(rng, "bfloat16", 8), _draw(rng, "bfloat16", 4, 8)
+    single = _draw(rng, "bfloat16", 1, 4).T, _draw(rng, "bfloat16", 1, 8)
+    wide = vector.astype(np.float32)
+    assert not matmul_with(launcher, a, b, out, Epilogue("bias", wide))
+    assert not matmul_with(launcher, a, b, out, Epilogue("gelu", vector, hidden.astype(np.float32)))
+    assert not matmul_with(launcher, a, b, out, Epilogue("gelu", vector, np.asfortranarray(hidden)))
+    assert not matmul_with(launcher, *single, out, Epilogue("bias gradient", vector[:4]))
+    assert stand_in.searches == 0
+    lt = launcher.lt
+    assert lt is not None
+    with pytest.raises(ValueError, match="a product with the epilogue bias does not accumulate"):
+        lt.matmul(a, b, out, compute=68, workspace=None, stream=0, accumulate=True, epilogue=Epilogue("bias", vector))
+
+
+def test_nothing_is_asked_for_an_empty_product() -> None:
+    stand_in = StandIn()
+    launcher = _launcher(stand_in)
+    out = np.full((3, 2), 7, np.float32)
+    matmul(launcher, np.zeros((3, 0), np.float32), np.zeros((0, 2), np.float32), out)
+    assert not out.any()
+    matmul(launcher, np.zeros((0, 4), np.float32), np.zeros((4, 2), np.float32), np.zeros((0, 2), np.float32))
+    assert stand_in.searches == 0
+
+
+@pytest.mark.parametrize(("storage", "wanted"), [("float32", lt_stand_in.COMPUTE_32F_FAST_TF32), ("bfloat16", 68)])
+def test_tf32_is_for_float32(storage: str, wanted: int, monkeypatch: pytest.MonkeyPatch, rng: Any) -> None:
+    monkeypatch.setenv("CUPY_TF32", "1")
+    stand_in = StandIn()
+    a, b = _draw(rng, storage, 4, 5), _draw(rng, storage, 5, 6)
+    matmul(_launcher(stand_in), a, b, np.zeros((4, 6), a.dtype))
+    assert [x.compute_type for x in stand_in.objects.values() if isinstance(x, lt_stand_in.Operation)] == [wanted]
+
+
+def test_the_workspace_is_one_array(rng: Any) -> None:
+    launcher = _launcher(StandIn())
+    first = launcher.scratch("cublaslt", (WORKSPACE_BYTES,), "uint8")
+    matmul(launcher, _draw(rng, "float32", 4, 5), _draw(rng, "float32", 5, 6), np.zeros((4, 6), np.float32))
+    assert first[0] == 0xFF, "the stand-in writes there"
+
+
+# ---- loading
+
+
+class _Cupy:
+    """As much of CuPy as a launcher asks for."""
+
+    def __init__(self, generation: int) -> None:
+        self.RawModule, self.cuda, self.runtime = _NoKernel, self, self
+        self.generation, self.id = generation, 0
+
+    def Device(self) -> Any:  # noqa: N802 (CuPy's name)
+        return self
+
+    def getDeviceProperties(self, device: int) -> dict[str, Any]:  # noqa: N802
+        return {"major": self.generation}
+
+
+def test_without_nvmath_the_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublaslt.importlib.util, "find_spec", lambda name: None)
+    launcher, line = gpu_launcher(_Cupy(9))
+    assert launcher.lt is None
+    assert line == (
+        "matrix products by cuBLAS gemmEx, without epilogues (nvmath-python is not installed; it comes with the extras "
+        "cuda12 and cuda13)"
+    )
+
+
+def _install(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+    monkeypatch.setattr(cublaslt.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(cublaslt.importlib.metadata, "version", lambda name: "1.0.0")
+    monkeypatch.setitem(sys.modules, "nvmath", module)
+    monkeypatch.setitem(sys.modules, "nvmath.bindings", module)
+    monkeypatch.setitem(sys.modules, "nvmath.bindings.cublasLt", module)
+
+
+def test_with_nvmath_the_line_names_both_versions(monkeypatch: pytest.MonkeyPatch, rng: Any) -> None:
+    _install(monkeypatch, StandIn())
+    launcher, line = gpu_launcher(_Cupy(9))
+    assert line == "matrix products by cuBLASLt 12.9.3 by nvmath-python 1.0.0"
+    assert launcher.lt is not None
+    arrays = [_draw(rng, "bfloat16", *s) for s in ((2, 4), (2, 8), (8,), (2, 8))]
+    for generation in (8, 9, 10, 12):
+        lt = load_cublaslt(generation)
+        assert lt.takes(arrays[0], arrays[1], Epilogue("gelu", *arrays[2:])) == (generation in GELU_GENERATIONS)
+
+
+def test_an_nvmath_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = StandIn()
+
+    def create() -> int:
+        raise lt_stand_in.LtError("the library was not initialized\nand more")
+
+    broken.create = create  # type: ignore[method-assign]
+    _install(monkeypatch, broken)
+    with pytest.raises(UserError, match=r"^nvmath-python does not start: LtError: the library was not initialized$"):
+        load_cublaslt(9)
+
+
+def test_the_stand_in_is_like_the_binding() -> None:
+    """Names, parameters, numbers and dtypes; without nvmath-python this is not run, and says so."""
+    if importlib.util.find_spec("nvmath") is None:
+        pytest.skip("not run: nvmath-python is not installed (it comes with the extra test on Linux)")
+    binding = importlib.import_module("nvmath.bindings.cublasLt")
+    functions = [n for n, f in vars(StandIn).items() if inspect.isfunction(f) and not n.startswith("_")]
+    assert len(functions) == 14
+    for name in functions:
+        ours = list(inspect.signature(getattr(StandIn(), name)).parameters)
+        assert ours == list(inspect.signature(getattr(binding, name)).parameters), name
+    for name in ("Epilogue", "ReductionScheme", "MatmulDescAttribute", "MatmulPreferenceAttribute"):
+        for member in getattr(StandIn, name):
+            assert getattr(binding, name)[member.name] == member, member
+    for ours, attributes in (
+        ("matmul_desc", "MatmulDescAttribute"),
+        ("matmul_preference", "MatmulPreferenceAttribute"),
+    ):
+        for attribute in getattr(StandIn, attributes):
+            dtypes = [getattr(side, f"get_{ours}_attribute_dtype")(attribute) for side in (StandIn(), binding)]
+            assert np.dtype(dtypes[0]) == np.dtype(dtypes[1]), attribute
+    assert np.dtype(binding.matmul_heuristic_result_dtype) == lt_stand_in.RESULT_DTYPE
+    assert np.dtype(binding.matmul_algo_dtype) == lt_stand_in.ALGORITHM_DTYPE
+    assert issubclass(binding.cuBLASLtError, Exception)

@@ -154,6 +154,7 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
     precisions = TRAINS_IN["cupy"] if generation >= LEAST_GENERATION else ("fp32",)
     if precision not in precisions:
         raise UserError(f"{device} has no tensor cores for {precision} (Ampere and newer have): train in fp32")
+    from cllm_gpu.fused.cublaslt import WORKSPACE_BYTES
     from cllm_gpu.fused.gpu_launcher import gpu_launcher
     from cllm_gpu.fused.operations import fused_operations
 
@@ -169,6 +170,7 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         precisions=precisions,
         ranges=ranges,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
+        working_bytes=CPU_WORKING_BYTES + (WORKSPACE_BYTES if launcher.lt is not None else 0),
         memory_held=cupy.get_default_memory_pool().total_bytes,
     )
 

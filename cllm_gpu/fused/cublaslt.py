@@ -96,7 +96,7 @@ class CublasLt:
             return False
         if epilogue.kind in ("gelu", "gelu gradient"):
             return self._gelu and out.dtype.name == "bfloat16" and out.shape[1] % _HIDDEN_MULTIPLE == 0
-        return epilogue.kind != "bias gradient" or a.shape[1] > 1  # sums over one row: broken before cuBLAS 12.3.4
+        return epilogue.kind != "bias gradient" or a.shape[1] > 1  # a sum of one term: not before cuBLAS 12.3.4
 
     def matmul(
         self,
@@ -122,11 +122,13 @@ class CublasLt:
             return False
         problem = _problem(a, b, out, epilogue, compute)
         if problem not in self._plans:
-            self._plans[problem] = self._plan(problem, epilogue)
+            self._plans[problem] = self._plan(problem)
         plan = self._plans[problem]
         if plan is None:
             return False
-        self._set_pointers(plan.operation, epilogue)
+        self._set_pointers(
+            plan.operation, *(0 if x is None else address_of(x) for x in (epilogue.vector, epilogue.hidden))
+        )
         first, second, result = plan.layouts
         beta = self._one if accumulate else self._zero
         self._library.matmul(
@@ -136,24 +138,22 @@ class CublasLt:
         )  # fmt: skip
         return True
 
-    def _set_pointers(self, operation: int, epilogue: Epilogue) -> None:
-        """The arrays of this call; the heuristic looks at them too, for their alignment."""
+    def _set_pointers(self, operation: int, vector: int, hidden: int) -> None:
+        """The addresses an epilogue works on; 0: none."""
         attributes = self._library.MatmulDescAttribute
-        for attribute, array in (
-            (attributes.BIAS_POINTER, epilogue.vector),
-            (attributes.EPILOGUE_AUX_POINTER, epilogue.hidden),
-        ):
-            if array is not None:
-                self._pointer[0] = address_of(array)
+        for attribute, address in ((attributes.BIAS_POINTER, vector), (attributes.EPILOGUE_AUX_POINTER, hidden)):
+            if address:
+                self._pointer[0] = address
                 self._library.matmul_desc_set_attribute(
                     operation, attribute, self._pointer.ctypes.data, self._pointer.nbytes
                 )
 
-    def _plan(self, problem: _Problem, epilogue: Epilogue) -> _Plan | None:
+    def _plan(self, problem: _Problem) -> _Plan | None:
         """Descriptors and algorithm; None, with the reason in `refused`, where cuBLASLt has no algorithm."""
         library = self._library
         operation = self._operation(problem)
-        self._set_pointers(operation, epilogue)
+        # the search reads no memory: of a pointer it takes the alignment, so it gets an address of just this alignment
+        self._set_pointers(operation, *problem.alignments[3:])
         first, second = problem.first, problem.second
         rows = first.columns if first.transposed else first.rows
         columns = second.rows if second.transposed else second.columns

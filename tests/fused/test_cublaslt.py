@@ -51,8 +51,20 @@ def _launcher(stand_in: StandIn, *, gelu: bool = True, kernels: Any = _NoKernel)
     return Launcher(np, kernels, lt=CublasLt(stand_in, binding="a stand-in", gelu=gelu))
 
 
+def _at(storage: str, offset: int, *shape: int) -> Array:
+    """Zeros whose address is `offset` bytes beyond a multiple of 128."""
+    dtype = DTYPES[storage]
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.zeros(size + 256, np.uint8)
+    start = -memory.ctypes.data % 128 + offset
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 def _draw(rng: np.random.Generator, storage: str, *shape: int) -> Array:
-    return rng.standard_normal(shape).astype(np.float32).astype(DTYPES[storage])
+    """Normal numbers, as well aligned as a planned buffer."""
+    x = _at(storage, 0, *shape)
+    x[...] = rng.standard_normal(shape).astype(np.float32)
+    return x
 
 
 def _wide(*arrays: Array) -> list[Array]:
@@ -130,8 +142,8 @@ class _Mlp:
         self.x, self.dout = _draw(rng, storage, n, c), _draw(rng, storage, n, c)
         self.up, self.down = _draw(rng, storage, m, c), _draw(rng, storage, c, m)
         self.up_bias, self.down_bias = (_draw(rng, storage, k) if biased else None for k in (m, c))
-        self.kept = [np.full((n, m), np.nan, self.x.dtype) for _ in range(2)]
-        self.out = np.full((n, c), np.nan, self.x.dtype)
+        self.kept = [_at(storage, 0, n, m) for _ in range(2)]
+        self.out = _at(storage, 0, n, c)
         self.activations = [np.full((n, k), np.nan, self.x.dtype) for k in (m, c)]
         shapes = ((m, c), (m,), (c, m), (c,))
         self.gradients = [_draw(rng, gradient, *s) if biased or len(s) > 1 else None for s in shapes]
@@ -224,29 +236,21 @@ def test_where_gelu_is_a_kernel_of_its_own(rng: Any, storage: str, gelu: bool, w
         assert ours is not None
         close("gradient", ours, theirs, storage=storage, factor=60 if storage == "float32" else 2.0**15)
     assert stand_in.products == ["DEFAULT", "BIAS", "BGRADB", "DEFAULT", "DEFAULT", "DEFAULT"]
+    assert launcher.lt is not None
+    assert not launcher.lt.refused, "it was not even asked for"
 
 
 def test_a_plan_is_made_once_and_takes_the_arrays_of_each_call(rng: Any) -> None:
     """Layers of one shape share a plan; so the second call must not use the first one's pointers."""
     stand_in = StandIn()
     launcher = _launcher(stand_in)
-    for _ in range(3):
-        problem = _Mlp(rng, "bfloat16", "bfloat16", (8, 16, 24), biased=True)
+    for problem in [_Mlp(rng, "bfloat16", "bfloat16", (8, 16, 24), biased=True) for _ in range(3)]:
         got = problem.forward(mlp_forward, launcher)
         wants = problem.forward(reference_mlp.mlp_forward, np, wide=True)
         close("hidden", got[0], wants[0], storage="bfloat16", factor=1)
         close("activated", got[1], wants[1], storage="bfloat16", factor=1)
     assert len(stand_in.products) == 6
-    assert stand_in.searches <= 2 * 3, "one for each product, and one more where an array lies worse than the first's"
-
-
-def _at(storage: str, offset: int, *shape: int) -> Array:
-    """Zeros whose address is `offset` bytes beyond a multiple of 128."""
-    dtype = DTYPES[storage]
-    size = int(np.prod(shape)) * dtype.itemsize
-    memory = np.zeros(size + 256, np.uint8)
-    start = -memory.ctypes.data % 128 + offset
-    return memory[start : start + size].view(dtype).reshape(shape)
+    assert stand_in.searches == 2, "one for each of the two products"
 
 
 def test_an_array_that_lies_worse_has_a_plan_of_its_own() -> None:

@@ -43,7 +43,10 @@ _SCALE_TYPE = CUDA_TYPES["float32"]
 
 @dataclass(frozen=True)
 class _Problem:
-    """Everything the choice of an algorithm depends on. Whether the result is added to is not part of it."""
+    """Everything the choice of an algorithm depends on. Whether the result is added to is not part of it.
+
+    In words for `CublasLt.refused`; the plans' keys are the same things, quicker to make at every call.
+    """
 
     first: Matrix
     second: Matrix
@@ -76,9 +79,11 @@ class CublasLt:
     def __init__(self, library: Any, *, binding: str, gelu: bool) -> None:
         self._library, self._binding, self._gelu = library, binding, gelu
         self._handle = library.create()  # lives as long as the process: at its end CUDA may be gone before we are
-        self._plans: dict[_Problem, _Plan | None] = {}
+        self._plans: dict[tuple[Any, ...], _Plan | None] = {}
         self._pointer = np.zeros(1, library.get_matmul_desc_attribute_dtype(library.MatmulDescAttribute.BIAS_POINTER))
-        self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        self._pointer_buffer = self._pointer.ctypes.data, self._pointer.nbytes
+        self._numbers = np.array([0.0, 1.0], np.float32)
+        self._scales = [self._numbers[i:].ctypes.data for i in range(2)]  # addresses of 0 and 1 for alpha and beta
         self.refused: dict[str, str] = {}
         """Products that cuBLASLt has no algorithm for, and what it said."""
 
@@ -120,20 +125,26 @@ class CublasLt:
             raise ValueError(f"a product with the epilogue {epilogue.kind} does not accumulate")
         if not self.takes(a, out, epilogue):
             return False
-        problem = _problem(a, b, out, epilogue, compute)
-        if problem not in self._plans:
-            self._plans[problem] = self._plan(problem)
-        plan = self._plans[problem]
+        arrays = (b, a, out, epilogue.vector, epilogue.hidden)
+        addresses = [0 if x is None else address_of(x) for x in arrays]
+        alignments = tuple([_alignment(address) for address in addresses])
+        turned = b.flags.c_contiguous, a.flags.c_contiguous
+        key = (epilogue.kind, b.shape, a.shape, turned, a.dtype, out.dtype, compute, alignments)
+        if key not in self._plans:
+            problem = _Problem(
+                column_major(b), column_major(a), a.dtype.name, out.dtype.name, compute, _epilogue_name(epilogue),
+                alignments,
+            )  # fmt: skip
+            self._plans[key] = self._plan(problem)
+        plan = self._plans[key]
         if plan is None:
             return False
-        self._set_pointers(
-            plan.operation, *(0 if x is None else address_of(x) for x in (epilogue.vector, epilogue.hidden))
-        )
+        self._set_pointers(plan.operation, *addresses[3:])
         first, second, result = plan.layouts
-        beta = self._one if accumulate else self._zero
+        target = addresses[2]
         self._library.matmul(
-            self._handle, plan.operation, self._one.ctypes.data, address_of(b), first, address_of(a), second,
-            beta.ctypes.data, address_of(out), result, address_of(out), result, plan.algorithm,
+            self._handle, plan.operation, self._scales[1], addresses[0], first, addresses[1], second,
+            self._scales[accumulate], target, result, target, result, plan.algorithm,
             address_of(workspace), workspace.nbytes, stream,
         )  # fmt: skip
         return True
@@ -144,9 +155,7 @@ class CublasLt:
         for attribute, address in ((attributes.BIAS_POINTER, vector), (attributes.EPILOGUE_AUX_POINTER, hidden)):
             if address:
                 self._pointer[0] = address
-                self._library.matmul_desc_set_attribute(
-                    operation, attribute, self._pointer.ctypes.data, self._pointer.nbytes
-                )
+                self._library.matmul_desc_set_attribute(operation, attribute, *self._pointer_buffer)
 
     def _plan(self, problem: _Problem) -> _Plan | None:
         """Descriptors and algorithm; None, with the reason in `refused`, where cuBLASLt has no algorithm."""
@@ -229,14 +238,6 @@ class CublasLt:
         return None
 
 
-def _problem(a: Any, b: Any, out: Any, epilogue: Epilogue, compute: int) -> _Problem:
-    arrays = (b, a, out, epilogue.vector, epilogue.hidden)
-    return _Problem(
-        column_major(b), column_major(a), a.dtype.name, out.dtype.name, compute, _epilogue_name(epilogue),
-        tuple(_alignment(x) for x in arrays),
-    )  # fmt: skip
-
-
 def _epilogue_name(epilogue: Epilogue) -> str:
     """The name in cublasLtEpilogue_t. Their columns are our rows: a bias is along their rows, so along our columns."""
     has_vector = epilogue.vector is not None
@@ -249,12 +250,10 @@ def _epilogue_name(epilogue: Epilogue) -> str:
     }[epilogue.kind]
 
 
-def _alignment(x: Any | None) -> int:
-    """The largest power of two up to 128 that divides the address of x; 0 for None."""
-    if x is None:
-        return 0
-    address = address_of(x) | _ALIGNMENT
-    return address & -address
+def _alignment(address: int) -> int:
+    """The largest power of two up to 128 that divides an address; 0 for none."""
+    lowest = (address | _ALIGNMENT) & -(address | _ALIGNMENT)
+    return lowest if address else 0
 
 
 def load_cublaslt(generation: int) -> CublasLt:

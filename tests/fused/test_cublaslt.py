@@ -7,21 +7,15 @@ float32 by our own kernels or NumPy grows by K roundings.
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cllm_gpu.backend import Backend
-from cllm_gpu.errors import UserError
-from cllm_gpu.fused import cublaslt
-from cllm_gpu.fused.cublaslt import GELU_GENERATIONS, WORKSPACE_BYTES, CublasLt, load_cublaslt
-from cllm_gpu.fused.epilogue import Epilogue
+from cllm_gpu.fused.cublaslt import WORKSPACE_BYTES, CublasLt
+from cllm_gpu.fused.epilogue import Epilogue, Kind
 from cllm_gpu.fused.gemm import matmul, matmul_with
-from cllm_gpu.fused.gpu_launcher import gpu_launcher
 from cllm_gpu.fused.launcher import Launcher
 from cllm_gpu.fused.linear import linear_backward, linear_forward
 from cllm_gpu.fused.mlp import mlp_backward, mlp_forward
@@ -96,6 +90,32 @@ def test_products_of_any_orientation(
         close("out", out, wide_a @ wide_b + accumulate * wide_start, storage=result, factor=1)
     assert stand_in.products == ["DEFAULT"] * 2
     assert stand_in.searches == 1, "adding to the result needs no other algorithm"
+
+
+def test_a_plan_is_for_one_kind_of_product(rng: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square operands: nothing but what is asked tells products apart, and the stand-in knows its algorithms."""
+    stand_in = StandIn()
+    launcher = _launcher(stand_in)
+    small, large = ([_draw(rng, storage, 8, 8) for _ in "ab"] for storage in ("bfloat16", "float32"))
+    vector, hidden = _draw(rng, "bfloat16", 8), _draw(rng, "bfloat16", 8, 8)
+    for _ in range(2):
+        for a, b in (small, large):
+            for turned_a, turned_b in ((a, b), (a.T, b), (a, b.T), (a.T, b.T)):
+                out = _at("float32", 0, 8, 8)
+                matmul(launcher, turned_a, turned_b, out)
+                close("out", out, turned_a.astype(np.float64) @ turned_b, storage="float32", factor=8)
+        for tf32 in ("1", "0"):
+            monkeypatch.setenv("CUPY_TF32", tf32)
+            matmul(launcher, *large, _at("float32", 0, 8, 8))
+        kinds: list[Kind] = ["none", "bias", "gelu", "gelu gradient", "bias gradient"]
+        for kind in kinds:
+            aux = hidden if "gelu" in kind else None
+            given = Epilogue(kind, None if kind == "none" else vector, aux)
+            assert matmul_with(launcher, *small, _at("bfloat16", 0, 8, 8), given)
+            if aux is not None:
+                assert matmul_with(launcher, *small, _at("bfloat16", 0, 8, 8), Epilogue(kind, None, aux))
+    assert stand_in.searches == 4 + 4 + 1 + 7
+    assert len(stand_in.products) == 2 * (8 + 2 + 7)
 
 
 @pytest.mark.parametrize("storage", list(DTYPES))
@@ -362,86 +382,3 @@ def test_a_model_trains_through_it_as_without() -> None:
     forward = ["BIAS", "BIAS", "DEFAULT", "BIAS", "DEFAULT"]  # qkv, projection, up, down, head
     head, mlp, attention = ["DEFAULT"] * 2, ["BGRADB", "DEFAULT", "DEFAULT", "DEFAULT"], ["BGRADB", "DEFAULT"] * 2
     assert stand_in.products == 3 * (forward + head + mlp + attention)
-
-
-# ---- loading
-
-
-class _Cupy:
-    """As much of CuPy as a launcher asks for."""
-
-    def __init__(self, generation: int) -> None:
-        self.RawModule, self.cuda, self.runtime = _NoKernel, self, self
-        self.generation, self.id = generation, 0
-
-    def Device(self) -> Any:  # noqa: N802 (CuPy's name)
-        return self
-
-    def getDeviceProperties(self, device: int) -> dict[str, Any]:  # noqa: N802
-        return {"major": self.generation}
-
-
-def test_without_nvmath_the_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cublaslt.importlib.util, "find_spec", lambda name: None)
-    launcher, line = gpu_launcher(_Cupy(9))
-    assert launcher.lt is None
-    assert line == (
-        "matrix products by cuBLAS gemmEx, without epilogues (nvmath-python is not installed; it comes with the extras "
-        "cuda12 and cuda13)"
-    )
-
-
-def _install(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    monkeypatch.setattr(cublaslt.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(cublaslt.importlib.metadata, "version", lambda name: "1.0.0")
-    monkeypatch.setitem(sys.modules, "nvmath", module)
-    monkeypatch.setitem(sys.modules, "nvmath.bindings", module)
-    monkeypatch.setitem(sys.modules, "nvmath.bindings.cublasLt", module)
-
-
-def test_with_nvmath_the_line_names_both_versions(monkeypatch: pytest.MonkeyPatch, rng: Any) -> None:
-    _install(monkeypatch, StandIn())
-    launcher, line = gpu_launcher(_Cupy(9))
-    assert line == "matrix products by cuBLASLt 12.9.3 by nvmath-python 1.0.0"
-    assert launcher.lt is not None
-    arrays = [_draw(rng, "bfloat16", *s) for s in ((2, 4), (2, 8), (8,), (2, 8))]
-    for generation in (8, 9, 10, 12):
-        lt = load_cublaslt(generation)
-        assert lt.takes(arrays[0], arrays[1], Epilogue("gelu", *arrays[2:])) == (generation in GELU_GENERATIONS)
-
-
-def test_an_nvmath_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = StandIn()
-
-    def create() -> int:
-        raise lt_stand_in.LtError("the library was not initialized\nand more")
-
-    broken.create = create  # type: ignore[method-assign]
-    _install(monkeypatch, broken)
-    with pytest.raises(UserError, match=r"^nvmath-python does not start: LtError: the library was not initialized$"):
-        load_cublaslt(9)
-
-
-def test_the_stand_in_is_like_the_binding() -> None:
-    """Names, parameters, numbers and dtypes; without nvmath-python this is not run, and says so."""
-    if importlib.util.find_spec("nvmath") is None:
-        pytest.skip("not run: nvmath-python is not installed (it comes with the extra test on Linux)")
-    binding = importlib.import_module("nvmath.bindings.cublasLt")
-    functions = [n for n, f in vars(StandIn).items() if inspect.isfunction(f) and not n.startswith("_")]
-    assert len(functions) == 14
-    for name in functions:
-        ours = list(inspect.signature(getattr(StandIn(), name)).parameters)
-        assert ours == list(inspect.signature(getattr(binding, name)).parameters), name
-    for name in ("Epilogue", "ReductionScheme", "MatmulDescAttribute", "MatmulPreferenceAttribute"):
-        for member in getattr(StandIn, name):
-            assert getattr(binding, name)[member.name] == member, member
-    for ours, attributes in (
-        ("matmul_desc", "MatmulDescAttribute"),
-        ("matmul_preference", "MatmulPreferenceAttribute"),
-    ):
-        for attribute in getattr(StandIn, attributes):
-            dtypes = [getattr(side, f"get_{ours}_attribute_dtype")(attribute) for side in (StandIn(), binding)]
-            assert np.dtype(dtypes[0]) == np.dtype(dtypes[1]), attribute
-    assert np.dtype(binding.matmul_heuristic_result_dtype) == lt_stand_in.RESULT_DTYPE
-    assert np.dtype(binding.matmul_algo_dtype) == lt_stand_in.ALGORITHM_DTYPE
-    assert issubclass(binding.cuBLASLtError, Exception)

@@ -15,6 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from cllm_gpu.fused.cublaslt import CublasLt
+from cllm_gpu.fused.launcher import Launcher
 from cllm_gpu.reference.gelu import gelu_backward, gelu_forward
 
 VERSION = 120903
@@ -302,3 +304,15 @@ def _apply(
         sums = second.sum(axis=0) if name == "BGRADB" else product.sum(axis=1)
         memory(operation.get("BIAS_POINTER"), dtype, sums.shape)[...] = sums.astype(dtype)
     return product
+
+
+class NoKernel:
+    """A RawModule for what must not launch a kernel of ours."""
+
+    def __init__(self, code: str, options: tuple[str, ...]) -> None:
+        raise AssertionError("a kernel was compiled")
+
+
+def launcher_with(stand_in: StandIn, *, gelu: bool = True, kernels: Any = NoKernel) -> Launcher:
+    """A launcher on the host whose products go to the stand-in."""
+    return Launcher(np, kernels, lt=CublasLt(stand_in, binding="a stand-in", gelu=gelu))

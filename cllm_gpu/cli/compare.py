@@ -13,7 +13,7 @@ import tyro
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli import INTERRUPTED
 from cllm_gpu.cli.configured import base_configuration, early_flags, open_data
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
 from cllm_gpu.comparison import OptimizerName, Run, ScheduleName, compare, default_settings, run_setting
 from cllm_gpu.config import Config, as_dict
 from cllm_gpu.data import Dataset
@@ -45,12 +45,27 @@ class CompareOptions:
     """Draw the curves too; needs the extra `plots`."""
 
 
+COMMAND = Command(
+    "compare",
+    CompareOptions,
+    examples="""
+    # SGD, Adam and AdamW, each over its rates
+    cllm-gpu compare --model.size tiny --training.steps 400 --output optimizers
+    # AdamW under three schedules, on a text of your own
+    cllm-gpu compare --data.source book.txt --model.size tiny --training.steps 5 \\
+      --optimizers adamw --schedules constant cosine wsd
+    # the variants of an experiment, from one seed
+    cllm-gpu compare --experiment experiments/crystalline_bytes.toml --seeds 1
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Compare; exit status 0."""
     named = early_flags(arguments).experiment
     experiment = load_experiment(named) if named else None
     base = experiment.base if experiment else base_configuration(arguments)
-    options = parse(CompareOptions, arguments, command="compare", default=CompareOptions(base))
+    options = COMMAND.parse(arguments, CompareOptions(base))
     if experiment and options.config:
         raise UserError("--config and --experiment are both given; the experiment's file has the configuration too")
     if options.seeds and experiment is None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
 from cllm_gpu.data import evaluation_batches, open_text
 from cllm_gpu.errors import UserError
 from cllm_gpu.evaluation import evaluate, model_losses
@@ -44,9 +44,23 @@ class EvaluateOptions:
     """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
 
 
+COMMAND = Command(
+    "evaluate",
+    EvaluateOptions,
+    examples="""
+    # the newest run's best model on a text
+    cllm-gpu evaluate book.txt
+    # a run by name, on a part of the text, for a program to read
+    cllm-gpu evaluate book.txt --model runs/001 --batches 5 --json
+    # how often the model chooses the right ending
+    cllm-gpu evaluate hellaswag_val.jsonl --task hellaswag
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Evaluate; exit status 0."""
-    options = parse(EvaluateOptions, arguments, command="evaluate")
+    options = COMMAND.parse(arguments)
     if options.batch < 1 or options.batches < 0:
         raise UserError(f"--batch {options.batch} must be at least 1 and --batches {options.batches} at least 0")
     if options.task and options.batches:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
 from cllm_gpu.huggingface import export_model
 from cllm_gpu.trained import open_trained
 
@@ -26,9 +26,21 @@ class ExportOptions:
     """Which checkpoint of a run folder."""
 
 
+COMMAND = Command(
+    "export",
+    ExportOptions,
+    examples="""
+    # the best model of a run
+    cllm-gpu export runs/001 --output gpt2
+    # its last one
+    cllm-gpu export runs/001 --output gpt2-last --checkpoint last
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Export; exit status 0."""
-    options = parse(ExportOptions, arguments, command="export")
+    options = COMMAND.parse(arguments)
     trained = open_trained(options.model, get_backend("numpy", workers=1), options.checkpoint)
     for note in export_model(trained.model, trained.tokenizer, options.output):
         print(note)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli import CHECK_FAILED
+from cllm_gpu.cli.parsing import Command
 from cllm_gpu.config import ModelConfig
 from cllm_gpu.reporting import gradient_data, print_checks, write_json
 from cllm_gpu.verification import BOUND, check_gradients
@@ -35,9 +36,23 @@ class GradcheckOptions:
     """Also write the table as JSON."""
 
 
+COMMAND = Command(
+    "gradcheck",
+    GradcheckOptions,
+    examples="""
+    # every gradient of the model tiny
+    cllm-gpu gradcheck
+    # rotary positions, one key/value head, no biases
+    cllm-gpu gradcheck --model.positions rope --model.kv-heads 1 --model.no-bias
+    # the CUDA kernels, run on the CPU
+    cllm-gpu gradcheck --backend simulator --model.layers 1 --model.width 8 --length 4
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Check; exit status 0 when every group passes, else 1."""
-    options = parse(GradcheckOptions, arguments, command="gradcheck")
+    options = COMMAND.parse(arguments)
     backend = get_backend(options.backend, workers=1)
     print(backend.description)
     checks = check_gradients(
@@ -52,4 +67,4 @@ def main(arguments: list[str]) -> int:
     print_checks(checks)
     if options.output:
         write_json(options.output, gradient_data(checks))
-    return 0 if all(check.passed for check in checks) else 1
+    return 0 if all(check.passed for check in checks) else CHECK_FAILED

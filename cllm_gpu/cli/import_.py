@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.checkpoints import save_checkpoint
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
 from cllm_gpu.huggingface import import_model
 from cllm_gpu.runs import begin_run, writing
 from cllm_gpu.tokenizers import load_tokenizer
@@ -27,9 +27,21 @@ class ImportOptions:
     """"bytes", or the path of a tokenizer.json (None: the one in DIR)."""
 
 
+COMMAND = Command(
+    "import",
+    ImportOptions,
+    examples="""
+    # the next free folder in runs/
+    cllm-gpu import gpt2
+    # a folder by name, with a tokenizer of your choice
+    cllm-gpu import gpt2 --output imported --tokenizer bytes
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Import; exit status 0."""
-    options = parse(ImportOptions, arguments, command="import")
+    options = COMMAND.parse(arguments)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     found = import_model(options.folder, tokenizer)
     run = begin_run(options.output)

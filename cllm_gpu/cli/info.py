@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cllm_gpu import __version__, gpu
 from cllm_gpu.backend import Backend, get_backend, usable_cores
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
 from cllm_gpu.compiler import cache_directory, compiler_version, find_compiler
 from cllm_gpu.files import readable_size
 from cllm_gpu.operations import NAMES
@@ -34,9 +34,21 @@ class InfoOptions:
     """Backend to describe (None: the one a run would take)."""
 
 
+COMMAND = Command(
+    "info",
+    InfoOptions,
+    examples="""
+    # what a run would take on this machine
+    cllm-gpu info
+    # a backend by name
+    cllm-gpu info --backend numpy
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Print it."""
-    options = parse(InfoOptions, arguments, command="info")
+    options = COMMAND.parse(arguments)
     print(f"cllm-gpu {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(f"processor: {usable_cores()} usable cores, {platform.machine()}")
     compiler = find_compiler()

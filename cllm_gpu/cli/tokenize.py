@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
 from cllm_gpu.config import DataConfig
 from cllm_gpu.data.bpe import Reading, learn_bpe, measure, require_vocabulary
 from cllm_gpu.data.dataset import open_prepared, text_corpus
@@ -54,9 +54,23 @@ class TokenizeOptions:
     """Learn from at most so much text, spread evenly over all of it."""
 
 
+COMMAND = Command(
+    "tokenize",
+    TokenizeOptions,
+    examples="""
+    # learn 4096 tokens from the Python standard library
+    cllm-gpu tokenize stdlib --vocabulary 4096 --output stdlib.json
+    # learn from a text of your own, and prepare its shards
+    cllm-gpu tokenize book.txt --vocabulary 300 --shards shards
+    # how many bytes the tokens hold on another text
+    cllm-gpu tokenize other.txt --tokenizer tokenizer.json
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Learn or load a tokenizer, measure it, prepare shards; exit status 0."""
-    options = parse(TokenizeOptions, arguments, command="tokenize")
+    options = COMMAND.parse(arguments)
     _require_sense(options)
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     corpus = text_corpus(options.source)

@@ -14,7 +14,7 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.checkpoints import Checkpoint, load_checkpoint
 from cllm_gpu.cli import INTERRUPTED
 from cllm_gpu.cli.configured import base_configuration, early_flags, open_data
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
 from cllm_gpu.display import Display
@@ -37,9 +37,25 @@ class TrainOptions:
     """Continue the run in --output (default: the newest), with its own configuration under the flags."""
 
 
+COMMAND = Command(
+    "train",
+    TrainOptions,
+    examples="""
+    # the text of the Python standard library, with the defaults
+    cllm-gpu train
+    # a text of your own
+    cllm-gpu train --data.source book.txt --model.size tiny --training.steps 200
+    # the newest run again, on to more steps
+    cllm-gpu train --resume --training.steps 220
+    # a trained model further, on another text
+    cllm-gpu train --initial runs/001 --data.source other.txt --training.steps 50
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Train; exit status 0, or 130 when interrupted (saved, and said how to resume)."""
-    options = parse(TrainOptions, arguments, command="train", default=_defaults(arguments))
+    options = COMMAND.parse(arguments, _defaults(arguments))
     config = options.settings
     if config.training.tensorboard:
         require_tensorboard()  # missing, it is an error before training

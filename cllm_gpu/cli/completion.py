@@ -1,0 +1,47 @@
+"""cllm-gpu completion"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from cllm_gpu.cli import COMMANDS, load_command
+from cllm_gpu.cli.flags import Flag, command_flags
+from cllm_gpu.cli.parsing import Command
+from cllm_gpu.cli.shells import SCRIPTS
+
+
+@dataclass(frozen=True)
+class CompletionOptions:
+    """Print a shell's script that completes commands, options, their values and files at the press of Tab."""
+
+    shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]
+    """The shell that is to read the script."""
+
+
+COMMAND = Command(
+    "completion",
+    CompletionOptions,
+    examples="""
+    # for bash: this line in ~/.bashrc
+    eval "$(cllm-gpu completion bash)"
+    # for zsh: this line in ~/.zshrc, below compinit
+    source <(cllm-gpu completion zsh)
+    # for fish: once
+    cllm-gpu completion fish > ~/.config/fish/completions/cllm-gpu.fish
+    """,
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Print the script; exit status 0."""
+    options = COMMAND.parse(arguments)
+    print(SCRIPTS[options.shell](COMMANDS, every_flag()), end="")
+    return 0
+
+
+def every_flag() -> dict[str, list[Flag]]:
+    """Command → its flags."""
+    return {name: command_flags(load_command(name).COMMAND.options) for name in COMMANDS}

@@ -1,6 +1,7 @@
-"""What a person sees of a training run: the configuration and the plan, live progress, evaluations, the end.
+"""What a person sees while a command works; of a training run the configuration, the plan, progress and the end.
 
-On a terminal a live line; elsewhere (a file, a pipe, CI) a plain line now and then.
+On a terminal a live line; elsewhere (a file, a pipe, CI) a plain line now and then; with --quiet nothing. All of it
+goes through the console that `terminal` makes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TaskID,
@@ -37,6 +39,20 @@ PLAIN_LINES = 40
 """Lines of progress a whole run prints where there is no terminal."""
 PLAIN_SECONDS = 10.0
 """Between two lines of progress over a text where there is no terminal."""
+
+
+def terminal(*, quiet: bool = False, errors: bool = False) -> Console:
+    """Where progress and messages go: standard output, or with `errors` standard error; quiet: nowhere."""
+    return Console(highlight=False, soft_wrap=True, emoji=False, quiet=quiet, stderr=errors)
+
+
+@contextlib.contextmanager
+def counting(console: Console, doing: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """`progress(done, doing)` on a live line; nothing where there is no terminal, as a result in one line follows."""
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(doing, total=total)
+        yield lambda done, doing: bar.update(task, completed=done, description=doing)
 
 
 @contextlib.contextmanager
@@ -70,9 +86,9 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
 class Display:
     """A `reporters.Reporter` that prints."""
 
-    def __init__(self, steps: int, memory_held: Callable[[], int | None], console: Console | None = None) -> None:
-        """`memory_held`: see `Backend.memory_held`."""
-        self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
+    def __init__(self, console: Console, steps: int, memory_held: Callable[[], int | None]) -> None:
+        """`console`: see `terminal`; `memory_held`: see `Backend.memory_held`."""
+        self.console = console
         self._steps = steps
         self._progress: Progress | None = None
         self._task = TaskID(0)

@@ -25,11 +25,12 @@ COMMAND = Command(
     "completion",
     CompletionOptions,
     examples="""
-    # for bash: this line in ~/.bashrc
-    eval "$(cllm-gpu completion bash)"
-    # for zsh: this line in ~/.zshrc, below compinit
-    source <(cllm-gpu completion zsh)
-    # for fish: once
+    # bash: write it once, and read it from ~/.bashrc
+    cllm-gpu completion bash > ~/.cllm-gpu.bash
+    echo "source ~/.cllm-gpu.bash" >> ~/.bashrc
+    # zsh: the same; the line in ~/.zshrc stands below compinit
+    cllm-gpu completion zsh > ~/.cllm-gpu.zsh
+    # fish finds it by itself
     cllm-gpu completion fish > ~/.config/fish/completions/cllm-gpu.fish
     """,
 )

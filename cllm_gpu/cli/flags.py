@@ -48,7 +48,7 @@ def _flags(options: type[Any], prefix: str) -> Iterator[Flag]:
         hint = hints[field.name]
         hint, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         name = field.name.replace("_", "-")
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             unnamed = any(getattr(mark, "name", None) == "" for mark in marks)
             yield from _flags(hint, prefix if unnamed else f"{prefix}{name}.")
         else:

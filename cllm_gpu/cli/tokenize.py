@@ -11,14 +11,14 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from cllm_gpu.cli.parsing import Command
+from cllm_gpu.cli.parsing import Command, Quietable
 from cllm_gpu.config import DataConfig
 from cllm_gpu.data.bpe import Reading, learn_bpe, measure, require_vocabulary
 from cllm_gpu.data.dataset import open_prepared, text_corpus
 from cllm_gpu.data.prepare import new_folder
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part, require_fraction
-from cllm_gpu.display import reading_text
+from cllm_gpu.display import reading_text, terminal
 from cllm_gpu.errors import UserError
 from cllm_gpu.files import clear_errors, readable_size, write_atomically
 from cllm_gpu.tokenizers import HuggingFaceTokenizer, Tokenizer, identified, load_tokenizer
@@ -28,13 +28,8 @@ OUTPUT = Path("tokenizer.json")
 
 
 @dataclass(frozen=True)
-class TokenizeOptions:
-    """Learn a byte-level BPE from a text, or use a tokenizer; prepare its shards.
-
-    cllm-gpu tokenize stdlib --vocabulary 8192 --output tokenizer.json
-
-    cllm-gpu tokenize FILE --tokenizer tokenizer.json --shards FOLDER
-    """
+class TokenizeOptions(Quietable):
+    """Learn a byte-level BPE from a text, or use a tokenizer; prepare its shards."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """"stdlib", a text file, folder, glob or .jsonl file."""
@@ -72,7 +67,7 @@ def main(arguments: list[str]) -> int:
     """Learn or load a tokenizer, measure it, prepare shards; exit status 0."""
     options = COMMAND.parse(arguments)
     _require_sense(options)
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    console = terminal(quiet=options.quiet)
     corpus = text_corpus(options.source)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _learn(options, corpus, console)
     if options.shards:

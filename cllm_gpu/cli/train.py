@@ -14,10 +14,10 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.checkpoints import Checkpoint, load_checkpoint
 from cllm_gpu.cli import INTERRUPTED
 from cllm_gpu.cli.configured import base_configuration, early_flags, open_data
-from cllm_gpu.cli.parsing import Command
+from cllm_gpu.cli.parsing import Command, Quietable
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
-from cllm_gpu.display import Display
+from cllm_gpu.display import Display, terminal
 from cllm_gpu.errors import UserError
 from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.runs import begin_run, newest_run, save_configuration, save_plan, saved_configuration, writing
@@ -27,7 +27,7 @@ from cllm_gpu.training import Trainer, plan_memory
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Quietable):
     """Train a model. Flags stand over the TOML file, the file over the defaults."""
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     if config.training.tensorboard:
         require_tensorboard()  # missing, it is an error before training
     backend = get_backend(config.backend, workers=config.training.workers, precision=config.precision)
-    display = Display(config.training.steps, backend.memory_held)
+    display = Display(terminal(quiet=options.quiet), config.training.steps, backend.memory_held)
     display.message(backend.description)
     dataset = open_data(config, display, config.output if options.resume else None)
     if dataset.tokenizer is not None:

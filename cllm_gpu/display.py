@@ -33,8 +33,8 @@ from cllm_gpu.generation import visible
 from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.reporters import Outcome
 
-WIDE = 120
-"""Columns from which on the live line is written out in full."""
+WIDE, NARROW = 120, 80
+"""Columns from which on the live line is written out in full, and below which only what matters most is shown."""
 PLAIN_LINES = 40
 """Lines of progress a whole run prints where there is no terminal."""
 PLAIN_SECONDS = 10.0
@@ -104,12 +104,12 @@ class Display:
         """The whole configuration, the model's shape, the data and the memory plan."""
         self.console.print(to_toml(config).strip(), style="dim", markup=False)
         a = architecture
-        self.console.print(
+        self._figures(
             f"\nmodel: {plan.parameter_count:,} parameters: {a.layers} layers, width {a.width}, {a.heads} heads of "
             f"{a.head_size}, context {a.context}, vocabulary {a.vocabulary}, positions {a.positions}"
         )
         skipped = f", {dataset.skipped_files} files skipped (not UTF-8 text)" if dataset.skipped_files else ""
-        self.console.print(
+        self._figures(
             f"data: {len(dataset.train):,} training and {len(dataset.validation):,} validation tokens{skipped}"
         )
         table = Table(title="memory plan", title_justify="left", show_header=False, box=None)
@@ -140,7 +140,7 @@ class Display:
         if self.console.width >= WIDE:
             columns = (BarColumn(bar_width=20), *columns)
         with Progress(*columns, console=self.console) as self._progress:
-            self._task = self._progress.add_task("", total=self._steps, completed=first_step)
+            self._task = self._progress.add_task(f"{first_step}/{self._steps}", total=self._steps, completed=first_step)
             yield
         self._progress = None
 
@@ -155,7 +155,9 @@ class Display:
             f"gradient {norm:.2f}  {speed:,.0f} tokens/s"
         )
         if self._progress is not None:
-            if self.console.width < WIDE:  # a line of 80 columns, the time left included
+            if self.console.width < NARROW:  # a line of 40 columns, the time left included
+                text = f"{step}/{self._steps} loss {smoothed:.3f} {speed:,.0f}/s"
+            elif self.console.width < WIDE:  # one of 80
                 text = (
                     f"{step}/{self._steps} loss {loss:.3f} ~{smoothed:.3f} lr {rate:.1e} |g| {norm:.2f} {speed:,.0f}/s"
                 )
@@ -176,28 +178,31 @@ class Display:
         self._note_memory()
         bits = record["bits_per_byte"]
         per_byte = f"  {bits:.4f} bits/byte" if bits is not None else ""
-        self.console.print(
+        self._figures(
             f"evaluation at step {record['step']}: loss {record['loss']:.4f}  perplexity {record['perplexity']:.3f}"
             f"{per_byte}  accuracy {record['accuracy']:.1%}",
             style="bold",
-            markup=False,
         )
 
     def message(self, text: str) -> None:
-        """One line, shown at once."""
+        """One line, shown at once; unbroken, since it may hold a command to copy."""
         self.console.print(text, markup=False)
+
+    def _figures(self, text: str, style: str = "") -> None:
+        """A line that a terminal breaks between words."""
+        self.console.print(text, style=style, markup=False, soft_wrap=not self.console.is_terminal)
 
     # ---- after training
 
     def outcome(self, outcome: Outcome, folder: Path) -> None:
         """Where everything is, how long it took, what memory it held beside the plan."""
         seconds = time.perf_counter() - self._started
-        self.console.print(f"{outcome.step - self._first} steps in {seconds:.1f} s; run folder {folder}", markup=False)
+        self._figures(f"{outcome.step - self._first} steps in {seconds:.1f} s; run folder {folder}")
         if outcome.skipped:
             self.console.print(f"{outcome.skipped} steps were skipped", markup=False)
         if self._before is not None and self._most > self._before:
             measured = readable_size(self._most - self._before)
-            self.console.print(f"memory: planned {readable_size(self._plan.total)}, measured {measured}")
+            self._figures(f"memory: planned {readable_size(self._plan.total)}, measured {measured}")
 
     def sample(self, prompt: str, pieces: Iterable[str]) -> str:
         """Generated text, shown as it comes; all of it, as it was generated."""

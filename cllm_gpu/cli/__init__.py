@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import keyword
+import logging
 import os
 import sys
 from typing import Any
@@ -44,6 +45,7 @@ def run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character the terminal cannot show is no reason to stop
+    _show_notices()
     try:
         status = _dispatch(arguments)
         if sys.stdout is not None:
@@ -67,6 +69,13 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print(f"cllm-gpu: error: {error}", file=sys.stderr)
         return USER_ERROR
+
+
+def _show_notices() -> None:
+    """What takes long below the commands (compiling, once) says so by logging; shown where a person looks on."""
+    logger = logging.getLogger("cllm_gpu")
+    if sys.stderr is not None and sys.stderr.isatty() and not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stderr))
 
 
 def _dispatch(arguments: list[str]) -> int:

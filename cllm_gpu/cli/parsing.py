@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import logging
 import textwrap
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
@@ -23,7 +24,7 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True, kw_only=True)
 class Quietable:
-    """The flag of every command that shows progress; `display.terminal(options.quiet)` is what obeys it."""
+    """The flag of every command that shows progress. `display.terminal(quiet=…)` obeys it, and `parse` for notices."""
 
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"]), tyro.conf.FlagCreatePairsOff] = False
     """Show no progress and no messages: only errors, and a result that is written to no file."""
@@ -61,6 +62,8 @@ class Command(Generic[Options]):
             raise UserError(_one_line(messages.getvalue())) from None
         if unknown:
             raise UserError(self._unknown(unknown[0], default))
+        quiet = isinstance(parsed, Quietable) and parsed.quiet
+        logging.getLogger("cllm_gpu").setLevel(logging.WARNING if quiet else logging.INFO)
         return parsed
 
     def _tyro_help(self, default: Any) -> None:

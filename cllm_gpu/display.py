@@ -46,6 +46,12 @@ def terminal(*, quiet: bool = False, errors: bool = False) -> Console:
     return Console(highlight=False, soft_wrap=True, emoji=False, quiet=quiet, stderr=errors)
 
 
+def say(text: str, console: Console | None = None, *, style: str = "", unbroken: bool = False) -> None:
+    """One line, which a terminal breaks between words; unbroken: nowhere, as for a command that will be copied."""
+    console = console or terminal()
+    console.print(text, style=style, markup=False, soft_wrap=unbroken or not console.is_terminal)
+
+
 @contextlib.contextmanager
 def counting(console: Console, doing: str, total: int) -> Iterator[Callable[[int, str], None]]:
     """`progress(done, doing)` on a live line; nothing where there is no terminal, as a result in one line follows."""
@@ -78,7 +84,7 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
                 bar.update(task, completed=done, total=max(1, total), amount=amount)
             if not live and (finished or time.monotonic() - told >= PLAIN_SECONDS):
                 told = time.monotonic()
-                console.print(f"{doing}: {amount}{f', {then} …' if finished and then else ''}", markup=False)
+                say(f"{doing}: {amount}{f', {then} …' if finished and then else ''}", console)
 
         yield progress
 
@@ -104,12 +110,12 @@ class Display:
         """The whole configuration, the model's shape, the data and the memory plan."""
         self.console.print(to_toml(config).strip(), style="dim", markup=False)
         a = architecture
-        self._figures(
+        self.message(
             f"\nmodel: {plan.parameter_count:,} parameters: {a.layers} layers, width {a.width}, {a.heads} heads of "
             f"{a.head_size}, context {a.context}, vocabulary {a.vocabulary}, positions {a.positions}"
         )
         skipped = f", {dataset.skipped_files} files skipped (not UTF-8 text)" if dataset.skipped_files else ""
-        self._figures(
+        self.message(
             f"data: {len(dataset.train):,} training and {len(dataset.validation):,} validation tokens{skipped}"
         )
         table = Table(title="memory plan", title_justify="left", show_header=False, box=None)
@@ -163,7 +169,7 @@ class Display:
                 )
             self._progress.update(self._task, completed=record["step"], description=text)
         elif record["step"] % max(1, self._steps // PLAIN_LINES) == 0 or record["step"] in (1, self._steps):
-            self.console.print(f"{text}  {self._remaining(record['step'])} left", markup=False)
+            self.message(f"{text}  {self._remaining(record['step'])} left")
 
     def _note_memory(self) -> None:
         self._most = max(self._most, self._memory_held() or 0)
@@ -178,31 +184,28 @@ class Display:
         self._note_memory()
         bits = record["bits_per_byte"]
         per_byte = f"  {bits:.4f} bits/byte" if bits is not None else ""
-        self._figures(
+        say(
             f"evaluation at step {record['step']}: loss {record['loss']:.4f}  perplexity {record['perplexity']:.3f}"
             f"{per_byte}  accuracy {record['accuracy']:.1%}",
+            self.console,
             style="bold",
         )
 
     def message(self, text: str) -> None:
-        """One line, shown at once; unbroken, since it may hold a command to copy."""
-        self.console.print(text, markup=False)
-
-    def _figures(self, text: str, style: str = "") -> None:
-        """A line that a terminal breaks between words."""
-        self.console.print(text, style=style, markup=False, soft_wrap=not self.console.is_terminal)
+        """One line, shown at once."""
+        say(text, self.console)
 
     # ---- after training
 
     def outcome(self, outcome: Outcome, folder: Path) -> None:
         """Where everything is, how long it took, what memory it held beside the plan."""
         seconds = time.perf_counter() - self._started
-        self._figures(f"{outcome.step - self._first} steps in {seconds:.1f} s; run folder {folder}")
+        self.message(f"{outcome.step - self._first} steps in {seconds:.1f} s; run folder {folder}")
         if outcome.skipped:
-            self.console.print(f"{outcome.skipped} steps were skipped", markup=False)
+            self.message(f"{outcome.skipped} steps were skipped")
         if self._before is not None and self._most > self._before:
             measured = readable_size(self._most - self._before)
-            self._figures(f"memory: planned {readable_size(self._plan.total)}, measured {measured}")
+            self.message(f"memory: planned {readable_size(self._plan.total)}, measured {measured}")
 
     def sample(self, prompt: str, pieces: Iterable[str]) -> str:
         """Generated text, shown as it comes; all of it, as it was generated."""

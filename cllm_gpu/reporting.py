@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # a table of one thing does not load what makes another
     from cllm_gpu.verification import GroupCheck
 
 NONE = "–"
+GAP = 2
+"""Columns of a terminal between two of a table."""
 PLAIN_WIDTH = 160
 
 
@@ -44,15 +47,48 @@ class Sheet:
     bad_rows: frozenset[int] = frozenset()
     """Rows to set off (a failed check)."""
     notes: tuple[str, ...] = field(default=())
+    spare_columns: tuple[int, ...] = ()
+    """Columns that a terminal too narrow for all leaves out, the first of these first; it says so."""
 
-    def rich(self) -> Table:
-        """For a terminal."""
-        table = Table(title=self.title, title_justify="left", caption="\n".join(self.notes), caption_justify="left")
-        for column, name in enumerate(self.header):
-            table.add_column(name, justify="left" if column in self.text_columns else "right")
+    def rich(self, width: int) -> Table:
+        """For a terminal of `width` columns: headers break between words, cells nowhere.
+
+        Where a table is too wide even without the spare columns, each row is a list of its cells.
+        """
+        widths = [self._column_width(column) for column in range(len(self.header))]
+        shown = list(range(len(self.header)))
+        for column in self.spare_columns:
+            if sum(widths[c] + GAP for c in shown) - GAP > width:
+                shown.remove(column)
+        if sum(widths[c] + GAP for c in shown) - GAP > width:
+            return self._rows_as_lists()
+        left_out = [name for column, name in enumerate(self.header) if column not in shown]
+        notes = [*self.notes, *([f"Too narrow to show: {', '.join(left_out)}."] if left_out else [])]
+        table = self._empty(notes, box=SIMPLE_HEAD, show_edge=False, padding=(0, GAP - 1, 0, 0))
+        for column in shown:
+            justify: Literal["left", "right"] = "left" if column in self.text_columns else "right"
+            table.add_column(self.header[column], justify=justify, vertical="bottom", width=widths[column])
         for number, row in enumerate(self.rows):
-            table.add_row(*(Text(cell) for cell in row), style="bold red" if number in self.bad_rows else "")
+            table.add_row(*(Text(row[column]) for column in shown), style=self._style(number))
         return table
+
+    def _rows_as_lists(self) -> Table:
+        table = self._empty(self.notes, box=None, show_header=False)
+        for number, row in enumerate(self.rows):
+            for name, cell in zip(self.header, row, strict=True):
+                table.add_row(name, Text(cell), style=self._style(number))
+            table.add_row()
+        return table
+
+    def _empty(self, notes: Iterable[str], **style: Any) -> Table:
+        ends: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "pad_edge": False}
+        return Table(title=self.title, caption="\n".join(notes), **ends, **style)
+
+    def _style(self, row: int) -> str:
+        return "bold red" if row in self.bad_rows else ""
+
+    def _column_width(self, column: int) -> int:
+        return max(len(word) for word in (*self.header[column].split(), *(row[column] for row in self.rows)))
 
     def markdown(self) -> str:
         """As a Markdown document: heading, table, notes."""
@@ -90,7 +126,7 @@ def print_sheet(sheet: Sheet, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    console.print(sheet.rich())
+    console.print(sheet.rich(console.width))
 
 
 # ---- the sheets
@@ -121,6 +157,7 @@ def gradient_sheet(checks: Sequence[GroupCheck]) -> Sheet:
             for check in checks
         ),
         bad_rows=frozenset(number for number, check in enumerate(checks) if not check.passed),
+        spare_columns=(3, 2, 1),
         notes=(f"{verdict}; largest relative error {worst:.1e}, bound {checks[0].bound:.0e}.",),
     )
 
@@ -201,6 +238,8 @@ class RunRecord:
 def read_run(path: Path) -> RunRecord:
     """What a run's folder keeps, or the folder of a metrics.jsonl. UserError when it holds no step of a run."""
     file = path / METRICS if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise UserError(f"no training ran in {path}, so it has nothing to report; name a run that was trained")
     records = read_metrics(file)
     steps = tuple(r for r in records if r.get("kind") == "step")
     if not steps:

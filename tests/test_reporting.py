@@ -47,7 +47,7 @@ def cells(markdown):
 
 def shown(sheet):
     console = Console(file=io.StringIO(), width=200)
-    console.print(sheet.rich())
+    console.print(sheet.rich(200))
     return console.file.getvalue()
 
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "import": "read a GPT-2 as Hugging Face stores it into a run",
     "export": "write a model for Hugging Face transformers",
     "gradcheck": "compare every analytic gradient with a numerical one",
-    "compare": "train with several optimizers, or several variants of a model, and compare",
+    "compare": "train with several optimizers, or variants of a model, and compare",
     "report": "tables and pictures of finished runs",
     "lattice": "draw the lattice, and what a model learnt of it",
     "info": "versions, device, and which operations run fused",

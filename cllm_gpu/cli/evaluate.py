@@ -14,7 +14,7 @@ from cllm_gpu.backend import get_backend
 from cllm_gpu.cli.parsing import Command, Quietable
 from cllm_gpu.data import evaluation_batches, evaluation_windows, open_text
 from cllm_gpu.data.tokens import Batch
-from cllm_gpu.display import counting, terminal
+from cllm_gpu.display import counting, say, terminal
 from cllm_gpu.errors import UserError
 from cllm_gpu.evaluation import evaluate, model_losses
 from cllm_gpu.multiple_choice import Choices, choose, read_hellaswag
@@ -87,7 +87,7 @@ def _text(options: EvaluateOptions, trained: TrainedModel, tokenizer: Tokenizer)
         print(json.dumps(found.as_dict()))
         return 0
     bits = f"  {found.bits_per_byte:.4f} bits/byte" if found.bits_per_byte is not None else ""
-    print(
+    say(
         f"loss {found.loss:.4f} nats/token  perplexity {found.perplexity:.3f}{bits}  "
         f"accuracy {found.accuracy:.2%}  ({found.tokens:,} tokens, step {trained.step})"
     )
@@ -125,7 +125,7 @@ def _task(options: EvaluateOptions, trained: TrainedModel, tokenizer: Tokenizer)
         return 0
     shares = {"acc": found.accuracy, "acc_norm": found.accuracy_per_character}
     words = "  ".join(f"{name} {share:.2%}{_spread(found, share)}" for name, share in shares.items())
-    print(f"{options.task}: {words}  ({found.items:,} items, step {trained.step})")
+    say(f"{options.task}: {words}  ({found.items:,} items, step {trained.step})")
     return 0
 
 

@@ -10,6 +10,7 @@ import tyro
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.cli.parsing import Command
+from cllm_gpu.display import say
 from cllm_gpu.huggingface import export_model
 from cllm_gpu.trained import open_trained
 
@@ -43,6 +44,6 @@ def main(arguments: list[str]) -> int:
     options = COMMAND.parse(arguments)
     trained = open_trained(options.model, get_backend("numpy", workers=1), options.checkpoint)
     for note in export_model(trained.model, trained.tokenizer, options.output):
-        print(note)
-    print(f"exported step {trained.step} of {options.model} to {options.output}")
+        say(note)
+    say(f"exported step {trained.step} of {options.model} to {options.output}")
     return 0

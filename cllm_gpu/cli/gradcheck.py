@@ -9,6 +9,7 @@ from cllm_gpu.backend import get_backend
 from cllm_gpu.cli import CHECK_FAILED
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.config import ModelConfig
+from cllm_gpu.display import say
 from cllm_gpu.reporting import gradient_data, print_checks, write_json
 from cllm_gpu.verification import BOUND, check_gradients
 
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> int:
     """Check; exit status 0 when every group passes, else 1."""
     options = COMMAND.parse(arguments)
     backend = get_backend(options.backend, workers=1)
-    print(backend.description)
+    say(backend.description)
     checks = check_gradients(
         options.model.architecture(options.vocabulary),
         backend,

@@ -10,6 +10,7 @@ import tyro
 
 from cllm_gpu.checkpoints import save_checkpoint
 from cllm_gpu.cli.parsing import Command
+from cllm_gpu.display import say
 from cllm_gpu.huggingface import import_model
 from cllm_gpu.runs import begin_run, writing
 from cllm_gpu.tokenizers import load_tokenizer
@@ -49,10 +50,10 @@ def main(arguments: list[str]) -> int:
         save_checkpoint(run, found.checkpoint, keep_last=1, best=True)
     a, count = found.architecture, sum(array.size for array in found.checkpoint.parameters.values())
     for note in found.notes:
-        print(note)
-    print(
+        say(note)
+    say(
         f"imported {options.folder}: {count:,} parameters, {a.layers} layers, width {a.width}, {a.heads} heads, "
         f"context {a.context}, vocabulary {a.vocabulary}"
     )
-    print(f"run folder {run}; to train it further: cllm-gpu train --initial {run} --data.source …")
+    say(f"run folder {run}; train it further: cllm-gpu train --initial {run} --data.source …", unbroken=True)
     return 0

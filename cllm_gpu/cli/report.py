@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.cli.parsing import Command
+from cllm_gpu.display import say
 from cllm_gpu.report_page import write_page
 from cllm_gpu.reporting import plot_runs, print_sheet, read_runs, run_summary, runs_sheet, write_sheet
 from cllm_gpu.runs import newest_run
@@ -58,5 +59,5 @@ def main(arguments: list[str]) -> int:
         plot_runs(runs, options.picture)
         written.append(options.picture)
     if written:
-        print("written: " + ", ".join(map(str, written)))
+        say("written: " + ", ".join(map(str, written)))
     return 0

@@ -17,7 +17,7 @@ from cllm_gpu.cli.configured import base_configuration, early_flags, open_data
 from cllm_gpu.cli.parsing import Command, Quietable
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
-from cllm_gpu.display import Display, terminal
+from cllm_gpu.display import Display, say, terminal
 from cllm_gpu.errors import UserError
 from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.runs import begin_run, newest_run, save_configuration, save_plan, saved_configuration, writing
@@ -117,7 +117,8 @@ def _run(
             outcome = trainer.train()
         display.outcome(outcome, folder)
         if outcome.interrupted:
-            display.message(f"interrupted; resume with: cllm-gpu train --resume --output {folder}")
+            command = f"cllm-gpu train --resume --output {folder}"
+            say(f"interrupted; resume with: {command}", display.console, unbroken=True)
             return INTERRUPTED
         _sample(config, trainer, dataset, display)
     finally:

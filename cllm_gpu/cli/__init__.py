@@ -52,13 +52,9 @@ def run(arguments: list[str]) -> int:
             sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"cllm-gpu: error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _failed(str(error))
     except MemoryError as error:
-        print(
-            f"cllm-gpu: error: out of memory ({error}): use a smaller batch or --training.micro-batch", file=sys.stderr
-        )
-        return USER_ERROR
+        return _failed(f"out of memory ({error}): use a smaller batch or --training.micro-batch")
     except KeyboardInterrupt:
         print("cllm-gpu: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -67,8 +63,14 @@ def run(arguments: list[str]) -> int:
         return CHECK_FAILED
     except OSError as error:  # standard output on a full disk, a folder taken away: not foreseen, but no traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        print(f"cllm-gpu: error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _failed(str(error))
+
+
+def _failed(error: str) -> int:
+    from cllm_gpu.display import say, terminal  # only here: most commands need no display this early
+
+    say(f"cllm-gpu: error: {error}", terminal(errors=True))
+    return USER_ERROR
 
 
 def _show_notices() -> None:

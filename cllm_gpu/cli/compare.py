@@ -27,7 +27,7 @@ from cllm_gpu.versions import environment
 
 @dataclass(frozen=True)
 class CompareOptions(Quietable):
-    """Compare runs: several optimizers and schedules, each over a grid of rates, or the variants of an experiment."""
+    """Compare optimizers and schedules, each over its rates, or variants of a model."""
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     config: Path | None = None

@@ -15,7 +15,7 @@ from cllm_gpu.cli.shells import SCRIPTS
 
 @dataclass(frozen=True)
 class CompletionOptions:
-    """Print a shell's script that completes commands, options, their values and files at the press of Tab."""
+    """Print a script that completes commands, options and values at the press of Tab."""
 
     shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]
     """The shell that is to read the script."""

@@ -25,7 +25,7 @@ from cllm_gpu.trained import TrainedModel, open_trained, require_tokenizer
 
 @dataclass(frozen=True)
 class EvaluateOptions(Quietable):
-    """Loss, perplexity, bits per byte and accuracy of a trained model on a text, or its choices in a task."""
+    """Loss, perplexity, bits per byte and accuracy on a text, or choices in a task."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Text file, folder, glob or .jsonl file; with --task the file of the task."""

@@ -17,7 +17,7 @@ from cllm_gpu.trained import open_trained
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model as a GPT-2 that transformers loads (config.json, model.safetensors, tokenizer.json)."""
+    """Write a model as a GPT-2 that Hugging Face transformers loads."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Run folder or checkpoint."""

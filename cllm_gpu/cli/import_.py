@@ -18,7 +18,7 @@ from cllm_gpu.tokenizers import load_tokenizer
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Read a GPT-2 as Hugging Face stores it (config.json, model.safetensors, tokenizer files) into a run folder."""
+    """Read a GPT-2, in the files that Hugging Face stores, into a run folder."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The model's folder."""

@@ -31,7 +31,7 @@ LONGEST_PROMPT = 128
 
 @dataclass(frozen=True)
 class LatticeOptions:
-    """Draw the lattice of a vocabulary; for a trained crystalline model also what it learnt and how it attends."""
+    """Draw a vocabulary's lattice, and what a crystalline model learnt of it."""
 
     model: Annotated[Path | None, tyro.conf.Positional] = None
     """Run folder or checkpoint (None: only the lattice)."""

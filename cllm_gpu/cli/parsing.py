@@ -92,8 +92,13 @@ _STYLE = (tyro.conf.AvoidSubcommands,)
 
 
 def _one_line(text: str) -> str:
-    """tyro's boxed message as one line: its first sentence, without the frame."""
-    lines = [line.strip("│|+ ").strip() for line in text.splitlines()]
-    spoken = [line for line in lines if line.strip("─-╭╮╰╯")]
-    end = next((i for i, line in enumerate(spoken) if line.startswith(("Argument helptext", "For full help"))), None)
-    return " ".join(spoken[:end]) or "these arguments cannot be understood"
+    """tyro's boxed message as one line: without the frame, its title, and the help below the message."""
+    spoken = [line for line in map(str.strip, text.splitlines()) if line.strip("-─│╭╮╰╯ ")]
+    end = next((i for i, line in enumerate(spoken) if line.startswith(_BELOW_THE_MESSAGE)), None)
+    first, *rest = spoken[1:end] or ["these arguments cannot be understood"]
+    if first.startswith("Missing from ") and rest:
+        return f"{rest[0]} is missing: {' '.join(rest[1:]).removesuffix(' (required)')}"
+    return " ".join([first, *rest])
+
+
+_BELOW_THE_MESSAGE = ("Argument helptext", "For full help", "Got errors")

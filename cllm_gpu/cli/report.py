@@ -17,7 +17,7 @@ from cllm_gpu.runs import newest_run
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """A table of runs; with --html a page of all they keep, with --picture their curves."""
+    """A table of runs, a page of all they keep (--html), their curves (--picture)."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run folders (none: the newest run)."""

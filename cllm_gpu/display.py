@@ -162,7 +162,7 @@ class Display:
         )
         if self._progress is not None:
             if self.console.width < NARROW:  # a line of 40 columns, the time left included
-                text = f"{step}/{self._steps} loss {smoothed:.3f} {speed:,.0f}/s"
+                text = f"{step}/{self._steps} loss {smoothed:.3f}"
             elif self.console.width < WIDE:  # one of 80
                 text = (
                     f"{step}/{self._steps} loss {loss:.3f} ~{smoothed:.3f} lr {rate:.1e} |g| {norm:.2f} {speed:,.0f}/s"

@@ -22,7 +22,7 @@ from cllm_gpu.trained import open_trained, require_tokenizer
 class GenerateOptions:
     """Continue a prompt with a trained model; the text streams to standard output."""
 
-    prompt: Annotated[str, tyro.conf.Positional] = ""
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = ""
     """What to continue (empty: begin a new document)."""
     model: Path | None = None
     """Run folder or checkpoint (None: the newest run)."""

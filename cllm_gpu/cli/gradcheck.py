@@ -75,11 +75,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _float64_backend(name: str | None) -> Backend:
-    """The backend asked for, else $CLLM_BACKEND, else the faster. UserError for those whose kernels know no float64."""
+    """The backend asked for, else $CLLM_BACKEND, else the faster. UserError for one whose kernels know no float64."""
     if name in ("cupy", "simulator"):
-        raise UserError(
-            f"--backend {name} computes in float32 and bfloat16; the check in float64 needs numpy or native"
-        )
+        raise UserError(f"--backend {name} computes in float32 and bfloat16; the check needs numpy or native")
     if name is None:
         usual = os.environ.get(ENVIRONMENT_VARIABLE)
         has_native = find_compiler() is not None and os.name != "nt"

@@ -33,7 +33,7 @@ LONGEST_PROMPT = 128
 class LatticeOptions:
     """Draw a vocabulary's lattice, and what a crystalline model learnt of it."""
 
-    model: Annotated[Path | None, tyro.conf.Positional] = None
+    model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
     """Run folder or checkpoint (None: only the lattice)."""
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint of a run folder."""

@@ -44,9 +44,9 @@ COMMAND = Command(
     # the text of the Python standard library, with the defaults
     cllm-gpu train
     # a text of your own
-    cllm-gpu train --data.source book.txt --model.size tiny --training.steps 200
+    cllm-gpu train --data.source book.txt --model.size tiny --training.steps 100
     # the newest run again, on to more steps
-    cllm-gpu train --resume --training.steps 220
+    cllm-gpu train --resume --training.steps 120
     # a trained model further, on another text
     cllm-gpu train --initial runs/001 --data.source other.txt --training.steps 50
     """,

@@ -44,7 +44,7 @@ class StepGuard:
         )
 
     def count(self, reason: str | None, loss: float, gradient_norm: float) -> None:
-        """A step was applied (None), or skipped for `reason`: by `judge`, or by an optimizer that would not apply it."""
+        """A step was applied (None) or skipped for `reason`: by `judge`, or by an optimizer that did not apply it."""
         if reason is None:
             self.skipped_in_a_row = 0
             self._losses.append(float(loss))

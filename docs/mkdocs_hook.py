@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import html
 import posixpath
 import re
 from pathlib import Path
@@ -68,5 +67,6 @@ def _place(page: File, target: str) -> str | None:
 
 def _mathml(found: re.Match[str]) -> str:
     if found["block"]:
-        return convert(html.unescape(found["block"]), display="block")
-    return convert(html.unescape(found["inline"])) if found["inline"] else found[0]
+        return f"<p>{convert(found['block'], display='block')}</p>"
+    # in a span: a line that begins with <math> would be a block to Markdown
+    return f"<span>{convert(found['inline'])}</span>" if found["inline"] else found[0]

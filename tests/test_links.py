@@ -95,6 +95,7 @@ def test_the_site_is_built_with_its_pictures_and_formulas(checkout: Path) -> Non
         assert (site / picture).is_file()
     formulas = (site / "gradients.html").read_text(encoding="utf-8")
     assert formulas.count("<math") > 50
+    assert not re.search('^<math[^>]*"inline"', formulas, re.M)  # one at a line's start would be a block of its own
     assert "$$" not in formulas
     assert "\\frac" not in formulas
     assert 'href="training.html"' in (site / "readme.html").read_text(encoding="utf-8")

@@ -67,9 +67,10 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
 
     `then`: what begins when all is read, of unknown length.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[amount]}"))
+    bars = (BarColumn(bar_width=20),) if console.width >= NARROW else ()
+    columns = (TextColumn("{task.description}"), *bars, TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
     live = console.is_terminal
-    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not live, transient=True) as bar:
+    with Progress(*columns, console=console, disable=not live, transient=True) as bar:
         task = bar.add_task(doing, total=None, amount="")
         told = time.monotonic()
 

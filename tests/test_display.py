@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
 
-from cllm_gpu.display import Display, counting, say, terminal
+from cllm_gpu.display import Display, counting, reading_text, say, terminal
 from cllm_gpu.reporting import Sheet, print_sheet
 
 RECORD = {"step": 99_999, "loss": 10.123, "smoothed_loss": 10.456, "rate": 2e-3, "gradient_norm": 123.45}
@@ -40,6 +41,22 @@ def test_the_live_line_of_training_fits(width: int) -> None:
     assert re.search(r"loss 10\.\d{3}", last)
     assert re.search(r"\d:\d\d$|-:--$", last.rstrip())
     assert ("1,234,567" in last) == (width >= 80)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_other_live_lines_fit(width: int) -> None:
+    console = screen(width)
+    with reading_text(console, "reading text", then="learning tokens") as progress:
+        progress(27_900_000, 131_500_000)
+        time.sleep(0.15)  # more than the tenth of a second after which a live line is drawn again
+    with counting(console, "evaluating", 10_042) as count:
+        count(1024, "acc 31.4% norm 35.9%")
+        time.sleep(0.15)
+    shown = lines(console)
+    assert any("27.9 MB of 131.5 MB" in line for line in shown)
+    assert any("acc 31.4% norm 35.9%" in line and "1024/10042" in line.replace(" ", "") for line in shown)
+    assert max(map(len, shown)) <= width
+    assert "…" not in "".join(shown)
 
 
 @pytest.mark.parametrize("width", [40, 80])

@@ -35,7 +35,7 @@ STATUSES = {
     0: "done",
     CHECK_FAILED: "a check failed (gradcheck), or nobody reads the output any more",
     USER_ERROR: "bad input, or something missing: one line on standard error says what",
-    INTERRUPTED: "interrupted by Ctrl-C or a termination signal; train has saved",
+    INTERRUPTED: "interrupted by Ctrl-C; train, which a termination signal stops too, has saved",
 }
 """Exit statuses of every command."""
 

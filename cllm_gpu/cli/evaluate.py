@@ -109,7 +109,7 @@ def _task(options: EvaluateOptions, trained: TrainedModel, tokenizer: Tokenizer)
     with counting(terminal(quiet=options.quiet, errors=True), "items", len(items)) as progress:
 
         def tell(done: int, so_far: Choices) -> None:
-            progress(done, f"acc {so_far.accuracy:.1%} acc_norm {so_far.accuracy_per_character:.1%}")
+            progress(done, f"acc {so_far.accuracy:.1%} norm {so_far.accuracy_per_character:.1%}")
 
         found = choose(
             items,

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+from cllm_gpu.backend import NAMES
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -61,7 +63,7 @@ def _flag(prefix: str, name: str, hint: Any, marks: list[Any], description: str)
     if hint is bool:
         paired = tyro.conf.FlagCreatePairsOff not in marks
         return Flag((*names, f"--{prefix}no-{name}") if paired else names, description, takes_value=False)
-    kinds = list(_leaves(hint))
+    kinds = NAMES if name == "backend" else list(_leaves(hint))  # checked where $CLLM_BACKEND is, too
     choices = tuple(kind for kind in kinds if isinstance(kind, str))
     return Flag(names, description, choices, takes_file=not choices and (Path in kinds or str in kinds))
 

@@ -23,6 +23,7 @@ CASES = [
     (["train", "--model.size", "gpt2-"], {"gpt2-medium", "gpt2-large", "gpt2-xl"}),
     (["evaluate", "text.txt", "--checkpoint", ""], {"best", "last"}),
     (["compare", "--optimizers", "ad"], {"adam", "adamw"}),
+    (["info", "--backend", "n"], {"numpy", "native"}),
     (["completion", ""], {"bash", "zsh", "fish"}),
 ]
 """Words after `cllm-gpu`, the last unfinished → what Tab offers."""

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cllm_gpu.display import Display, counting, reading_text, say, terminal
-from cllm_gpu.reporting import Sheet, print_sheet
+from cllm_gpu.sheets import Sheet, print_sheet
 
 RECORD = {"step": 99_999, "loss": 10.123, "smoothed_loss": 10.456, "rate": 2e-3, "gradient_norm": 123.45}
 RECORD |= {"tokens_per_second": 1_234_567.0}

@@ -21,7 +21,8 @@ from cllm_gpu.display import Display, terminal
 from cllm_gpu.errors import UserError
 from cllm_gpu.experiment_report import experiment_data, experiment_sheet, plot_experiment
 from cllm_gpu.experiments import RUNS, Experiment, SeedRun, checked_seeds, load_experiment, run_experiment, run_variant
-from cllm_gpu.reporting import comparison_sheet, plot_comparison, print_sheet, require_plots, write_sheet
+from cllm_gpu.reporting import comparison_sheet, plot_comparison, require_plots, write_sheet
+from cllm_gpu.sheets import print_sheet
 from cllm_gpu.versions import environment
 
 

@@ -11,8 +11,9 @@ import tyro
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.display import say
 from cllm_gpu.report_page import write_page
-from cllm_gpu.reporting import plot_runs, print_sheet, read_runs, run_summary, runs_sheet, write_sheet
+from cllm_gpu.reporting import plot_runs, read_runs, run_summary, runs_sheet, write_sheet
 from cllm_gpu.runs import newest_run
+from cllm_gpu.sheets import print_sheet
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,9 @@ lint: $(VENV)/ready-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Not with --quiet: MkDocs would not count the warnings, which mkdocs.yml makes errors.
 docs: $(VENV)/ready-docs
-	$(BIN)/python -m mkdocs build --quiet
+	$(BIN)/python -m mkdocs build
 
 gpu-check:
 	$(CARD_PYTHON) bench/gpu_check.py $(ARGS)

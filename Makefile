@@ -1,5 +1,6 @@
 # make train   set up and train the embedded default (on a GPU where there is one)
 # make test    set up and run the tests
+# make docs    set up, build docs/ as a site in build/docs and check every link
 # make gpu-check   check everything that needs an NVIDIA card, in under ten minutes; installs nothing
 # make profile     profile training steps with Nsight Systems; installs nothing
 PYTHON ?= python3
@@ -9,7 +10,7 @@ ARGS ?=
 # Where nothing is installed: the Python that was asked for, else .venv's where it is made, else python3.
 CARD_PYTHON = $(if $(filter file,$(origin PYTHON)),$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)),$(PYTHON))
 
-.PHONY: train test lint clean gpu-check profile
+.PHONY: train test lint docs clean gpu-check profile
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
@@ -28,6 +29,10 @@ $(VENV)/ready-lint: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[lint]"
 	@touch $@
 
+$(VENV)/ready-docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@touch $@
+
 train: $(VENV)/ready
 	$(BIN)/cllm-gpu train $(ARGS)
 
@@ -38,6 +43,10 @@ lint: $(VENV)/ready-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Not with --quiet: MkDocs would not count the warnings, which mkdocs.yml makes errors.
+docs: $(VENV)/ready-docs
+	$(BIN)/python -m mkdocs build
 
 gpu-check:
 	$(CARD_PYTHON) bench/gpu_check.py $(ARGS)

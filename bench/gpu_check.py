@@ -178,7 +178,7 @@ def result_of(about: dict[str, Any], outcomes: list[Outcome]) -> dict[str, Any]:
     """The result file: the machine, how each part ended, the measured rows, and the bars."""
     measured: dict[str, Any] = next((o.data for o in outcomes if o.name == "benchmarks"), {})
     rows: list[dict[str, Any]] = measured.get("rows", [])
-    about = about | {"beside": measured.get("machine", {}).get("beside")}
+    about = about | {name: measured.get("machine", {}).get(name) for name in ("beside", "products")}
     limits = report.ceilings(rows)
     parts = [Outcome(o.name, o.status, o.detail, o.seconds).as_dict() for o in outcomes]
     bars = [bar.as_dict() for bar in all_bars(rows, limits, about["card"])]

@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.gpu import lattice, machine, problems, report, rowwise  # noqa: E402
+from bench.gpu import lattice, machine, problems, products, report, rowwise  # noqa: E402
 from bench.gpu.bars import all_bars  # noqa: E402
 from bench.gpu.jobs import measure, trouble  # noqa: E402
 from bench.gpu.timing import Card, Device, Rehearsal  # noqa: E402
@@ -30,6 +30,7 @@ from cllm_gpu import gpu  # noqa: E402
 from cllm_gpu.errors import UserError  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
+MODULES = (problems, lattice, rowwise, products)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace, device: Device, torch: TorchSide | None, ab
     begun, rows = time.monotonic(), []
     module_problems = [
         found
-        for module in (problems, lattice, rowwise)
+        for module in MODULES
         for found in (module.rehearsal_problems() if device.rehearsal else module.full_problems())
     ]
     for problem in module_problems:
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace, device: Device, torch: TorchSide | None, ab
         rows += measure(problem, device, torch)
         _write(options, about, rows)
     print("\n" + report.kernel_table(rows))
-    wrong = trouble(rows)
+    wrong = trouble(rows) + device.refused()
     for line in wrong:
         print(f"wrong: {line}")
     if device.rehearsal:
@@ -121,7 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
         compiled = not options.no_compile and not options.rehearse
         torch, line = load_torch(device.xp, compile_functions=compiled)
     print(line)
-    about = {} if options.rehearse else machine.facts() | {"beside": line}
+    print(device.products)
+    about = {} if options.rehearse else machine.facts() | {"beside": line, "products": device.products}
     return run(options, device, torch, about)
 
 

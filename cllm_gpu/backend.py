@@ -49,6 +49,8 @@ class Backend:
     ops: Operations
     description: str
     """One line: what was chosen and why."""
+    products: str = "matrix products by NumPy"
+    """Who computes matrix products."""
     ranges: Ranges = field(default_factory=Ranges)
     workers: int = 1
     """Parts a batch is split into, each computed by a thread of its own (1 on a GPU)."""
@@ -152,19 +154,23 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
     precisions = TRAINS_IN["cupy"] if generation >= LEAST_GENERATION else ("fp32",)
     if precision not in precisions:
         raise UserError(f"{device} has no tensor cores for {precision} (Ampere and newer have): train in fp32")
-    from cllm_gpu.fused.launcher import Launcher
+    from cllm_gpu.fused.cublaslt import WORKSPACE_BYTES
+    from cllm_gpu.fused.gpu_launcher import gpu_launcher
     from cllm_gpu.fused.operations import fused_operations
 
     ranges = Ranges()
+    launcher, products = gpu_launcher(cupy, tf32=precision == "tf32")
     return Backend(
         "cupy",
         cupy,
-        fused_operations(Launcher(cupy, cupy.RawModule, tf32=precision == "tf32"), ranges),
+        fused_operations(launcher, ranges),
         f"cupy: CUDA kernels on {device} ({reason})",
+        products,
         precision=precision,
         precisions=precisions,
         ranges=ranges,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
+        working_bytes=CPU_WORKING_BYTES + (WORKSPACE_BYTES if launcher.lt is not None else 0),
         memory_held=cupy.get_default_memory_pool().total_bytes,
     )
 
@@ -189,7 +195,7 @@ def _native_backend(workers: int | None, reason: str) -> Backend:
     library = native.load_library()
     ops = bind_over(native.NATIVE, library, bind(REFERENCE, np))
     description = f"native: C++ operations, {library.products} ({reason})"
-    return Backend("native", np, ops, description, workers=workers or usable_cores())
+    return Backend("native", np, ops, description, library.products, workers=workers or usable_cores())
 
 
 def _numpy_backend(workers: int | None, description: str, precision: Precision = "fp32") -> Backend:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -64,6 +65,7 @@ def compile_library(sources: Sequence[Path], headers: Sequence[Path], flags: Seq
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        logging.getLogger(__name__).info("compiling %s for this machine, once …", sources[0].name)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = Path(scratch) / target.name
             _run([compiler, "-shared", "-fPIC", *flags, *map(str, sources), "-o", str(built)], sources[0])

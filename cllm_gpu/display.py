@@ -1,6 +1,7 @@
-"""What a person sees of a training run: the configuration and the plan, live progress, evaluations, the end.
+"""What a person sees while a command works; of a training run the configuration, the plan, progress and the end.
 
-On a terminal a live line; elsewhere (a file, a pipe, CI) a plain line now and then.
+On a terminal a live line; elsewhere (a file, a pipe, CI) a plain line now and then; with --quiet nothing. All of it
+goes through the console that `terminal` makes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TaskID,
@@ -31,12 +33,32 @@ from cllm_gpu.generation import visible
 from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.reporters import Outcome
 
-WIDE = 120
-"""Columns from which on the live line is written out in full."""
+WIDE, NARROW = 120, 80
+"""Columns from which on the live line is written out in full, and below which only what matters most is shown."""
 PLAIN_LINES = 40
 """Lines of progress a whole run prints where there is no terminal."""
 PLAIN_SECONDS = 10.0
 """Between two lines of progress over a text where there is no terminal."""
+
+
+def terminal(*, quiet: bool = False, errors: bool = False) -> Console:
+    """Where progress and messages go: standard output, or with `errors` standard error; quiet: nowhere."""
+    return Console(highlight=False, soft_wrap=True, emoji=False, quiet=quiet, stderr=errors)
+
+
+def say(text: str, console: Console | None = None, *, style: str = "", unbroken: bool = False) -> None:
+    """One line, which a terminal breaks between words; unbroken: nowhere, as for a command that will be copied."""
+    console = console or terminal()
+    console.print(text, style=style, markup=False, soft_wrap=unbroken or not console.is_terminal)
+
+
+@contextlib.contextmanager
+def counting(console: Console, doing: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """`progress(done, doing)` on a live line; nothing where there is no terminal, as a result in one line follows."""
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(doing, total=total)
+        yield lambda done, doing: bar.update(task, completed=done, description=doing)
 
 
 @contextlib.contextmanager
@@ -45,9 +67,10 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
 
     `then`: what begins when all is read, of unknown length.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[amount]}"))
+    bars = (BarColumn(bar_width=20),) if console.width >= NARROW else ()
+    columns = (TextColumn("{task.description}"), *bars, TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
     live = console.is_terminal
-    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not live, transient=True) as bar:
+    with Progress(*columns, console=console, disable=not live, transient=True) as bar:
         task = bar.add_task(doing, total=None, amount="")
         told = time.monotonic()
 
@@ -62,7 +85,7 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
                 bar.update(task, completed=done, total=max(1, total), amount=amount)
             if not live and (finished or time.monotonic() - told >= PLAIN_SECONDS):
                 told = time.monotonic()
-                console.print(f"{doing}: {amount}{f', {then} …' if finished and then else ''}", markup=False)
+                say(f"{doing}: {amount}{f', {then} …' if finished and then else ''}", console)
 
         yield progress
 
@@ -70,9 +93,9 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
 class Display:
     """A `reporters.Reporter` that prints."""
 
-    def __init__(self, steps: int, memory_held: Callable[[], int | None], console: Console | None = None) -> None:
-        """`memory_held`: see `Backend.memory_held`."""
-        self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
+    def __init__(self, console: Console, steps: int, memory_held: Callable[[], int | None]) -> None:
+        """`console`: see `terminal`; `memory_held`: see `Backend.memory_held`."""
+        self.console = console
         self._steps = steps
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -88,12 +111,12 @@ class Display:
         """The whole configuration, the model's shape, the data and the memory plan."""
         self.console.print(to_toml(config).strip(), style="dim", markup=False)
         a = architecture
-        self.console.print(
+        self.message(
             f"\nmodel: {plan.parameter_count:,} parameters: {a.layers} layers, width {a.width}, {a.heads} heads of "
             f"{a.head_size}, context {a.context}, vocabulary {a.vocabulary}, positions {a.positions}"
         )
         skipped = f", {dataset.skipped_files} files skipped (not UTF-8 text)" if dataset.skipped_files else ""
-        self.console.print(
+        self.message(
             f"data: {len(dataset.train):,} training and {len(dataset.validation):,} validation tokens{skipped}"
         )
         table = Table(title="memory plan", title_justify="left", show_header=False, box=None)
@@ -124,7 +147,7 @@ class Display:
         if self.console.width >= WIDE:
             columns = (BarColumn(bar_width=20), *columns)
         with Progress(*columns, console=self.console) as self._progress:
-            self._task = self._progress.add_task("", total=self._steps, completed=first_step)
+            self._task = self._progress.add_task(f"{first_step}/{self._steps}", total=self._steps, completed=first_step)
             yield
         self._progress = None
 
@@ -139,13 +162,15 @@ class Display:
             f"gradient {norm:.2f}  {speed:,.0f} tokens/s"
         )
         if self._progress is not None:
-            if self.console.width < WIDE:  # a line of 80 columns, the time left included
+            if self.console.width < NARROW:  # a line of 40 columns, the time left included
+                text = f"{step}/{self._steps} loss {smoothed:.3f}"
+            elif self.console.width < WIDE:  # one of 80
                 text = (
                     f"{step}/{self._steps} loss {loss:.3f} ~{smoothed:.3f} lr {rate:.1e} |g| {norm:.2f} {speed:,.0f}/s"
                 )
             self._progress.update(self._task, completed=record["step"], description=text)
         elif record["step"] % max(1, self._steps // PLAIN_LINES) == 0 or record["step"] in (1, self._steps):
-            self.console.print(f"{text}  {self._remaining(record['step'])} left", markup=False)
+            self.message(f"{text}  {self._remaining(record['step'])} left")
 
     def _note_memory(self) -> None:
         self._most = max(self._most, self._memory_held() or 0)
@@ -160,28 +185,28 @@ class Display:
         self._note_memory()
         bits = record["bits_per_byte"]
         per_byte = f"  {bits:.4f} bits/byte" if bits is not None else ""
-        self.console.print(
+        say(
             f"evaluation at step {record['step']}: loss {record['loss']:.4f}  perplexity {record['perplexity']:.3f}"
             f"{per_byte}  accuracy {record['accuracy']:.1%}",
+            self.console,
             style="bold",
-            markup=False,
         )
 
     def message(self, text: str) -> None:
         """One line, shown at once."""
-        self.console.print(text, markup=False)
+        say(text, self.console)
 
     # ---- after training
 
     def outcome(self, outcome: Outcome, folder: Path) -> None:
         """Where everything is, how long it took, what memory it held beside the plan."""
         seconds = time.perf_counter() - self._started
-        self.console.print(f"{outcome.step - self._first} steps in {seconds:.1f} s; run folder {folder}", markup=False)
+        self.message(f"{outcome.step - self._first} steps in {seconds:.1f} s; run folder {folder}")
         if outcome.skipped:
-            self.console.print(f"{outcome.skipped} steps were skipped", markup=False)
+            self.message(f"{outcome.skipped} steps were skipped")
         if self._before is not None and self._most > self._before:
             measured = readable_size(self._most - self._before)
-            self.console.print(f"memory: planned {readable_size(self._plan.total)}, measured {measured}")
+            self.message(f"memory: planned {readable_size(self._plan.total)}, measured {measured}")
 
     def sample(self, prompt: str, pieces: Iterable[str]) -> str:
         """Generated text, shown as it comes; all of it, as it was generated."""

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.experiments import Experiment, SeedRun, Summary, spread, summarise
-from cllm_gpu.reporting import Sheet, require_plots, save_figure
+from cllm_gpu.reporting import require_plots, save_figure
+from cllm_gpu.sheets import Sheet
 
 
 def experiment_sheet(experiment: Experiment, runs: Sequence[SeedRun]) -> Sheet:

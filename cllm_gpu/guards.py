@@ -34,21 +34,25 @@ class StepGuard:
         self._gradient_norms: deque[float] = deque(maxlen=spike_window)
 
     def judge(self, loss: float, gradient_norm: float) -> str | None:
-        """None when the step may go on, else one line that says why not; both are counted."""
-        reason = self._objection(loss, gradient_norm)
-        if reason is not None:
-            return self.refuse(reason)
-        self.skipped_in_a_row = 0
-        self._losses.append(float(loss))
-        self._gradient_norms.append(float(gradient_norm))
-        return None
+        """None when the step may be applied, else one line that says why not. `count` is told what became of it."""
+        if not math.isfinite(loss):
+            return f"non-finite loss ({loss})"
+        if not math.isfinite(gradient_norm):
+            return f"non-finite gradient norm ({gradient_norm})"
+        return self._spike("loss", loss, self._losses) or self._spike(
+            "gradient norm", gradient_norm, self._gradient_norms
+        )
 
-    def refuse(self, reason: str) -> str:
-        """Count a step turned away for `reason` (by the guard, or by an optimizer that would not apply it)."""
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        self._reason = reason
-        return reason
+    def count(self, reason: str | None, loss: float, gradient_norm: float) -> None:
+        """A step was applied (None) or skipped for `reason`: by `judge`, or by an optimizer that did not apply it."""
+        if reason is None:
+            self.skipped_in_a_row = 0
+            self._losses.append(float(loss))
+            self._gradient_norms.append(float(gradient_norm))
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            self._reason = reason
 
     def check(self) -> None:
         """Raises UserError once `maximum_skipped` steps in a row have been turned away."""
@@ -76,15 +80,6 @@ class StepGuard:
         self._reason = str(state["reason"])
         self._losses = deque(map(float, state["losses"]), maxlen=self.spike_window)
         self._gradient_norms = deque(map(float, state["gradient_norms"]), maxlen=self.spike_window)
-
-    def _objection(self, loss: float, gradient_norm: float) -> str | None:
-        if not math.isfinite(loss):
-            return f"non-finite loss ({loss})"
-        if not math.isfinite(gradient_norm):
-            return f"non-finite gradient norm ({gradient_norm})"
-        return self._spike("loss", loss, self._losses) or self._spike(
-            "gradient norm", gradient_norm, self._gradient_norms
-        )
 
     def _spike(self, what: str, value: float, window: deque[float]) -> str | None:
         """One line when `value` stands out of a full window, else None."""

@@ -166,9 +166,11 @@ class Transformer:
         p, name, a = self.parameters, f"blocks.{layer}", w.layers[layer]
         site = w.dropout(dropout, 2 * layer + 1)
         self._norm_forward(f"{name}.mlp_norm", residual, branch, a.mlp_residual, a.mlp_normed, a.mlp_statistics, site)
-        self.ops.linear_forward(a.mlp_normed, p[f"{name}.mlp_up.weight"], None, a.hidden)
-        self.ops.gelu_forward(a.hidden, p.get(f"{name}.mlp_up.bias"), a.activated)
-        self.ops.linear_forward(a.activated, p[f"{name}.mlp_down.weight"], p.get(f"{name}.mlp_down.bias"), w.branch)
+        up, down = f"{name}.mlp_up", f"{name}.mlp_down"
+        self.ops.mlp_forward(
+            a.mlp_normed, p[f"{up}.weight"], p.get(f"{up}.bias"), p[f"{down}.weight"], p.get(f"{down}.bias"),
+            a.hidden, a.activated, w.branch,
+        )  # fmt: skip
         return a.mlp_residual, w.branch
 
     def _rotate(self, rotation: Any, q: Any, k: Any, first: int) -> None:
@@ -267,16 +269,12 @@ class Transformer:
         self, w: Workspace, layer: int, gradients: FlatParameters, dropout: Dropout | None, accumulate: bool
     ) -> None:
         p, g, name, a = self.parameters, gradients, f"blocks.{layer}", w.layers[layer]
-        down, up = f"{name}.mlp_down", f"{name}.mlp_up"
+        up, down = f"{name}.mlp_up", f"{name}.mlp_down"
         dbranch = self._branch_gradient(w, dropout)
-        self.ops.linear_backward(
-            dbranch, a.activated, p[f"{down}.weight"], w.dhidden, g[f"{down}.weight"], g.get(f"{down}.bias"),
-            accumulate=accumulate,
+        self.ops.mlp_backward(
+            dbranch, a.mlp_normed, a.hidden, a.activated, p[f"{up}.weight"], p[f"{down}.weight"], w.dhidden, w.dnormed,
+            g[f"{up}.weight"], g.get(f"{up}.bias"), g[f"{down}.weight"], g.get(f"{down}.bias"), accumulate=accumulate,
         )  # fmt: skip
-        self.ops.gelu_backward(w.dhidden, a.hidden, w.dhidden, g.get(f"{up}.bias"), accumulate=accumulate)
-        self.ops.linear_backward(
-            w.dhidden, a.mlp_normed, p[f"{up}.weight"], w.dnormed, g[f"{up}.weight"], None, accumulate=accumulate
-        )
         self._norm_backward(f"{name}.mlp_norm", w, a.mlp_residual, a.mlp_statistics, gradients, accumulate)
 
     def _attention_backward(

@@ -21,6 +21,7 @@ from cllm_gpu.reference import (
     gelu,
     layernorm,
     linear,
+    mlp,
     norm,
     rotary,
     sgd,
@@ -40,6 +41,8 @@ class Operations:
     linear_backward: Operation
     gelu_forward: Operation
     gelu_backward: Operation
+    mlp_forward: Operation
+    mlp_backward: Operation
     layernorm_forward: Operation
     residual_layernorm_forward: Operation
     layernorm_backward: Operation
@@ -65,6 +68,8 @@ REFERENCE: dict[str, Operation] = {
     "linear_backward": linear.linear_backward,
     "gelu_forward": gelu.gelu_forward,
     "gelu_backward": gelu.gelu_backward,
+    "mlp_forward": mlp.mlp_forward,
+    "mlp_backward": mlp.mlp_backward,
     "layernorm_forward": layernorm.layernorm_forward,
     "residual_layernorm_forward": layernorm.residual_layernorm_forward,
     "layernorm_backward": layernorm.layernorm_backward,

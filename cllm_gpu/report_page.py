@@ -12,7 +12,8 @@ from cllm_gpu.charts import COLOURS, Chart, Line, escaped, svg
 from cllm_gpu.config import to_toml
 from cllm_gpu.files import readable_size, write_atomically
 from cllm_gpu.report_style import STYLE
-from cllm_gpu.reporting import RunRecord, Sheet, differences_sheet, runs_sheet
+from cllm_gpu.reporting import RunRecord, differences_sheet, runs_sheet
+from cllm_gpu.sheets import Sheet
 
 LONG_TITLE = 80
 """Letters; more names of runs than that are left to the table."""

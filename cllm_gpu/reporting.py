@@ -1,21 +1,18 @@
 """What a person reads after the work: tables for the terminal, Markdown and JSON for files, pictures of curves.
 
-A `Sheet` is a table of text; the terminal's and the Markdown's are two renderings of it. Pictures need matplotlib
-(the extra `plots`), which is imported only when one is drawn.
+`sheets.py` renders the tables. Pictures need matplotlib (the extra `plots`), which is imported only when one is drawn.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from cllm_gpu import exact_json
 from cllm_gpu.config import Config, as_dict, load_toml
@@ -23,53 +20,13 @@ from cllm_gpu.errors import UserError
 from cllm_gpu.files import clear_errors, write_atomically
 from cllm_gpu.metrics import read_metrics
 from cllm_gpu.runs import CONFIGURATION, METRICS, saved_plan
+from cllm_gpu.sheets import Sheet, print_sheet
 
 if TYPE_CHECKING:  # a table of one thing does not load what makes another
     from cllm_gpu.comparison import Comparison, Row
     from cllm_gpu.verification import GroupCheck
 
 NONE = "–"
-PLAIN_WIDTH = 160
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table of text, numbers to the right, with notes below."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    text_columns: frozenset[int] = frozenset({0})
-    """Columns set to the left."""
-    bad_rows: frozenset[int] = frozenset()
-    """Rows to set off (a failed check)."""
-    notes: tuple[str, ...] = field(default=())
-
-    def rich(self) -> Table:
-        """For a terminal."""
-        table = Table(title=self.title, title_justify="left", caption="\n".join(self.notes), caption_justify="left")
-        for column, name in enumerate(self.header):
-            table.add_column(name, justify="left" if column in self.text_columns else "right")
-        for number, row in enumerate(self.rows):
-            table.add_row(*(Text(cell) for cell in row), style="bold red" if number in self.bad_rows else "")
-        return table
-
-    def markdown(self) -> str:
-        """As a Markdown document: heading, table, notes."""
-        rule = [":---" if column in self.text_columns else "---:" for column in range(len(self.header))]
-        lines = [_markdown_row(row) for row in (self.header, rule, *self.rows)]
-        notes = [f"\n{_escaped(note)}" for note in self.notes]
-        return "\n".join([f"# {_escaped(self.title)}", "", *lines, *notes]) + "\n"
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
-
-
-def _escaped(text: str) -> str:
-    for special in "\\|*_`<":
-        text = text.replace(special, f"\\{special}")
-    return text
 
 
 def write_sheet(sheet: Sheet, data: Any, folder: Path, name: str) -> tuple[Path, Path]:
@@ -83,14 +40,6 @@ def write_sheet(sheet: Sheet, data: Any, folder: Path, name: str) -> tuple[Path,
 def write_json(path: Path, data: Any) -> None:
     """Write plain `data` as JSON. UserError when the place cannot be written."""
     write_atomically(path, exact_json.dumps(data, indent=1) + "\n")
-
-
-def print_sheet(sheet: Sheet, console: Console | None = None) -> None:
-    """Show a sheet; where there is no terminal, wide enough that no row is broken."""
-    console = console or Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    console.print(sheet.rich())
 
 
 # ---- the sheets
@@ -121,6 +70,7 @@ def gradient_sheet(checks: Sequence[GroupCheck]) -> Sheet:
             for check in checks
         ),
         bad_rows=frozenset(number for number, check in enumerate(checks) if not check.passed),
+        spare_columns=(3, 2, 1),
         notes=(f"{verdict}; largest relative error {worst:.1e}, bound {checks[0].bound:.0e}.",),
     )
 
@@ -201,6 +151,8 @@ class RunRecord:
 def read_run(path: Path) -> RunRecord:
     """What a run's folder keeps, or the folder of a metrics.jsonl. UserError when it holds no step of a run."""
     file = path / METRICS if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise UserError(f"no training ran in {path}, so it has nothing to report; name a run that was trained")
     records = read_metrics(file)
     steps = tuple(r for r in records if r.get("kind") == "step")
     if not steps:

@@ -154,8 +154,8 @@ class Trainer:
             if reason is None:
                 report = self.optimizer.apply(self.parameters, self.gradients, rate=rate, gradient_norm=norm)
                 update = report.update_norm
-                if not report.applied:
-                    reason = self.guard.refuse("gradient too large to be squared")
+                reason = None if report.applied else "gradient too large to be squared"
+            self.guard.count(reason, loss, norm)
         self.done += 1
         self._record(loss, rate, norm, update, reason)
         if reason is not None:

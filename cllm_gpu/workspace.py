@@ -34,7 +34,7 @@ class LayerArrays:
     mlp_residual: Any  # (N, C)
     mlp_normed: Any  # (N, C)
     mlp_statistics: tuple[Any, Any]
-    hidden: Any  # (N, M) before GELU
+    hidden: Any  # (N, M) before GELU, the bias included
     activated: Any  # (N, M) after
 
 

@@ -44,6 +44,8 @@ LATTICE: dict[tuple[str, int], float] = {
 """(terms, head size) → the most that attention with them may take, times attention without."""
 ADAM_OVER_TORCH = 1.3
 TORCH_ADAM = "torch fused"
+PRODUCTS = ("linear forward", "linear backward", "MLP forward", "MLP backward")
+PRODUCTS_OVER_OTHERS = 1.0
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,27 @@ def adam_bars(rows: Sequence[Row]) -> list[Bar]:
     return bars or [Bar(f"AdamW against {TORCH_ADAM}", None, ADAM_OVER_TORCH, "times as fast", HOUSE)]
 
 
+def product_bars(rows: Sequence[Row]) -> list[Bar]:
+    """Our linear layers beside the fastest other way of the same run: our own without epilogues, or PyTorch's."""
+    bars = []
+    for kernel in PRODUCTS:
+        found = _ours(rows, kernel, "ours")
+        for row in found:
+            same = [r for r in rows if (r["kernel"], r["size"]) == (kernel, row["size"]) and r is not row]
+            times = [r["milliseconds"] for r in same if r["milliseconds"] is not None]
+            measured = min(times) / row["milliseconds"] if times else None
+            what = f"{kernel} against the fastest other way, {size_text(row['size'])}"
+            bars.append(Bar(what, measured, PRODUCTS_OVER_OTHERS, "times as fast", HOUSE))
+        if not found:
+            what = f"{kernel} against the fastest other way"
+            bars.append(Bar(what, None, PRODUCTS_OVER_OTHERS, "times as fast", HOUSE))
+    return bars
+
+
 def all_bars(rows: Sequence[Row], ceilings: Mapping[str, float | None], card: str) -> list[Bar]:
     """Every bar, in the order of the table."""
-    return (
-        attention_bars(rows, card)
-        + lattice_bars(rows)
-        + adam_bars(rows)
-        + bandwidth_bars(rows, ceilings.get("copy_terabytes"))
-    )
+    found = attention_bars(rows, card) + lattice_bars(rows) + adam_bars(rows) + product_bars(rows)
+    return found + bandwidth_bars(rows, ceilings.get("copy_terabytes"))
 
 
 def size_text(size: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from cllm_gpu.fused.operations import FUSED
 from cllm_gpu.lattice import ELEMENTS, symmetry_tables
 from cllm_gpu.reference.attention import attention_forward
 from cllm_gpu.reference.dropout import Dropout
+from cllm_gpu.reference.gelu import gelu_forward
 from cllm_gpu.reference.rotary import rotary_tables
 
 
@@ -105,6 +106,51 @@ def _gelu_backward(d: Draw) -> Case:
         written=("dx", "dbias"),
         options={"accumulate": False},
         growth=24 + s.rows,
+    )
+
+
+def _mlp_operands(d: Draw) -> dict[str, Array]:
+    s = d.sizes
+    return {
+        "up_weight": d(s.mlp_width, s.width),
+        "up_bias": d(s.mlp_width),
+        "down_weight": d(s.width, s.mlp_width),
+        "down_bias": d(s.width),
+    }
+
+
+def _mlp_forward(d: Draw) -> Case:
+    s = d.sizes
+    results = {name: d.empty(s.rows, s.mlp_width) for name in ("hidden", "activated")}
+    # the product, its sum with the bias and gelu are rounded; the last product averages what it is given
+    return Case(
+        "mlp_forward",
+        {"x": d(s.rows, s.width)} | _mlp_operands(d) | results | {"out": d.empty(s.rows, s.width)},
+        written=("hidden", "activated", "out"),
+        growth=10 + s.width + s.mlp_width,
+        roundings=4,
+    )
+
+
+def _mlp_backward(d: Draw) -> Case:
+    s = d.sizes
+    weights = _mlp_operands(d)
+    hidden = d(s.rows, s.mlp_width)
+    activated = np.empty_like(hidden, np.float64)
+    gelu_forward(np, hidden.astype(np.float64), None, activated)
+    given = {"dout": d(s.rows, s.width), "x": d(s.rows, s.width), "hidden": hidden}
+    given |= {"activated": activated.astype(d.dtype)} | {n: weights[n] for n in ("up_weight", "down_weight")}
+    results = {"dhidden": d.empty(s.rows, s.mlp_width), "dx": d.empty(s.rows, s.width)}
+    gradients = {f"d{name}": d(*x.shape) for name, x in weights.items()}
+    # the product before gelu' is rounded, and dhidden, which the other products are made of
+    return Case(
+        "mlp_backward",
+        given | results | gradients,
+        written=tuple(results),
+        updated=tuple(gradients),
+        options={"accumulate": True},
+        growth=30 + max(s.rows, s.width, s.mlp_width),
+        roundings=4,
     )
 
 
@@ -306,6 +352,8 @@ MAKERS: dict[str, Callable[[Draw], Case]] = {
     "linear_backward": _linear_backward,
     "gelu_forward": _gelu_forward,
     "gelu_backward": _gelu_backward,
+    "mlp_forward": _mlp_forward,
+    "mlp_backward": _mlp_backward,
     "layernorm_forward": _layernorm_forward,
     "residual_layernorm_forward": _residual_layernorm_forward,
     "layernorm_backward": _layernorm_backward,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.gpu.cases import DTYPES
+from cllm_gpu.fused.gpu_launcher import gpu_launcher
 from cllm_gpu.fused.launcher import Launcher
 
 Call = Callable[[], Any]
@@ -58,12 +59,17 @@ def _nothing() -> None:
 
 
 class Device:
-    """Arrays, a launcher, and random data: the same on a card and in a rehearsal."""
+    """Arrays, launchers, and random data: the same on a card and in a rehearsal."""
 
     rehearsal = False
+    products = "matrix products by NumPy"
+    """Who computes matrix products."""
 
-    def __init__(self, xp: Any, module_class: Any) -> None:
-        self.xp, self.launcher = xp, Launcher(xp, module_class)
+    def __init__(self, xp: Any, module_class: Any, launcher: Launcher | None = None) -> None:
+        self.xp = xp
+        self.separate = Launcher(xp, module_class)
+        """Never takes what follows a matrix product into the product's kernel."""
+        self.launcher = launcher or self.separate
         self._blocks: dict[int, Any] = {}
 
     def random(self, shape: tuple[int, ...], storage: str, seed: int = 0) -> Any:
@@ -84,6 +90,11 @@ class Device:
     def free_bytes(self) -> int:
         """Memory that can still be had."""
         raise NotImplementedError
+
+    def refused(self) -> list[str]:
+        """Matrix products that cuBLASLt had no algorithm for, so that they were measured without it."""
+        lt = self.launcher.lt
+        return [] if lt is None else [f"cuBLASLt refuses {problem}: {why}" for problem, why in lt.refused.items()]
 
     def release(self) -> None:
         """Give freed arrays' memory back to the card."""
@@ -118,7 +129,8 @@ class Card(Device):
     """The current NVIDIA card, through CuPy. `seconds`: how long one measurement goes on."""
 
     def __init__(self, cupy: Any, *, seconds: float = 0.4) -> None:
-        super().__init__(cupy, cupy.RawModule)
+        launcher, self.products = gpu_launcher(cupy)
+        super().__init__(cupy, cupy.RawModule, launcher)
         self._seconds = seconds
         self._delay = cupy.RawKernel(_DELAY, "delay")
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import io
 import keyword
+import logging
 import os
 import sys
+from typing import Any
 
 from cllm_gpu import __version__
 from cllm_gpu.config import suggestion
@@ -20,43 +22,62 @@ COMMANDS = {
     "import": "read a GPT-2 as Hugging Face stores it into a run",
     "export": "write a model for Hugging Face transformers",
     "gradcheck": "compare every analytic gradient with a numerical one",
-    "compare": "train with several optimizers, or several variants of a model, and compare",
+    "compare": "train with several optimizers, or variants of a model, and compare",
     "report": "tables and pictures of finished runs",
     "lattice": "draw the lattice, and what a model learnt of it",
     "info": "versions, device, and which operations run fused",
+    "completion": "a script for the shell that completes commands and options",
 }
+CHECK_FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
+STATUSES = {
+    0: "done",
+    CHECK_FAILED: "a check failed (gradcheck), or nobody reads the output any more",
+    USER_ERROR: "bad input, or something missing: one line on standard error says what",
+    INTERRUPTED: "interrupted by Ctrl-C; train, which a termination signal stops too, has saved",
+}
+"""Exit statuses of every command."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; its exit status: 0, 1 (a check failed), 2 (bad input, one line on stderr), 130 (interrupted)."""
+    """Run one command; its exit status, one of STATUSES."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character the terminal cannot show is no reason to stop
+    _show_notices()
     try:
         status = _dispatch(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"cllm-gpu: error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _failed(str(error))
     except MemoryError as error:
-        print(
-            f"cllm-gpu: error: out of memory ({error}): use a smaller batch or --training.micro-batch", file=sys.stderr
-        )
-        return USER_ERROR
+        return _failed(f"out of memory ({error}): use a smaller batch or --training.micro-batch")
     except KeyboardInterrupt:
         print("cllm-gpu: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+        return CHECK_FAILED
     except OSError as error:  # standard output on a full disk, a folder taken away: not foreseen, but no traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        print(f"cllm-gpu: error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _failed(str(error))
+
+
+def _failed(error: str) -> int:
+    from cllm_gpu.display import say, terminal  # only here: most commands need no display this early
+
+    say(f"cllm-gpu: error: {error}", terminal(errors=True))
+    return USER_ERROR
+
+
+def _show_notices() -> None:
+    """What takes long below the commands (compiling, once) says so by logging; shown where a person looks on."""
+    logger = logging.getLogger("cllm_gpu")
+    if sys.stderr is not None and sys.stderr.isatty() and not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stderr))
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -69,12 +90,18 @@ def _dispatch(arguments: list[str]) -> int:
     name = arguments[0]
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{suggestion(name, COMMANDS)}")
-    module = f"{name}_" if keyword.iskeyword(name) else name
-    return importlib.import_module(f"cllm_gpu.cli.{module}").main(arguments[1:])
+    return load_command(name).main(arguments[1:])
+
+
+def load_command(name: str) -> Any:
+    """The module of a command in COMMANDS: it has `main(arguments)` and `COMMAND`, a `parsing.Command`."""
+    return importlib.import_module(f"cllm_gpu.cli.{name}_" if keyword.iskeyword(name) else f"cllm_gpu.cli.{name}")
 
 
 def _usage() -> str:
     lines = [f"cllm-gpu {__version__}: train language models with every gradient written by hand", ""]
-    lines += ["usage: cllm-gpu COMMAND [OPTIONS]      (cllm-gpu COMMAND --help lists a command's options)", ""]
-    lines += [f"  {name:10s} {text}" for name, text in COMMANDS.items()]
+    lines += ["usage: cllm-gpu COMMAND [OPTIONS]", ""]
+    lines += [f"  {name:10s}  {text}" for name, text in COMMANDS.items()]
+    lines += ["", "cllm-gpu COMMAND --help lists a command's options and shows examples.", "", "exit status:"]
+    lines += [f"  {status:3d}  {text}" for status, text in STATUSES.items()]
     return "\n".join(lines)

@@ -13,21 +13,22 @@ import tyro
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli import INTERRUPTED
 from cllm_gpu.cli.configured import base_configuration, early_flags, open_data
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command, Quietable
 from cllm_gpu.comparison import OptimizerName, Run, ScheduleName, compare, default_settings, run_setting
 from cllm_gpu.config import Config, as_dict
 from cllm_gpu.data import Dataset
-from cllm_gpu.display import Display
+from cllm_gpu.display import Display, terminal
 from cllm_gpu.errors import UserError
 from cllm_gpu.experiment_report import experiment_data, experiment_sheet, plot_experiment
 from cllm_gpu.experiments import RUNS, Experiment, SeedRun, checked_seeds, load_experiment, run_experiment, run_variant
-from cllm_gpu.reporting import comparison_sheet, plot_comparison, print_sheet, require_plots, write_sheet
+from cllm_gpu.reporting import comparison_sheet, plot_comparison, require_plots, write_sheet
+from cllm_gpu.sheets import print_sheet
 from cllm_gpu.versions import environment
 
 
 @dataclass(frozen=True)
-class CompareOptions:
-    """Compare runs: several optimizers and schedules, each over a grid of rates, or the variants of an experiment."""
+class CompareOptions(Quietable):
+    """Compare optimizers and schedules, each over its rates, or variants of a model."""
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     config: Path | None = None
@@ -45,12 +46,27 @@ class CompareOptions:
     """Draw the curves too; needs the extra `plots`."""
 
 
+COMMAND = Command(
+    "compare",
+    CompareOptions,
+    examples="""
+    # SGD, Adam and AdamW, each over its rates
+    cllm-gpu compare --model.size tiny --training.steps 400 --output optimizers
+    # AdamW under three schedules, on a text of your own
+    cllm-gpu compare --data.source book.txt --model.size tiny --training.steps 5 \\
+      --optimizers adamw --schedules constant cosine wsd
+    # the variants of an experiment, from one seed
+    cllm-gpu compare --experiment experiments/crystalline_bytes.toml --seeds 1
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Compare; exit status 0."""
     named = early_flags(arguments).experiment
     experiment = load_experiment(named) if named else None
     base = experiment.base if experiment else base_configuration(arguments)
-    options = parse(CompareOptions, arguments, command="compare", default=CompareOptions(base))
+    options = COMMAND.parse(arguments, CompareOptions(base))
     if experiment and options.config:
         raise UserError("--config and --experiment are both given; the experiment's file has the configuration too")
     if options.seeds and experiment is None:
@@ -62,9 +78,9 @@ def main(arguments: list[str]) -> int:
     return _experiment(experiment, options) if experiment else _optimizers(options)
 
 
-def _open(config: Config) -> tuple[Backend, Display, Dataset]:
+def _open(config: Config, *, quiet: bool) -> tuple[Backend, Display, Dataset]:
     backend = get_backend(config.backend, workers=config.training.workers, precision=config.precision)
-    display = Display(config.training.steps, backend.memory_held)
+    display = Display(terminal(quiet=quiet), config.training.steps, backend.memory_held)
     display.message(backend.description)
     return backend, display, open_data(config, display)
 
@@ -80,7 +96,7 @@ def _optimizers(options: CompareOptions) -> int:
         raise UserError("--optimizers names none; give at least one of sgd, adam, adamw")
     folder = config.output or Path("runs/comparison")
     settings = default_settings(config, optimizers=options.optimizers, schedules=options.schedules)
-    backend, display, dataset = _open(config)
+    backend, display, dataset = _open(config, quiet=options.quiet)
     done: list[Run] = []
 
     def report(run: Run) -> None:
@@ -91,7 +107,8 @@ def _optimizers(options: CompareOptions) -> int:
     display.message(f"{len(settings)} runs of {config.training.steps} steps, and more where the best rate is at an end")
     found = compare(settings, lambda c: run_setting(c, backend, dataset), baseline=options.optimizers[0], report=report)
     sheet = comparison_sheet(found)
-    print_sheet(sheet)
+    if not options.quiet:
+        print_sheet(sheet)
     written = [*write_sheet(sheet, {"made": _made(backend), **found.as_dict()}, folder, "comparison")]
     if options.picture:
         written.append(folder / "comparison.png")
@@ -105,7 +122,7 @@ def _experiment(experiment: Experiment, options: CompareOptions) -> int:
     assert options.experiment is not None
     folder = config.output or Path("runs") / options.experiment.stem
     experiment.variants(config)  # what a flag makes impossible is said before anything is opened
-    backend, display, dataset = _open(config)
+    backend, display, dataset = _open(config, quiet=options.quiet)
     # kept runs are those of the very backend, as with a resumed run
     config = dataclasses.replace(
         config, backend=backend.name, training=dataclasses.replace(config.training, workers=backend.workers)
@@ -125,7 +142,8 @@ def _experiment(experiment: Experiment, options: CompareOptions) -> int:
         display.message(f"stopped after {len(done)} of {total} runs; the same command goes on with the next")
         return INTERRUPTED
     sheet = experiment_sheet(experiment, runs)
-    print_sheet(sheet)
+    if not options.quiet:
+        print_sheet(sheet)
     name = options.experiment.stem
     data = {
         "made": _made(backend),

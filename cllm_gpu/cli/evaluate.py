@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.cli.parsing import parse
-from cllm_gpu.data import evaluation_batches, open_text
+from cllm_gpu.cli.parsing import Command, Quietable
+from cllm_gpu.data import evaluation_batches, evaluation_windows, open_text
+from cllm_gpu.data.tokens import Batch
+from cllm_gpu.display import counting, say, terminal
 from cllm_gpu.errors import UserError
 from cllm_gpu.evaluation import evaluate, model_losses
 from cllm_gpu.multiple_choice import Choices, choose, read_hellaswag
@@ -23,8 +24,8 @@ from cllm_gpu.trained import TrainedModel, open_trained, require_tokenizer
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """Loss, perplexity, bits per byte and accuracy of a trained model on a text, or its choices in a task."""
+class EvaluateOptions(Quietable):
+    """Loss, perplexity, bits per byte and accuracy on a text, or choices in a task."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Text file, folder, glob or .jsonl file; with --task the file of the task."""
@@ -44,9 +45,23 @@ class EvaluateOptions:
     """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
 
 
+COMMAND = Command(
+    "evaluate",
+    EvaluateOptions,
+    examples="""
+    # the newest run's best model on a text
+    cllm-gpu evaluate book.txt
+    # a run by name, on a part of the text, for a program to read
+    cllm-gpu evaluate book.txt --model runs/001 --batches 5 --json
+    # how often the model chooses the right ending
+    cllm-gpu evaluate hellaswag_val.jsonl --task hellaswag
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
-    """Evaluate; exit status 0."""
-    options = parse(EvaluateOptions, arguments, command="evaluate")
+    """Evaluate, with progress on a terminal's standard error; exit status 0."""
+    options = COMMAND.parse(arguments)
     if options.batch < 1 or options.batches < 0:
         raise UserError(f"--batch {options.batch} must be at least 1 and --batches {options.batches} at least 0")
     if options.task and options.batches:
@@ -55,34 +70,46 @@ def main(arguments: list[str]) -> int:
     trained = open_trained(path, get_backend(options.backend), options.checkpoint)
     if options.task:
         return _task(options, trained, require_tokenizer(trained, path))
-    source = open_text(options.source, require_tokenizer(trained, path))
-    batches = evaluation_batches(
-        source, batch=options.batch, context=trained.model.architecture.context, limit=options.batches or None
-    )
+    return _text(options, trained, require_tokenizer(trained, path))
+
+
+def _text(options: EvaluateOptions, trained: TrainedModel, tokenizer: Tokenizer) -> int:
+    """The loss on a text."""
+    source = open_text(options.source, tokenizer)
     bytes_per_token = source.text_bytes / (len(source) - 1) if source.text_bytes else None  # the first is no target
-    found = evaluate(model_losses(trained.model), batches, bytes_per_token, trained.model.backend.to_host)
+    batch, context, limit = options.batch, trained.model.architecture.context, options.batches or None
+    total = evaluation_windows(source, batch=batch, context=context, limit=limit)
+    batches = evaluation_batches(source, batch=batch, context=context, limit=limit)
+    with counting(terminal(quiet=options.quiet, errors=True), "evaluating", total) as progress:
+        losses = model_losses(trained.model)
+        found = evaluate(losses, _told(batches, total, progress), bytes_per_token, trained.model.backend.to_host)
     if options.json:
         print(json.dumps(found.as_dict()))
         return 0
     bits = f"  {found.bits_per_byte:.4f} bits/byte" if found.bits_per_byte is not None else ""
-    print(
+    say(
         f"loss {found.loss:.4f} nats/token  perplexity {found.perplexity:.3f}{bits}  "
         f"accuracy {found.accuracy:.2%}  ({found.tokens:,} tokens, step {trained.step})"
     )
     return 0
 
 
+def _told(batches: Iterator[Batch], total: int, progress: Callable[[int, str], None]) -> Iterator[Batch]:
+    """The batches; `progress` hears of each that is done with. The last has rows that are only filled up."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch[0])
+        progress(min(done, total), "evaluating")
+
+
 def _task(options: EvaluateOptions, trained: TrainedModel, tokenizer: Tokenizer) -> int:
-    """A task of multiple choice, with progress on a terminal's standard error."""
+    """A task of multiple choice."""
     items = read_hellaswag(Path(options.source))
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        shown = bar.add_task(f"{options.task}", total=len(items))
+    with counting(terminal(quiet=options.quiet, errors=True), "items", len(items)) as progress:
 
         def tell(done: int, so_far: Choices) -> None:
-            words = f"acc {so_far.accuracy:.1%} acc_norm {so_far.accuracy_per_character:.1%}"
-            bar.update(shown, completed=done, description=words)
+            progress(done, f"acc {so_far.accuracy:.1%} norm {so_far.accuracy_per_character:.1%}")
 
         found = choose(
             items,
@@ -98,7 +125,7 @@ def _task(options: EvaluateOptions, trained: TrainedModel, tokenizer: Tokenizer)
         return 0
     shares = {"acc": found.accuracy, "acc_norm": found.accuracy_per_character}
     words = "  ".join(f"{name} {share:.2%}{_spread(found, share)}" for name, share in shares.items())
-    print(f"{options.task}: {words}  ({found.items:,} items, step {trained.step})")
+    say(f"{options.task}: {words}  ({found.items:,} items, step {trained.step})")
     return 0
 
 

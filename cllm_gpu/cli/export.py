@@ -9,14 +9,15 @@ from typing import Annotated, Literal
 import tyro
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
+from cllm_gpu.display import say
 from cllm_gpu.huggingface import export_model
 from cllm_gpu.trained import open_trained
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model as a GPT-2 that transformers loads (config.json, model.safetensors, tokenizer.json)."""
+    """Write a model as a GPT-2 that Hugging Face transformers loads."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Run folder or checkpoint."""
@@ -26,11 +27,23 @@ class ExportOptions:
     """Which checkpoint of a run folder."""
 
 
+COMMAND = Command(
+    "export",
+    ExportOptions,
+    examples="""
+    # the best model of a run
+    cllm-gpu export runs/001 --output gpt2
+    # its last one
+    cllm-gpu export runs/001 --output gpt2-last --checkpoint last
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Export; exit status 0."""
-    options = parse(ExportOptions, arguments, command="export")
+    options = COMMAND.parse(arguments)
     trained = open_trained(options.model, get_backend("numpy", workers=1), options.checkpoint)
     for note in export_model(trained.model, trained.tokenizer, options.output):
-        print(note)
-    print(f"exported step {trained.step} of {options.model} to {options.output}")
+        say(note)
+    say(f"exported step {trained.step} of {options.model} to {options.output}")
     return 0

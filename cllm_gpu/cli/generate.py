@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
 from cllm_gpu.generation import generate_text, visible
 from cllm_gpu.runs import newest_run
 from cllm_gpu.sampling import Sampler
@@ -22,7 +22,7 @@ from cllm_gpu.trained import open_trained, require_tokenizer
 class GenerateOptions:
     """Continue a prompt with a trained model; the text streams to standard output."""
 
-    prompt: Annotated[str, tyro.conf.Positional] = ""
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = ""
     """What to continue (empty: begin a new document)."""
     model: Path | None = None
     """Run folder or checkpoint (None: the newest run)."""
@@ -44,9 +44,23 @@ class GenerateOptions:
     """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
 
 
+COMMAND = Command(
+    "generate",
+    GenerateOptions,
+    examples="""
+    # continue a prompt with the newest run's best model
+    cllm-gpu generate "The number"
+    # the likeliest continuation, at most 50 tokens
+    cllm-gpu generate "The number" --temperature 0 --tokens 50
+    # more daring, but without the unlikeliest tokens
+    cllm-gpu generate --model runs/001 --temperature 1 --top-p 0.95 --seed 7
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Generate; exit status 0."""
-    options = parse(GenerateOptions, arguments, command="generate")
+    options = COMMAND.parse(arguments)
     sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
     path = options.model or newest_run()
     trained = open_trained(path, get_backend(options.backend), options.checkpoint)

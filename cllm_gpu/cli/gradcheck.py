@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cllm_gpu.backend import get_backend
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.backend import ENVIRONMENT_VARIABLE, Backend, get_backend
+from cllm_gpu.cli import CHECK_FAILED
+from cllm_gpu.cli.parsing import Command
+from cllm_gpu.compiler import find_compiler
 from cllm_gpu.config import ModelConfig
+from cllm_gpu.display import say
+from cllm_gpu.errors import UserError
 from cllm_gpu.reporting import gradient_data, print_checks, write_json
 from cllm_gpu.verification import BOUND, check_gradients
 
 
 @dataclass(frozen=True)
 class GradcheckOptions:
-    """Compare every analytic gradient of a model with a numerical one, in float64; exit status 1 if any differs."""
+    """Compare every gradient of a model with a numerical one, in float64."""
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(size="tiny"))
     vocabulary: int = 257
@@ -30,16 +35,30 @@ class GradcheckOptions:
     seed: int = 1
     """Of the weights, the tokens and the directions."""
     backend: str | None = None
-    """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
+    """numpy or native, which compute in float64 (None: $CLLM_BACKEND or the faster)."""
     output: Path | None = None
     """Also write the table as JSON."""
 
 
+COMMAND = Command(
+    "gradcheck",
+    GradcheckOptions,
+    examples="""
+    # every gradient of the model tiny
+    cllm-gpu gradcheck
+    # rotary positions, one key/value head, no biases
+    cllm-gpu gradcheck --model.positions rope --model.kv-heads 1 --model.no-bias
+    # attention with the lattice's terms, by the plain reference
+    cllm-gpu gradcheck --model.attention crystalline --backend numpy
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Check; exit status 0 when every group passes, else 1."""
-    options = parse(GradcheckOptions, arguments, command="gradcheck")
-    backend = get_backend(options.backend, workers=1)
-    print(backend.description)
+    options = COMMAND.parse(arguments)
+    backend = _float64_backend(options.backend)
+    say(backend.description)
     checks = check_gradients(
         options.model.architecture(options.vocabulary),
         backend,
@@ -52,4 +71,15 @@ def main(arguments: list[str]) -> int:
     print_checks(checks)
     if options.output:
         write_json(options.output, gradient_data(checks))
-    return 0 if all(check.passed for check in checks) else 1
+    return 0 if all(check.passed for check in checks) else CHECK_FAILED
+
+
+def _float64_backend(name: str | None) -> Backend:
+    """The backend asked for, else $CLLM_BACKEND, else the faster. UserError for one whose kernels know no float64."""
+    if name in ("cupy", "simulator"):
+        raise UserError(f"--backend {name} computes in float32 and bfloat16; the check needs numpy or native")
+    if name is None:
+        usual = os.environ.get(ENVIRONMENT_VARIABLE)
+        has_native = find_compiler() is not None and os.name != "nt"
+        name = usual if usual in ("native", "numpy") else "native" if has_native else "numpy"
+    return get_backend(name, workers=1)

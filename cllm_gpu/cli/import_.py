@@ -9,7 +9,8 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.checkpoints import save_checkpoint
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
+from cllm_gpu.display import say
 from cllm_gpu.huggingface import import_model
 from cllm_gpu.runs import begin_run, writing
 from cllm_gpu.tokenizers import load_tokenizer
@@ -17,7 +18,7 @@ from cllm_gpu.tokenizers import load_tokenizer
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Read a GPT-2 as Hugging Face stores it (config.json, model.safetensors, tokenizer files) into a run folder."""
+    """Read a GPT-2, in the files that Hugging Face stores, into a run folder."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The model's folder."""
@@ -27,9 +28,21 @@ class ImportOptions:
     """"bytes", or the path of a tokenizer.json (None: the one in DIR)."""
 
 
+COMMAND = Command(
+    "import",
+    ImportOptions,
+    examples="""
+    # the next free folder in runs/
+    cllm-gpu import gpt2
+    # a folder by name, with a tokenizer of your choice
+    cllm-gpu import gpt2 --output imported --tokenizer bytes
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Import; exit status 0."""
-    options = parse(ImportOptions, arguments, command="import")
+    options = COMMAND.parse(arguments)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     found = import_model(options.folder, tokenizer)
     run = begin_run(options.output)
@@ -37,10 +50,10 @@ def main(arguments: list[str]) -> int:
         save_checkpoint(run, found.checkpoint, keep_last=1, best=True)
     a, count = found.architecture, sum(array.size for array in found.checkpoint.parameters.values())
     for note in found.notes:
-        print(note)
-    print(
+        say(note)
+    say(
         f"imported {options.folder}: {count:,} parameters, {a.layers} layers, width {a.width}, {a.heads} heads, "
         f"context {a.context}, vocabulary {a.vocabulary}"
     )
-    print(f"run folder {run}; to train it further: cllm-gpu train --initial {run} --data.source …")
+    say(f"run folder {run}; train it further: cllm-gpu train --initial {run} --data.source …", unbroken=True)
     return 0

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from cllm_gpu import __version__, gpu
 from cllm_gpu.backend import Backend, get_backend, usable_cores
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
 from cllm_gpu.compiler import cache_directory, compiler_version, find_compiler
+from cllm_gpu.display import say
 from cllm_gpu.files import readable_size
 from cllm_gpu.operations import NAMES
 from cllm_gpu.versions import package_version
@@ -17,6 +18,7 @@ PACKAGES = (
     "numpy",
     "cupy-cuda12x",
     "cupy-cuda13x",
+    "nvmath-python",
     "mkl",
     "nvtx",
     "safetensors",
@@ -34,22 +36,35 @@ class InfoOptions:
     """Backend to describe (None: the one a run would take)."""
 
 
+COMMAND = Command(
+    "info",
+    InfoOptions,
+    examples="""
+    # what a run would take on this machine
+    cllm-gpu info
+    # a backend by name
+    cllm-gpu info --backend numpy
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Print it."""
-    options = parse(InfoOptions, arguments, command="info")
-    print(f"cllm-gpu {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    print(f"processor: {usable_cores()} usable cores, {platform.machine()}")
+    options = COMMAND.parse(arguments)
+    say(f"cllm-gpu {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    say(f"processor: {usable_cores()} usable cores, {platform.machine()}")
     compiler = find_compiler()
-    print(f"C++ compiler: {compiler_version(compiler) if compiler else 'none; install g++ or clang++, or set CXX'}")
+    say(f"C++ compiler: {compiler_version(compiler) if compiler else 'none; install g++ or clang++, or set CXX'}")
     for name in PACKAGES:
-        print(f"{name}: {package_version(name)}")
+        say(f"{name}: {package_version(name)}")
     _describe_gpu()
     backend = get_backend(options.backend)
-    print(f"backend: {backend.description}")
-    print(f"trains in: {', '.join(backend.precisions)}")
-    print(f"worker threads: {backend.workers}")
+    say(f"backend: {backend.description}")
+    say(f"trains in: {', '.join(backend.precisions)}")
+    say(f"GEMM: {backend.products}")
+    say(f"worker threads: {backend.workers}")
     _describe_operations(backend)
-    print(f"cache: {cache_directory()}")
+    say(f"cache: {cache_directory()}")
     return 0
 
 
@@ -57,15 +72,15 @@ def _describe_gpu() -> None:
     driver = gpu.find_driver()
     obstacle = gpu.missing(driver, has_cupy=gpu.has_cupy())
     if driver is not None:
-        print(f"NVIDIA driver: CUDA {driver.cuda[0]}.{driver.cuda[1]}, {driver.devices} device(s)")
+        say(f"NVIDIA driver: CUDA {driver.cuda[0]}.{driver.cuda[1]}, {driver.devices} device(s)")
     if obstacle is not None:
-        print(f"GPU: not usable: {obstacle}")
+        say(f"GPU: not usable: {obstacle}")
         return
     backend = get_backend("cupy")
     runtime = backend.xp.cuda.runtime
     for index in range(runtime.getDeviceCount()):
         found = runtime.getDeviceProperties(index)
-        print(
+        say(
             f"GPU {index}: {found['name'].decode()}, compute capability {found['major']}.{found['minor']}, "
             f"{readable_size(found['totalGlobalMem'])}"
         )
@@ -79,4 +94,4 @@ def _describe_operations(backend: Backend) -> None:
         function = getattr(operation, "__wrapped__", operation).func  # fused operations stand in a profiler's range
         by_home.setdefault(function.__module__.split(".")[1], []).append(name)
     for home, names in by_home.items():
-        print(f"operations in {home}: {', '.join(names)}")
+        say(f"operations in {home}: {', '.join(names)}")

@@ -11,7 +11,7 @@ import tyro
 
 from cllm_gpu.architecture import MAXIMUM_VOCABULARY
 from cllm_gpu.backend import get_backend
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
 from cllm_gpu.errors import UserError
 from cllm_gpu.lattice_pictures import (
     LABELLED,
@@ -31,9 +31,9 @@ LONGEST_PROMPT = 128
 
 @dataclass(frozen=True)
 class LatticeOptions:
-    """Draw the lattice of a vocabulary; for a trained crystalline model also what it learnt and how it attends."""
+    """Draw a vocabulary's lattice, and what a crystalline model learnt of it."""
 
-    model: Annotated[Path | None, tyro.conf.Positional] = None
+    model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
     """Run folder or checkpoint (None: only the lattice)."""
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint of a run folder."""
@@ -51,9 +51,21 @@ class LatticeOptions:
     """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
 
 
+COMMAND = Command(
+    "lattice",
+    LatticeOptions,
+    examples="""
+    # the lattice of the 257 tokens of bytes
+    cllm-gpu lattice
+    # what a crystalline model learnt, and how it attends to a text
+    cllm-gpu lattice runs/003 --prompt "three times three is" --output pictures
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Draw; exit status 0."""
-    options = parse(LatticeOptions, arguments, command="lattice")
+    options = COMMAND.parse(arguments)
     require_plots()
     trained = open_trained(options.model, get_backend(options.backend), options.checkpoint) if options.model else None
     figures = {"lattice": _lattice(options, trained)}

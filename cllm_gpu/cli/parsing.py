@@ -1,14 +1,18 @@
-"""From a typed dataclass to command-line flags (tyro), with errors of one line.
+"""From a typed dataclass to command-line flags (tyro), with errors of one line and help that ends with examples.
 
-tyro makes the flags from the annotations and docstrings that the configuration has anyway, nested sections included,
-with help and completion; argparse would need each flag written a second time.
+tyro makes the flags from the annotations and docstrings that the configuration has anyway, nested sections included;
+argparse would need each flag written a second time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
-from typing import Any, TypeVar
+import logging
+import textwrap
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
 
@@ -18,53 +22,83 @@ from cllm_gpu.errors import UserError
 Options = TypeVar("Options")
 
 
-def parse(
-    options: type[Options], arguments: list[str], *, command: str, default: Any = tyro.MISSING_NONPROP
-) -> Options:
-    """`options` filled from `arguments` over `default`. UserError for unknown flags and values of the wrong kind."""
-    if {"-h", "--help"} & set(arguments):
-        return tyro.cli(options, args=["--help"], prog=f"cllm-gpu {command}", default=default, config=_STYLE)
-    messages = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(messages), contextlib.redirect_stdout(messages):
-            parsed, unknown = tyro.cli(
-                options,
-                args=arguments,
-                prog=f"cllm-gpu {command}",
-                default=default,
-                return_unknown_args=True,
-                config=_STYLE,
-            )
-    except SystemExit:
-        raise UserError(_one_line(messages.getvalue())) from None
-    if unknown:
-        raise UserError(_unknown(unknown[0], options, command, default))
-    return parsed
+@dataclass(frozen=True, kw_only=True)
+class Quietable:
+    """The flag of every command that shows progress. `display.terminal(quiet=…)` obeys it, and `parse` for notices."""
+
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"]), tyro.conf.FlagCreatePairsOff] = False
+    """Show no progress and no messages: only errors, and a result that is written to no file."""
+
+
+@dataclass(frozen=True)
+class Command(Generic[Options]):
+    """What the command line knows of a command; its help, its errors and its completion are made from this."""
+
+    name: str
+    options: type[Options]
+    """A dataclass. Its docstring begins the help."""
+    examples: str
+    """Lines of a shell, each with a comment above it. They end the help."""
+
+    def parse(self, arguments: list[str], default: Any = tyro.MISSING_NONPROP) -> Options:
+        """`options` filled from `arguments` over `default`; for --help the help instead, and SystemExit.
+
+        UserError for unknown flags and values of the wrong kind.
+        """
+        if {"-h", "--help"} & set(arguments):
+            self._show_help(default)
+        messages = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(messages), contextlib.redirect_stdout(messages):
+                parsed, unknown = tyro.cli(
+                    self.options,
+                    args=arguments,
+                    prog=f"cllm-gpu {self.name}",
+                    default=default,
+                    return_unknown_args=True,
+                    config=_STYLE,
+                )
+        except SystemExit:
+            raise UserError(_one_line(messages.getvalue())) from None
+        if unknown:
+            raise UserError(self._unknown(unknown[0], default))
+        quiet = isinstance(parsed, Quietable) and parsed.quiet
+        logging.getLogger("cllm_gpu").setLevel(logging.WARNING if quiet else logging.INFO)
+        return parsed
+
+    def _tyro_help(self, default: Any) -> None:
+        with contextlib.suppress(SystemExit):
+            tyro.cli(self.options, args=["--help"], prog=f"cllm-gpu {self.name}", default=default, config=_STYLE)
+
+    def _show_help(self, default: Any) -> NoReturn:
+        self._tyro_help(default)
+        print(f"\nexamples:\n{textwrap.indent(inspect.cleandoc(self.examples), '  ')}")
+        raise SystemExit(0)
+
+    def _unknown(self, flag: str, default: Any) -> str:
+        """One line on an argument that the command does not have."""
+        name = flag.split("=")[0]
+        if not name.startswith("-"):
+            return f"unexpected argument {flag!r}; `cllm-gpu {self.name} --help` lists the options"
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            self._tyro_help(default)
+        known = {word for word in text.getvalue().replace(",", " ").split() if word.startswith("--")}
+        near = suggestion(name, known)
+        return f"unknown option {name}{near if 'mean' in near else f'; `cllm-gpu {self.name} --help` lists them'}"
 
 
 _STYLE = (tyro.conf.AvoidSubcommands,)
 
 
 def _one_line(text: str) -> str:
-    """tyro's boxed message as one line: its first sentence, without the frame."""
-    lines = [line.strip("│|+ ").strip() for line in text.splitlines()]
-    spoken = [line for line in lines if line.strip("─-╭╮╰╯")]
-    end = next((i for i, line in enumerate(spoken) if line.startswith(("Argument helptext", "For full help"))), None)
-    return " ".join(spoken[:end]) or "these arguments cannot be understood"
+    """tyro's boxed message as one line: without the frame, its title, and the help below the message."""
+    spoken = [line for line in map(str.strip, text.splitlines()) if line.strip("-─│╭╮╰╯ ")]
+    end = next((i for i, line in enumerate(spoken) if line.startswith(_BELOW_THE_MESSAGE)), None)
+    first, *rest = spoken[1:end] or ["these arguments cannot be understood"]
+    if first.startswith("Missing from ") and rest:
+        return f"{rest[0]} is missing: {' '.join(rest[1:]).removesuffix(' (required)')}"
+    return " ".join([first, *rest])
 
 
-def _unknown(flag: str, options: type[Any], command: str, default: Any) -> str:
-    known = {word for word in _help(options, default).replace(",", " ").split() if word.startswith("--")}
-    name = flag.split("=")[0]
-    if not name.startswith("-"):
-        return f"unexpected argument {flag!r}; `cllm-gpu {command} --help` lists the options"
-    near = suggestion(name, known)
-    hint = near if "mean" in near else f"; `cllm-gpu {command} --help` lists them"
-    return f"unknown option {name}{hint}"
-
-
-def _help(options: type[Any], default: Any) -> str:
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        tyro.cli(options, args=["--help"], default=default, config=_STYLE)
-    return text.getvalue()
+_BELOW_THE_MESSAGE = ("Argument helptext", "For full help", "Got errors")

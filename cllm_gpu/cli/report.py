@@ -8,15 +8,17 @@ from typing import Annotated
 
 import tyro
 
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command
+from cllm_gpu.display import say
 from cllm_gpu.report_page import write_page
-from cllm_gpu.reporting import plot_runs, print_sheet, read_runs, run_summary, runs_sheet, write_sheet
+from cllm_gpu.reporting import plot_runs, read_runs, run_summary, runs_sheet, write_sheet
 from cllm_gpu.runs import newest_run
+from cllm_gpu.sheets import print_sheet
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """A table of runs; with --html a page of all they keep, with --picture their curves."""
+    """A table of runs, a page of all they keep (--html), their curves (--picture)."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run folders (none: the newest run)."""
@@ -28,9 +30,23 @@ class ReportOptions:
     """Write the table into this folder, as Markdown and JSON."""
 
 
+COMMAND = Command(
+    "report",
+    ReportOptions,
+    examples="""
+    # the newest run in one row
+    cllm-gpu report
+    # two runs on one page: curves, samples, what differs
+    cllm-gpu report runs/001 runs/002 --html page.html
+    # their table as Markdown and JSON
+    cllm-gpu report runs/001 runs/002 --output tables
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Report; exit status 0."""
-    options = parse(ReportOptions, arguments, command="report")
+    options = COMMAND.parse(arguments)
     runs = read_runs(options.runs or (newest_run(),))
     sheet = runs_sheet(runs)
     print_sheet(sheet)
@@ -44,5 +60,5 @@ def main(arguments: list[str]) -> int:
         plot_runs(runs, options.picture)
         written.append(options.picture)
     if written:
-        print("written: " + ", ".join(map(str, written)))
+        say("written: " + ", ".join(map(str, written)))
     return 0

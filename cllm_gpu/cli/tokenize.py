@@ -11,14 +11,14 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command, Quietable
 from cllm_gpu.config import DataConfig
 from cllm_gpu.data.bpe import Reading, learn_bpe, measure, require_vocabulary
 from cllm_gpu.data.dataset import open_prepared, text_corpus
 from cllm_gpu.data.prepare import new_folder
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part, require_fraction
-from cllm_gpu.display import reading_text
+from cllm_gpu.display import reading_text, say, terminal
 from cllm_gpu.errors import UserError
 from cllm_gpu.files import clear_errors, readable_size, write_atomically
 from cllm_gpu.tokenizers import HuggingFaceTokenizer, Tokenizer, identified, load_tokenizer
@@ -28,13 +28,8 @@ OUTPUT = Path("tokenizer.json")
 
 
 @dataclass(frozen=True)
-class TokenizeOptions:
-    """Learn a byte-level BPE from a text, or use a tokenizer; prepare its shards.
-
-    cllm-gpu tokenize stdlib --vocabulary 8192 --output tokenizer.json
-
-    cllm-gpu tokenize FILE --tokenizer tokenizer.json --shards FOLDER
-    """
+class TokenizeOptions(Quietable):
+    """Learn a byte-level BPE from a text, or use a tokenizer; prepare its shards."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """"stdlib", a text file, folder, glob or .jsonl file."""
@@ -54,11 +49,25 @@ class TokenizeOptions:
     """Learn from at most so much text, spread evenly over all of it."""
 
 
+COMMAND = Command(
+    "tokenize",
+    TokenizeOptions,
+    examples="""
+    # learn 4096 tokens from the Python standard library
+    cllm-gpu tokenize stdlib --vocabulary 4096 --output stdlib.json
+    # learn from a text of your own, and prepare its shards
+    cllm-gpu tokenize book.txt --vocabulary 300 --shards shards
+    # how many bytes the tokens hold on another text
+    cllm-gpu tokenize other.txt --tokenizer tokenizer.json
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Learn or load a tokenizer, measure it, prepare shards; exit status 0."""
-    options = parse(TokenizeOptions, arguments, command="tokenize")
+    options = COMMAND.parse(arguments)
     _require_sense(options)
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    console = terminal(quiet=options.quiet)
     corpus = text_corpus(options.source)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _learn(options, corpus, console)
     if options.shards:
@@ -67,8 +76,8 @@ def main(arguments: list[str]) -> int:
         with reading_text(console, "reading text") as progress:
             reading = Reading(corpus, fraction=options.validation_fraction, seed=options.seed, progress=progress)
             measure(reading)
-        _say(console, f"{tokenizer.name}: vocabulary {tokenizer.vocabulary:,}, {_measured(reading, tokenizer)}")
-    _say(console, f"train with it: {_training_command(options, tokenizer)}")
+        say(f"{tokenizer.name}: vocabulary {tokenizer.vocabulary:,}, {_measured(reading, tokenizer)}")
+    say(f"train with it: {_training_command(options, tokenizer)}", console, unbroken=True)
     return 0
 
 
@@ -118,10 +127,10 @@ def _learn(options: TokenizeOptions, corpus: Corpus, console: Console) -> Tokeni
     tokenizer = HuggingFaceTokenizer(json_text, str(path))
     write_atomically(path, json_text)
     if tokenizer.vocabulary < _vocabulary(options):
-        _say(console, f"the text has no pair left that it repeats: fewer tokens than {_vocabulary(options):,}")
-    _say(console, f"learnt from {readable_size(reading.learnt.taken)} of {corpus.name}, validation text left out")
-    _say(console, f"vocabulary {tokenizer.vocabulary:,}, {_measured(reading, tokenizer)}")
-    _say(console, f"written: {identified(tokenizer.name, tokenizer.fingerprint)}")
+        say(f"the text has no pair left that it repeats: fewer tokens than {_vocabulary(options):,}", console)
+    say(f"learnt from {readable_size(reading.learnt.taken)} of {corpus.name}, validation text left out", console)
+    say(f"vocabulary {tokenizer.vocabulary:,}, {_measured(reading, tokenizer)}", console)
+    say(f"written: {identified(tokenizer.name, tokenizer.fingerprint)}", console)
     return tokenizer
 
 
@@ -147,8 +156,8 @@ def _prepare(options: TokenizeOptions, folder: Path, tokenizer: Tokenizer, conso
     for part, source in ((Part.TRAIN, made.train), (Part.VALIDATION, made.validation)):
         documents = "1 document" if source.documents == 1 else f"{source.documents:,} documents"
         counted = f"{len(source):,} tokens, {_ratio(source.bytes_per_token)} bytes per token"
-        _say(console, f"{part.name.lower()}: {documents}, {counted}")
-    _say(console, f"written: {folder}")
+        say(f"{part.name.lower()}: {documents}, {counted}", console)
+    say(f"written: {folder}", console)
 
 
 def _training_command(options: TokenizeOptions, tokenizer: Tokenizer) -> str:
@@ -160,7 +169,3 @@ def _training_command(options: TokenizeOptions, tokenizer: Tokenizer) -> str:
         if options.seed != DataConfig.seed:
             words += ["--data.seed", f"{options.seed}"]
     return shlex.join(words)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False)

@@ -14,10 +14,10 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.checkpoints import Checkpoint, load_checkpoint
 from cllm_gpu.cli import INTERRUPTED
 from cllm_gpu.cli.configured import base_configuration, early_flags, open_data
-from cllm_gpu.cli.parsing import parse
+from cllm_gpu.cli.parsing import Command, Quietable
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
-from cllm_gpu.display import Display
+from cllm_gpu.display import Display, say, terminal
 from cllm_gpu.errors import UserError
 from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.runs import begin_run, newest_run, save_configuration, save_plan, saved_configuration, writing
@@ -27,7 +27,7 @@ from cllm_gpu.training import Trainer, plan_memory
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Quietable):
     """Train a model. Flags stand over the TOML file, the file over the defaults."""
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -37,14 +37,30 @@ class TrainOptions:
     """Continue the run in --output (default: the newest), with its own configuration under the flags."""
 
 
+COMMAND = Command(
+    "train",
+    TrainOptions,
+    examples="""
+    # the text of the Python standard library, with the defaults
+    cllm-gpu train
+    # a text of your own
+    cllm-gpu train --data.source book.txt --model.size tiny --training.steps 100
+    # the newest run again, on to more steps
+    cllm-gpu train --resume --training.steps 120
+    # a trained model further, on another text
+    cllm-gpu train --initial runs/001 --data.source other.txt --training.steps 50
+    """,
+)
+
+
 def main(arguments: list[str]) -> int:
     """Train; exit status 0, or 130 when interrupted (saved, and said how to resume)."""
-    options = parse(TrainOptions, arguments, command="train", default=_defaults(arguments))
+    options = COMMAND.parse(arguments, _defaults(arguments))
     config = options.settings
     if config.training.tensorboard:
         require_tensorboard()  # missing, it is an error before training
     backend = get_backend(config.backend, workers=config.training.workers, precision=config.precision)
-    display = Display(config.training.steps, backend.memory_held)
+    display = Display(terminal(quiet=options.quiet), config.training.steps, backend.memory_held)
     display.message(backend.description)
     dataset = open_data(config, display, config.output if options.resume else None)
     if dataset.tokenizer is not None:
@@ -101,7 +117,8 @@ def _run(
             outcome = trainer.train()
         display.outcome(outcome, folder)
         if outcome.interrupted:
-            display.message(f"interrupted; resume with: cllm-gpu train --resume --output {folder}")
+            command = f"cllm-gpu train --resume --output {folder}"
+            say(f"interrupted; resume with: {command}", display.console, unbroken=True)
             return INTERRUPTED
         _sample(config, trainer, dataset, display)
     finally:

@@ -5,7 +5,7 @@ verify token shards, bpe.py learns a tokenizer, llmc.py reads llm.c's shards, pa
 whole.py reads a text to be evaluated, tokens.py and batches.py take windows.
 """
 
-from cllm_gpu.data.batches import Batches, evaluation_batches
+from cllm_gpu.data.batches import Batches, evaluation_batches, evaluation_windows
 from cllm_gpu.data.dataset import Dataset, open_dataset, open_prepared
 from cllm_gpu.data.tokens import IGNORE_INDEX, TokenSource
 from cllm_gpu.data.whole import open_text
@@ -16,6 +16,7 @@ __all__ = [
     "Dataset",
     "TokenSource",
     "evaluation_batches",
+    "evaluation_windows",
     "open_dataset",
     "open_prepared",
     "open_text",

@@ -75,15 +75,25 @@ def evaluation_batches(source: TokenSource, *, batch: int, context: int, limit: 
     of the last batch, so all batches have one shape. `limit` is the largest number of batches: with fewer than all,
     the windows are spread evenly over the stream.
     """
+    count = evaluation_windows(source, batch=batch, context=context, limit=limit)
+    whole = _whole_windows(source, context)
+    for first in range(0, count, batch):
+        chosen = [n * whole // count for n in range(first, min(first + batch, count))]
+        yield _evaluation_batch(source, chosen, batch, context)
+
+
+def evaluation_windows(source: TokenSource, *, batch: int, context: int, limit: int | None) -> int:
+    """How many windows `evaluation_batches` goes through. UserError where there can be none."""
     if batch < 1 or context < 1 or (limit is not None and limit < 1):
         raise UserError(f"evaluation batch ({batch}), context ({context}) and limit ({limit}) must be at least 1")
     if len(source) < 2:
         raise UserError(f"{source.name} has {len(source)} tokens; evaluation needs at least 2")
-    whole = -(-(len(source) - 1) // context)
-    count = whole if limit is None else min(whole, limit * batch)
-    for first in range(0, count, batch):
-        chosen = [n * whole // count for n in range(first, min(first + batch, count))]
-        yield _evaluation_batch(source, chosen, batch, context)
+    whole = _whole_windows(source, context)
+    return whole if limit is None else min(whole, limit * batch)
+
+
+def _whole_windows(source: TokenSource, context: int) -> int:
+    return -(-(len(source) - 1) // context)
 
 
 def _evaluation_batch(source: TokenSource, windows: list[int], batch: int, context: int) -> Batch:

@@ -1,4 +1,8 @@
-"""Matrix products: cuBLAS on a GPU (fp32 accumulation, bf16 or fp32 storage), NumPy on the simulator."""
+"""Matrix products, summed in fp32 and rounded once: who computes them.
+
+On a GPU cuBLASLt (cublaslt.py), which takes what follows a product into the same kernel, or cuBLAS' gemmEx where
+nvmath-python is not there. On the simulator NumPy.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.errors import UserError
+from cllm_gpu.fused.column_major import COMPUTE_32F, COMPUTE_32F_FAST_TF32, CUDA_TYPES, column_major
+from cllm_gpu.fused.cublaslt import WORKSPACE_BYTES
+from cllm_gpu.fused.epilogue import NONE, Epilogue
 from cllm_gpu.fused.launcher import Launcher
 
-# cudaDataType_t and cublasComputeType_t, by value as in library_types.h and cublas_api.h
-_CUDA_TYPES = {"float32": 0, "bfloat16": 14}
-_COMPUTE_32F, _COMPUTE_32F_FAST_TF32 = 68, 77
 _ALGORITHM_DEFAULT = -1
-_NOT_TRANSPOSED, _TRANSPOSED = 0, 1
 
 
 def matmul(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool = False) -> None:
@@ -23,23 +26,50 @@ def matmul(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool = F
     float32. UserError otherwise.
     """
     _check(a, b, out)
+    if _by_cublaslt(launcher, a, b, out, NONE, accumulate=accumulate):
+        return
     if launcher.xp is np:
         _on_host(a, b, out, accumulate=accumulate)
     elif out.size:
-        _on_gpu(launcher, a, b, out, accumulate=accumulate)
+        _by_gemmex(launcher, a, b, out, accumulate=accumulate)
+
+
+def matmul_with(launcher: Launcher, a: Any, b: Any, out: Any, epilogue: Epilogue) -> bool:
+    """`matmul` and the epilogue in one kernel; False, and nothing done, where there is none for them.
+
+    So the caller has another way: without cuBLASLt, for GELU in float32 or in rows that are no multiple of 8, for
+    vectors of another dtype than the result's, and where cuBLASLt has no algorithm.
+    """
+    _check(a, b, out)
+    return _by_cublaslt(launcher, a, b, out, epilogue, accumulate=False)
 
 
 def _check(a: Any, b: Any, out: Any) -> None:
     (m, k), (k2, n) = a.shape, b.shape
     if k != k2 or out.shape != (m, n):
         raise UserError(f"matmul: shapes {a.shape} and {b.shape} do not give {out.shape}")
-    if a.dtype.name not in _CUDA_TYPES or a.dtype != b.dtype or out.dtype.name not in (a.dtype.name, "float32"):
+    if a.dtype.name not in CUDA_TYPES or a.dtype != b.dtype or out.dtype.name not in (a.dtype.name, "float32"):
         raise UserError(f"matmul: dtypes {a.dtype.name} and {b.dtype.name} into {out.dtype.name} are not supported")
     if not out.flags.c_contiguous:
         raise UserError(f"matmul: the result is not contiguous: shape {out.shape}, strides {out.strides}")
     for name, x in (("a", a), ("b", b)):
         if not (x.flags.c_contiguous or x.flags.f_contiguous):
             raise UserError(f"matmul: argument {name} is not contiguous: shape {x.shape}, strides {x.strides}")
+
+
+def _by_cublaslt(launcher: Launcher, a: Any, b: Any, out: Any, epilogue: Epilogue, *, accumulate: bool) -> bool:
+    if launcher.lt is None or not out.size or not a.size:
+        return False
+    return launcher.lt.matmul(
+        a,
+        b,
+        out,
+        compute=_compute_type(launcher, a),
+        workspace=launcher.scratch("cublaslt", (WORKSPACE_BYTES,), "uint8"),
+        stream=0 if launcher.xp is np else launcher.xp.cuda.get_current_stream().ptr,
+        accumulate=accumulate,
+        epilogue=epilogue,
+    )
 
 
 def _on_host(a: Any, b: Any, out: Any, *, accumulate: bool) -> None:
@@ -52,34 +82,25 @@ def _on_host(a: Any, b: Any, out: Any, *, accumulate: bool) -> None:
     out[...] = product.astype(out.dtype, copy=False)
 
 
-def _operand(x: Any) -> tuple[int, int]:
-    """(transposition, leading dimension) of row-major x seen as its column-major transpose."""
-    if x.flags.c_contiguous:
-        return _NOT_TRANSPOSED, max(1, x.shape[1])
-    return _TRANSPOSED, max(1, x.shape[0])
-
-
-def _on_gpu(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool) -> None:
-    """Row-major out = a·b is column-major outᵀ = bᵀ·aᵀ: the operands change places."""
+def _by_gemmex(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool) -> None:
     cublas = launcher.xp.cuda.cublas
     handle = launcher.xp.cuda.device.get_cublas_handle()
     (m, k), n = a.shape, b.shape[1]
-    b_transposed, b_leading = _operand(b)
-    a_transposed, a_leading = _operand(a)
+    first, second = column_major(b), column_major(a)
     one, beta = np.ones(1, np.float32), np.full(1, float(accumulate), np.float32)
-    kind, out_kind = _CUDA_TYPES[a.dtype.name], _CUDA_TYPES[out.dtype.name]
+    kind, out_kind = CUDA_TYPES[a.dtype.name], CUDA_TYPES[out.dtype.name]
     previous = cublas.getPointerMode(handle)
     cublas.setPointerMode(handle, cublas.CUBLAS_POINTER_MODE_HOST)
     try:
         cublas.gemmEx(
-            handle, b_transposed, a_transposed, n, m, k, one.ctypes.data,
-            b.data.ptr, kind, b_leading, a.data.ptr, kind, a_leading, beta.ctypes.data,
-            out.data.ptr, out_kind, n, _compute_type(launcher), _ALGORITHM_DEFAULT,
+            handle, int(first.transposed), int(second.transposed), n, m, k, one.ctypes.data,
+            b.data.ptr, kind, first.leading, a.data.ptr, kind, second.leading, beta.ctypes.data,
+            out.data.ptr, out_kind, n, _compute_type(launcher, a), _ALGORITHM_DEFAULT,
         )  # fmt: skip
     finally:
         cublas.setPointerMode(handle, previous)
 
 
-def _compute_type(launcher: Launcher) -> int:
+def _compute_type(launcher: Launcher, a: Any) -> int:
     """TF32 products of float32 where the launcher asks for them; sums are fp32 either way."""
-    return _COMPUTE_32F_FAST_TF32 if launcher.tf32 else _COMPUTE_32F
+    return COMPUTE_32F_FAST_TF32 if launcher.tf32 and a.dtype == np.float32 else COMPUTE_32F

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.sources import Parameter, kernel_parameters, load_source
+
+if TYPE_CHECKING:
+    from cllm_gpu.fused.cublaslt import CublasLt
 
 _SCALARS: dict[str, Any] = {
     "int": np.int32,
@@ -89,10 +92,12 @@ class Variant:
 class Launcher:
     """Launches kernels over arrays of `xp` with modules made by `module_class` (as cupy.RawModule is called)."""
 
-    def __init__(self, xp: Any, module_class: Any, *, tf32: bool = False) -> None:
+    def __init__(self, xp: Any, module_class: Any, *, tf32: bool = False, lt: CublasLt | None = None) -> None:
         self.xp = xp
         self.tf32 = tf32
         """Matrix products of float32 on a GPU round their factors to TF32; sums are fp32 either way."""
+        self.lt = lt
+        """cuBLASLt for matrix products, where it can be had."""
         self._module_class = module_class
         self._on_gpu = xp is not np
         self._null = np.uint64(0) if self._on_gpu else None  # CuPy cannot pass None for a pointer

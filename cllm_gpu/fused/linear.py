@@ -1,11 +1,15 @@
-"""Affine map: cuBLAS products, and cuda/column_sum.cu for the bias and its gradient. As `cllm_gpu.reference.linear`."""
+"""Affine map: matrix products with the bias and its gradient as epilogues. As `cllm_gpu.reference.linear`.
+
+Where a product takes no epilogue (see `cllm_gpu.fused.gemm`), cuda/column_sum.cu adds the bias and sums its gradient.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from cllm_gpu.fused.columns import THREADS, column_grid, column_sum
-from cllm_gpu.fused.gemm import matmul
+from cllm_gpu.fused.epilogue import Epilogue
+from cllm_gpu.fused.gemm import matmul, matmul_with
 from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, storage_of
 
 
@@ -16,6 +20,8 @@ def linear_forward(launcher: Launcher, x: Any, weight: Any, bias: Any | None, ou
     check("weight", weight, "M K")
     rows, columns = check("out", out, "N M")
     check("bias", bias, "M")
+    if bias is not None and matmul_with(launcher, x, weight.T, out, Epilogue("bias", bias)):
+        return
     matmul(launcher, x, weight.T, out)
     if bias is None:
         return
@@ -49,8 +55,16 @@ def linear_backward(
     check("dx", dx, "N K")
     check("dweight", dweight, "M K")
     check("dbias", dbias, "M")
-    matmul(launcher, dout.T, x, dweight, accumulate=accumulate)
-    if dbias is not None:
-        column_sum(launcher, dout, dbias, accumulate=accumulate)
+    _weight_gradients(launcher, dout, x, dweight, dbias, accumulate=accumulate)
     if dx is not None:
         matmul(launcher, dout, weight, dx)
+
+
+def _weight_gradients(
+    launcher: Launcher, dout: Any, x: Any, dweight: Any, dbias: Any | None, *, accumulate: bool
+) -> None:
+    """The epilogue overwrites the bias's gradient, so it is not for a backward that accumulates."""
+    if dbias is None or accumulate or not matmul_with(launcher, dout.T, x, dweight, Epilogue("bias gradient", dbias)):
+        matmul(launcher, dout.T, x, dweight, accumulate=accumulate)
+        if dbias is not None:
+            column_sum(launcher, dout, dbias, accumulate=accumulate)

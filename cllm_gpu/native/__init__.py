@@ -16,6 +16,7 @@ from cllm_gpu.native.rotary import rotary_backward, rotary_forward
 from cllm_gpu.native.rows import cross_entropy, layernorm_backward, layernorm_forward, residual_layernorm_forward
 from cllm_gpu.native.symmetry import symmetry_backward, symmetry_forward
 from cllm_gpu.operations import Operation
+from cllm_gpu.reference.mlp import backward_of, forward_of
 
 NATIVE: dict[str, Operation] = {
     "embedding_forward": embedding_forward,
@@ -24,6 +25,8 @@ NATIVE: dict[str, Operation] = {
     "linear_backward": linear_backward,
     "gelu_forward": gelu_forward,
     "gelu_backward": gelu_backward,
+    "mlp_forward": forward_of(linear_forward, gelu_forward),
+    "mlp_backward": backward_of(linear_backward, gelu_backward),
     "layernorm_forward": layernorm_forward,
     "residual_layernorm_forward": residual_layernorm_forward,
     "layernorm_backward": layernorm_backward,

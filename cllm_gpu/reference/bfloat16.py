@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cllm_gpu.precision import BFLOAT16
+from cllm_gpu.reference.mlp import backward_of, forward_of
 from cllm_gpu.reference.rounding import widened
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 
@@ -42,14 +43,20 @@ WRITTEN: dict[str, tuple[str, ...]] = {
 """Each operation's parameters that it writes to."""
 FLAT = ("squared_norm", "adam_step", "sgd_step")
 """Operations that widen by themselves."""
+MADE_OF_OTHERS = ("mlp_forward", "mlp_backward")
+"""Operations whose parts round each for itself, so that what is kept between them is what the next one reads."""
 
 
 def in_bfloat16(functions: Mapping[str, Operation]) -> dict[str, Operation]:
     """`functions`, taking bfloat16 arrays wherever they take float32. KeyError for one that is in no table here."""
-    return {
+    narrow = {
         name: function if name in FLAT else _rounding_once(function, WRITTEN[name])
         for name, function in functions.items()
+        if name not in MADE_OF_OTHERS
     }
+    narrow["mlp_forward"] = forward_of(narrow["linear_forward"], narrow["gelu_forward"])
+    narrow["mlp_backward"] = backward_of(narrow["linear_backward"], narrow["gelu_backward"])
+    return narrow
 
 
 def _rounding_once(function: Operation, written: tuple[str, ...]) -> Operation:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.gpu import bars, counts, machine, report, timing
-from bench.gpu.bars import Bar, adam_bars, all_bars, attention_bars, bandwidth_bars
+from bench.gpu.bars import Bar, adam_bars, all_bars, attention_bars, bandwidth_bars, product_bars
 
 
 def row(kernel: str, side: str, rate: float | None, milliseconds: float | None = 1.0, **size: Any) -> dict[str, Any]:
@@ -112,9 +112,27 @@ def test_adam_is_compared_over_the_same_parameters() -> None:
     assert [bar.verdict for bar in alone] == ["not measured"]
 
 
+def test_products_are_held_against_the_fastest_other_way() -> None:
+    rows = [
+        row("MLP forward", "ours", 600.0, 2.0, N=64),
+        row("MLP forward", "ours, separate kernels", 500.0, 2.4, N=64),
+        row("MLP forward", "torch compiled", 800.0, 1.5, N=64),
+        row("MLP forward", "torch compiled", 9000.0, 0.1, N=8),
+        row("linear backward", "ours", 600.0, 2.0, N=64),
+        row("linear backward", "ours, separate kernels", 500.0, 2.5, N=64),
+    ]
+    found = {bar.what: bar for bar in product_bars(rows)}
+    assert len(found) == 4
+    mlp = found["MLP forward against the fastest other way, N=64"]
+    assert (mlp.measured, mlp.verdict) == (0.75, "below")
+    linear = found["linear backward against the fastest other way, N=64"]
+    assert (linear.measured, linear.verdict) == (1.25, "reached")
+    assert found["linear forward against the fastest other way"].verdict == "not measured"
+
+
 def test_a_run_without_rows_has_every_bar_not_measured() -> None:
     found = all_bars([], {"copy_terabytes": None}, "NVIDIA H200")
-    assert len(found) == 18 + 1 + len(bars.COPY_FRACTIONS)
+    assert len(found) == 18 + 1 + len(bars.PRODUCTS) + len(bars.COPY_FRACTIONS)
     assert {bar.verdict for bar in found} == {"not measured"}
     assert all(bar.source for bar in found)
 

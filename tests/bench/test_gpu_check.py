@@ -18,6 +18,7 @@ from cllm_gpu import gpu
 from tests.bench.fakes import MACHINE, Clock, FakeCupy
 
 NO_DRIVER = "no NVIDIA driver found"
+BESIDE = {"beside": "PyTorch 9", "products": "matrix products by cuBLASLt 12"}
 ROWS = [
     {
         "kernel": "copy ceiling", "side": "device copy", "size": {"bytes": 1}, "milliseconds": 1.0, "note": "",
@@ -34,7 +35,7 @@ def fake_parts(*, failing: str = "") -> list[Part]:
     """One part for the host and two for a card."""
 
     def part(name: str, *, card: bool) -> Part:
-        data = {"rows": ROWS, "machine": {"beside": "PyTorch 9"}} if name == "benchmarks" else {}
+        data = {"rows": ROWS, "machine": BESIDE} if name == "benchmarks" else {}
         status = FAILED if name == failing else PASSED
         return Part(name, 10, card, lambda seconds: Outcome(name, status, f"{name} ended", 1.0, data))
 
@@ -84,7 +85,7 @@ def test_with_a_card_the_result_is_written_and_set_against_the_bars(check: Any, 
     (path,) = tmp_path.iterdir()
     assert path.name == "nvidia-h200-not-real-2031-02-03.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert content["machine"] == MACHINE | {"beside": "PyTorch 9"}
+    assert content["machine"] == MACHINE | BESIDE
     assert [part["part"] for part in content["parts"]] == ["tests", "benchmarks"]
     assert content["rows"] == ROWS
     assert content["ceilings"] == {"copy_terabytes": 4.0, "gemm_teraflops": None}

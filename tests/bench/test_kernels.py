@@ -14,12 +14,17 @@ import pytest
 
 from bench import kernels
 from bench.gpu import report
+from bench.gpu.bars import PRODUCTS
 from bench.gpu.jobs import Job, measure, trouble
 from bench.gpu.timing import Device
 from bench.gpu.torch_side import TorchSide, load_torch
 from cllm_gpu import gpu
 from cllm_gpu.compiler import find_compiler
+from cllm_gpu.fused.cublaslt import CublasLt
+from cllm_gpu.fused.launcher import Launcher
+from cllm_gpu.simulator import RawModule
 from tests.bench.fakes import MACHINE, FakeCard
+from tests.fused.lt_stand_in import StandIn
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="not run: the simulator needs a C++ compiler")
 
@@ -83,7 +88,7 @@ def test_too_little_memory_is_noted() -> None:
 
 def test_a_whole_run_on_a_fake_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Every problem at toy sizes with invented times: all bars are found, and the file holds what is printed."""
-    for module in (kernels.problems, kernels.rowwise):
+    for module in kernels.MODULES:
         monkeypatch.setattr(module, "full_problems", module.rehearsal_problems)
     path = tmp_path / "kernels.json"
     options = kernels.parse(["--output", str(path), "--no-torch"])
@@ -91,7 +96,8 @@ def test_a_whole_run_on_a_fake_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["machine"] == MACHINE
     assert {row["side"] for row in content["rows"]} == {
-        "ours", "ours, fused", "ours, float32", "ours, bf16 gradient and copy", "device copy", "cuBLAS"
+        "ours", "ours, separate kernels", "ours, fused", "ours, float32", "ours, bf16 gradient and copy",
+        "device copy", "cuBLAS",
     }  # fmt: skip
     assert all(row["milliseconds"] == 2.0 for row in content["rows"])
     copy = next(row for row in content["rows"] if row["kernel"] == "copy ceiling")
@@ -100,6 +106,20 @@ def test_a_whole_run_on_a_fake_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert set(verdicts) - {"not measured"}, "no bar found its row"
     printed = capsys.readouterr().out
     assert all(bar["what"] in printed for bar in content["bars"])
+
+
+def test_a_product_that_cublaslt_refuses_is_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A bar may be missed; a product that was meant for cuBLASLt and did not get there must not go unseen."""
+    device = FakeCard()
+    lt = CublasLt(StandIn(lacks=frozenset({"BGRADB"})), binding="a stand-in", gelu=True)
+    device.launcher = Launcher(np, RawModule, lt=lt)
+    options = kernels.parse(["--output", str(tmp_path / "r.json"), "--only", "MLP"])
+    for module in kernels.MODULES:
+        monkeypatch.setattr(module, "full_problems", module.rehearsal_problems)
+    assert kernels.run(options, device, None, MACHINE) == 1
+    assert "wrong: cuBLASLt refuses" in capsys.readouterr().out
 
 
 def test_the_result_file_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -116,7 +136,8 @@ def test_the_rehearsal_runs_every_line(capsys: Any, tmp_path: Path, monkeypatch:
     printed = capsys.readouterr().out
     assert "nothing was timed, nothing was written" in printed
     assert list(tmp_path.iterdir()) == []
-    for kernel in ("attention forward", "attention backward", "AdamW", "cross-entropy", "GELU backward"):
+    assert "matrix products by NumPy" in printed
+    for kernel in ("attention backward", "AdamW", "cross-entropy", "GELU backward", "linear forward", "MLP backward"):
         assert kernel in printed
 
 
@@ -129,13 +150,13 @@ def test_every_side_of_torch_computes_the_same() -> None:
         pytest.skip(f"not run: {line}")
     rows = [
         row
-        for module in (kernels.problems, kernels.rowwise)
+        for module in kernels.MODULES
         for problem in module.rehearsal_problems()
         for row in measure(problem, FakeCard(), torch)
     ]
     assert trouble(rows) == []
     compared = {(row["kernel"], row["side"]) for row in rows if row["difference"] is not None}
-    for kernel in ("GELU forward", "GELU backward", "cross-entropy", "layer norm forward"):
+    for kernel in ("GELU forward", "GELU backward", "cross-entropy", "layer norm forward", *PRODUCTS):
         assert (kernel, "torch eager") in compared
     assert ("residual + layer norm backward", "torch eager") in compared
     assert {("attention forward", "torch flash"), ("attention backward", "torch flash")} <= compared
@@ -143,7 +164,7 @@ def test_every_side_of_torch_computes_the_same() -> None:
 
 
 def test_out_of_time_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
-    for module in (kernels.problems, kernels.rowwise):
+    for module in kernels.MODULES:
         monkeypatch.setattr(module, "full_problems", module.rehearsal_problems)
     times = iter([0.0, 0.0])
     monkeypatch.setattr(kernels.time, "monotonic", lambda: next(times, 1e6))

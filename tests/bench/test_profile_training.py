@@ -57,12 +57,11 @@ def test_both_commands_run_and_a_failure_is_passed_on(
 
 def test_the_profiled_command_line_is_one_the_trainer_takes(tmp_path: Path) -> None:
     """The very flags, parsed by `cllm-gpu train`: a flag that is renamed shows here."""
-    from cllm_gpu.cli.parsing import parse
-    from cllm_gpu.cli.train import TrainOptions
+    from cllm_gpu.cli.train import COMMAND
 
     command = profile_training.profile_command(Path("nsys"), tmp_path / "out", tmp_path / "run", 7, [])
     flags = command[command.index("train") + 1 :]
-    options = parse(TrainOptions, flags, command="train", default=TrainOptions())
+    options = COMMAND.parse(flags)
     loop = options.settings.training
     assert (loop.steps, loop.evaluate_every, loop.checkpoint_every, loop.sample_tokens) == (7, 0, 0, 0)
 

@@ -221,7 +221,7 @@ def test_what_lattice_refuses(
 def test_info(command: Command) -> None:
     status, out, _ = command("info")
     assert status == 0
-    for shown in ("numpy:", "backend:", "operations in reference:", "GPU"):
+    for shown in ("numpy:", "backend:", "operations in reference:", "GPU", "GEMM: "):
         assert shown in out
 
 
@@ -236,7 +236,7 @@ def test_version_and_usage(command: Command) -> None:
 def test_importing_loads_no_device_library() -> None:
     code = (
         "import sys, cllm_gpu, cllm_gpu.backend, cllm_gpu.cli.train;"
-        "print([m for m in ('cupy', 'torch', 'matplotlib', 'tokenizers') if m in sys.modules])"
+        "print([m for m in ('cupy', 'nvmath', 'torch', 'matplotlib', 'tokenizers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

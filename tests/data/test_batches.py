@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cllm_gpu.data import IGNORE_INDEX, Batches, TokenSource, evaluation_batches
+from cllm_gpu.data import IGNORE_INDEX, Batches, TokenSource, evaluation_batches, evaluation_windows
 from cllm_gpu.data.mixing import permute
 from cllm_gpu.errors import UserError
 
@@ -147,6 +147,14 @@ def test_limited_evaluation_is_fixed_and_spread() -> None:
     starts = np.concatenate([tokens[:, 0] for tokens, _ in batches])
     assert len(batches) == 4
     assert np.array_equal(starts, np.arange(20) * 500)
+
+
+@pytest.mark.parametrize(("length", "limit"), [(2, None), (10_000, 4), (101, None), (103, 1), (103, 99)])
+def test_windows_of_an_evaluation_are_counted_beforehand(length: int, limit: int | None) -> None:
+    shape = {"batch": 5, "context": 10, "limit": limit}
+    batches = evaluation_batches(counting(length), **shape)
+    filled = sum(int((targets != IGNORE_INDEX).any(axis=1).sum()) for _, targets in batches)
+    assert evaluation_windows(counting(length), **shape) == filled
 
 
 def test_evaluation_needs_two_tokens() -> None:

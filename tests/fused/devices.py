@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.compiler import find_compiler
+from cllm_gpu.fused.gpu_launcher import gpu_launcher
 from cllm_gpu.fused.launcher import Launcher
 from cllm_gpu.simulator import RawModule
 
@@ -47,9 +48,9 @@ def cupy_or_skip() -> Any:
 
 
 def cupy_device() -> Device:
-    """The GPU through CuPy; skipped or failed as by `cupy_or_skip`."""
+    """The GPU through CuPy, as a run takes it; skipped or failed as by `cupy_or_skip`."""
     cupy = cupy_or_skip()
-    return Device(Launcher(cupy, cupy.RawModule), cupy.asarray, cupy.asnumpy)
+    return Device(gpu_launcher(cupy)[0], cupy.asarray, cupy.asnumpy)
 
 
 def simulator_or_skip() -> Any:

@@ -62,7 +62,7 @@ def test_operations_lie_inside_the_models_ranges(monkeypatch: pytest.MonkeyPatch
     Run(get_backend("simulator"), tiny_architecture(layers=1)).step()
     seen = set(domain.seen)
     assert ("forward", "forward/block_00/attention", "operation/attention_forward") in seen
-    assert ("backward", "backward/block_00/mlp", "operation/gelu_backward") in seen
+    assert ("backward", "backward/block_00/mlp", "operation/mlp_backward") in seen
     assert ("loss", "operation/cross_entropy") in seen
     assert ("operation/adam_step",) in seen
     assert domain.open == []

@@ -59,6 +59,22 @@ def test_gelu_backward_may_overwrite_its_input(library, generator):
     assert np.array_equal(apart, dout)
 
 
+@pytest.mark.parametrize(("n", "c", "m"), [(1, 1, 1), (5, 7, 19), (33, 16, 40)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_mlp(agree, generator, n, c, m, bias):
+    def normal(*shape):
+        return generator.standard_normal(shape)
+
+    x, up, down = normal(n, c), normal(m, c), normal(c, m)
+    biases = (normal(m), normal(c)) if bias else (None, None)
+    kept = [np.zeros((n, m)), np.zeros((n, m))]
+    agree("mlp_forward", [x, up, biases[0], down, biases[1], *kept, np.zeros((n, c))], terms=8 + c + m)
+    for accumulate in (False, True):
+        gradients = [normal(m, c), normal(m) if bias else None, normal(c, m), normal(c) if bias else None]
+        arrays = [normal(n, c), x, normal(n, m), normal(n, m), up, down, np.zeros((n, m)), np.zeros((n, c))]
+        agree("mlp_backward", arrays + gradients, terms=8 + c + m + n, accumulate=accumulate)
+
+
 @pytest.mark.parametrize(("n", "c"), [(n, c) for n, c in ROWS if c > 1])
 @pytest.mark.parametrize("bias", [True, False])
 def test_layernorm(agree, generator, n, c, bias):

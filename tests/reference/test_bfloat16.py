@@ -13,7 +13,7 @@ import pytest
 from cllm_gpu.lattice import symmetry_tables
 from cllm_gpu.operations import REFERENCE
 from cllm_gpu.precision import BFLOAT16
-from cllm_gpu.reference.bfloat16 import FLAT, WRITTEN, in_bfloat16
+from cllm_gpu.reference.bfloat16 import FLAT, MADE_OF_OTHERS, WRITTEN, in_bfloat16
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
@@ -121,8 +121,25 @@ def test_float32_inside_and_one_rounding(name: str, generator: Rng) -> None:
     assert changed == set(WRITTEN[name])
 
 
-def test_the_table_is_of_all_but_the_flat_operations() -> None:
-    assert set(REFERENCE) - set(WRITTEN) == set(FLAT)
+def test_the_table_is_of_all_but_the_flat_operations_and_those_made_of_others() -> None:
+    assert set(REFERENCE) - set(WRITTEN) == {*FLAT, *MADE_OF_OTHERS}
+    assert set(NARROW) == set(REFERENCE)
+
+
+def test_the_mlp_rounds_between_its_parts(generator: Rng) -> None:
+    """Each of its parts is the narrow operation: what the backward is given is what the forward went on with."""
+    n, c, m = 5, 8, 6
+    x, dout, up, down = (generator.standard_normal(s).astype(BFLOAT16) for s in ((n, c), (n, c), (m, c), (c, m)))
+    hidden, activated, dhidden, out, dx, again = (np.zeros((n, k), BFLOAT16) for k in (m, m, m, c, c, c))
+    NARROW["mlp_forward"](np, x, up, None, down, None, hidden, activated, out)
+    NARROW["linear_forward"](np, activated, down, None, again)
+    assert np.array_equal(out, again)
+    gradients = [np.zeros_like(up), None, np.zeros_like(down), None]
+    NARROW["mlp_backward"](np, dout, x, hidden, activated, up, down, dhidden, dx, *gradients, accumulate=False)
+    want_dx, want = np.zeros_like(dx), np.zeros_like(up)
+    NARROW["linear_backward"](np, dhidden, x, up, want_dx, want, None, accumulate=False)
+    assert np.array_equal(dx, want_dx)
+    assert np.array_equal(gradients[0], want)
 
 
 def test_an_array_that_is_there_twice_has_one_copy(generator: Rng) -> None:

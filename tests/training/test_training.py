@@ -192,6 +192,23 @@ def test_training_stops_after_too_many_skipped_steps(
     assert list((tmp_path / "checkpoints").iterdir()), "the state was not saved"
 
 
+def test_training_stops_where_the_optimizer_refuses_every_step(make_trainer: MakeTrainer, config: Config) -> None:
+    """Loss and norm are finite, the gradient is too large to be squared: the weights stay, and so does the gradient."""
+    settings = {"maximum_skipped": 3, "steps": 50}
+    trainer = make_trainer(with_sections(config, training=settings, optimizer={"clip_norm": 0.0}))
+    compute = trainer.workers.loss_and_gradients
+
+    def huge(*arguments: Any, **named: Any) -> float:
+        loss = compute(*arguments, **named)
+        trainer.gradients["final_norm.weight"][3] = 1e25
+        return loss
+
+    trainer.workers.loss_and_gradients = huge  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="3 steps in a row skipped, the last because of a gradient too large"):
+        trainer.train()
+    assert trainer.done == 3
+
+
 def test_every_step_logs_rate_norm_and_update(make_trainer: MakeTrainer, config: Config) -> None:
     notes = Notes()
     make_trainer(config, reporter=notes).train()

@@ -1,0 +1,48 @@
+"""cllm-gpu completion"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from cllm_gpu.cli import COMMANDS, load_command
+from cllm_gpu.cli.flags import Flag, command_flags
+from cllm_gpu.cli.parsing import Command
+from cllm_gpu.cli.shells import SCRIPTS
+
+
+@dataclass(frozen=True)
+class CompletionOptions:
+    """Print a script that completes commands, options and values at the press of Tab."""
+
+    shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]
+    """The shell that is to read the script."""
+
+
+COMMAND = Command(
+    "completion",
+    CompletionOptions,
+    examples="""
+    # bash: write it once, and read it from ~/.bashrc
+    cllm-gpu completion bash > ~/.cllm-gpu.bash
+    echo "source ~/.cllm-gpu.bash" >> ~/.bashrc
+    # zsh: the same; the line in ~/.zshrc stands below compinit
+    cllm-gpu completion zsh > ~/.cllm-gpu.zsh
+    # fish finds it by itself
+    cllm-gpu completion fish > ~/.config/fish/completions/cllm-gpu.fish
+    """,
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Print the script; exit status 0."""
+    options = COMMAND.parse(arguments)
+    print(SCRIPTS[options.shell](COMMANDS, every_flag()), end="")
+    return 0
+
+
+def every_flag() -> dict[str, list[Flag]]:
+    """Command → its flags."""
+    return {name: command_flags(load_command(name).COMMAND.options) for name in COMMANDS}

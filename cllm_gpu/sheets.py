@@ -1,0 +1,98 @@
+"""A table of text, and its renderings: for terminals of any width, for pipes, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+GAP = 2
+"""Columns of a terminal between two of a table."""
+PLAIN_WIDTH = 160
+"""Columns where there is no terminal."""
+
+
+def print_sheet(sheet: Sheet, console: Console | None = None) -> None:
+    """Show a sheet; where there is no terminal, wide enough that no row is broken."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    console.print(sheet.rich(console.width))
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text, numbers to the right, with notes below."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: frozenset[int] = frozenset({0})
+    """Columns set to the left."""
+    bad_rows: frozenset[int] = frozenset()
+    """Rows to set off (a failed check)."""
+    notes: tuple[str, ...] = field(default=())
+    spare_columns: tuple[int, ...] = ()
+    """Columns that a terminal too narrow for all leaves out, the first of these first; it says so."""
+
+    def rich(self, width: int) -> Table:
+        """For a terminal of `width` columns: headers break between words, cells nowhere.
+
+        Where a table is too wide even without the spare columns, each row is a list of its cells.
+        """
+        widths = [self._column_width(column) for column in range(len(self.header))]
+        shown = list(range(len(self.header)))
+        for column in self.spare_columns:
+            if sum(widths[c] + GAP for c in shown) - GAP > width:
+                shown.remove(column)
+        if sum(widths[c] + GAP for c in shown) - GAP > width:
+            return self._rows_as_lists()
+        left_out = [name for column, name in enumerate(self.header) if column not in shown]
+        notes = [*self.notes, *([f"Too narrow to show: {', '.join(left_out)}."] if left_out else [])]
+        table = self._empty(notes, box=SIMPLE_HEAD, show_edge=False, padding=(0, GAP - 1, 0, 0))
+        for column in shown:
+            justify: Literal["left", "right"] = "left" if column in self.text_columns else "right"
+            table.add_column(self.header[column], justify=justify, vertical="bottom", width=widths[column])
+        for number, row in enumerate(self.rows):
+            table.add_row(*(Text(row[column]) for column in shown), style=self._style(number))
+        return table
+
+    def _rows_as_lists(self) -> Table:
+        table = self._empty(self.notes, box=None, show_header=False)
+        for number, row in enumerate(self.rows):
+            for name, cell in zip(self.header, row, strict=True):
+                table.add_row(name, Text(cell), style=self._style(number))
+            table.add_row()
+        return table
+
+    def _empty(self, notes: Iterable[str], **style: Any) -> Table:
+        ends: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "pad_edge": False}
+        return Table(title=self.title, caption="\n".join(notes), **ends, **style)
+
+    def _style(self, row: int) -> str:
+        return "bold red" if row in self.bad_rows else ""
+
+    def _column_width(self, column: int) -> int:
+        return max(len(word) for word in (*self.header[column].split(), *(row[column] for row in self.rows)))
+
+    def markdown(self) -> str:
+        """As a Markdown document: heading, table, notes."""
+        rule = [":---" if column in self.text_columns else "---:" for column in range(len(self.header))]
+        lines = [_markdown_row(row) for row in (self.header, rule, *self.rows)]
+        notes = [f"\n{_escaped(note)}" for note in self.notes]
+        return "\n".join([f"# {_escaped(self.title)}", "", *lines, *notes]) + "\n"
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    for special in "\\|*_`<":
+        text = text.replace(special, f"\\{special}")
+    return text

@@ -1,0 +1,58 @@
+"""A whole model whose products go through cuBLASLt, on the stand-in of its binding, beside one without."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cllm_gpu.backend import Backend
+from cllm_gpu.fused.launcher import Launcher
+from cllm_gpu.fused.operations import fused_operations
+from cllm_gpu.model import Transformer
+from cllm_gpu.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.profiling import Ranges
+from cllm_gpu.workspace import Workspace
+from tests.fused.devices import BFLOAT16, simulator_or_skip
+from tests.fused.lt_stand_in import StandIn, launcher_with
+from tests.gpu.training_runs import Run, tiny_architecture
+
+
+def test_a_model_trains_through_it_as_without() -> None:
+    """Three AdamW steps of a tiny model in float32: the same mathematics, other roundings."""
+    ranges, kernels, losses = Ranges(), simulator_or_skip(), []
+    stand_in = StandIn()
+    for launcher in (Launcher(np, kernels), launcher_with(stand_in, kernels=kernels)):
+        backend = Backend("simulator", np, fused_operations(launcher, ranges), "products as the test says")
+        run = Run(backend, tiny_architecture(layers=1))
+        losses.append([run.step() for _ in range(3)])
+    # two steps of 3e-3 in the sign of a gradient that may be near zero: 1e-4 of the loss at most
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    forward = ["BIAS", "BIAS", "DEFAULT", "BIAS", "DEFAULT"]  # qkv, projection, up, down, head
+    head, mlp, attention = ["DEFAULT"] * 2, ["BGRADB", "DEFAULT", "DEFAULT", "DEFAULT"], ["BGRADB", "DEFAULT"] * 2
+    assert stand_in.products == 3 * (forward + head + mlp + attention)
+
+
+def test_a_bfloat16_model_has_the_gradients_it_has_without() -> None:
+    """Forward and backward of the tiny model: every layer's products, with GELU and every bias inside them.
+
+    Both round to bf16, the epilogues less often: by the reasons of test_loss_and_gradients_in_bfloat16, 2%.
+    """
+    stand_in, found = StandIn(), []
+    architecture = tiny_architecture(layers=2)
+    layout = Layout(parameter_specs(architecture), BFLOAT16)
+    draws = np.random.default_rng(5).integers(0, 97, (2, 3, 24)).astype(np.int32)
+    kernels = simulator_or_skip()
+    for launcher in (Launcher(np, kernels), launcher_with(stand_in, kernels=kernels)):
+        backend = Backend("simulator", np, fused_operations(launcher, Ranges()), "products as the test says")
+        flat, gradients = (backend.zeros(layout.size, BFLOAT16) for _ in range(2))
+        flat[...] = initial_values(layout, 1)
+        workspace = Workspace(architecture, backend, 3, 24, BFLOAT16, training=True)
+        loss = Transformer(architecture, backend, layout.views(flat)).loss_and_gradients(
+            workspace, *draws, layout.views(gradients), gradient_scale=1.0 / 72, accumulate=False
+        )
+        found.append((loss, gradients.astype(np.float64)))
+    (want_loss, want), (loss, got) = found
+    error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+    print(f"loss {loss:.5f}, without {want_loss:.5f}; gradients differ by {error:.2%}")
+    assert abs(loss - want_loss) <= 2.0**-9 * want_loss
+    assert error <= 0.02
+    assert stand_in.products.count("GELU_AUX_BIAS") == stand_in.products.count("DGELU_BGRAD") == 2

@@ -31,8 +31,8 @@ from cllm_gpu.fused.sgd import sgd_step
 from cllm_gpu.fused.sources import kernel_parameters, source_directory
 from cllm_gpu.fused.variants import all_variants
 from cllm_gpu.lattice import lattice_points
-from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 from cllm_gpu.reference.rounding import StochasticRounding
+from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 
 QUICK_HEAD_SIZES = (32, 64)
 Put = Callable[[np.ndarray[Any, Any]], Any]

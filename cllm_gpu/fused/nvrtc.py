@@ -79,6 +79,16 @@ def compile_kernels(source: str, name: str, options: Sequence[str], architecture
 
     Raises UserError with the compiler's first error, or when there is no NVRTC.
     """
+    return parse_report(_compile(source, name, options, architecture)[0])
+
+
+def machine_code_of(variant: Variant, architecture: str) -> bytes:
+    """One variant of our sources as a cubin, an ELF image that nvdisasm reads. UserError as `compile_kernels`."""
+    return _compile(load_source(variant.source), variant.source, variant.options, architecture)[1]
+
+
+def _compile(source: str, name: str, options: Sequence[str], architecture: str) -> tuple[str, bytes]:
+    """The compiler's log and the machine code."""
     library = _require()
     program = ctypes.c_void_p()
     text, file = source.encode(), name.encode()
@@ -91,9 +101,17 @@ def compile_kernels(source: str, name: str, options: Sequence[str], architecture
         if status:
             lines = [line for line in log.splitlines() if "error" in line] or log.splitlines() or ["no message"]
             raise UserError(f"NVRTC cannot compile {name} for {architecture}: {lines[0]}")
+        return log, _machine_code(library, program)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
-    return parse_report(log)
+
+
+def _machine_code(library: Any, program: ctypes.c_void_p) -> bytes:
+    size = ctypes.c_size_t()
+    _check(library, library.nvrtcGetCUBINSize(program, ctypes.byref(size)), "cubin size")
+    buffer = ctypes.create_string_buffer(size.value)
+    _check(library, library.nvrtcGetCUBIN(program, buffer), "cubin")
+    return buffer.raw
 
 
 def _log(library: Any, program: ctypes.c_void_p) -> str:

@@ -42,6 +42,7 @@ from cllm_gpu.fused.launcher import Variant  # noqa: E402
 from cllm_gpu.fused.nvrtc import machine_code_of, nvrtc_version  # noqa: E402
 from cllm_gpu.fused.score_terms import term_defines  # noqa: E402
 from cllm_gpu.reference.score_terms import MAXIMUM_MATCHES, ScoreTerms  # noqa: E402
+from cllm_gpu.tokenizers import Tokenizer, load_tokenizer  # noqa: E402
 from cllm_gpu.versions import environment  # noqa: E402
 
 RESULT = ROOT / "bench" / "results" / "lattice_instructions.json"
@@ -175,7 +176,7 @@ def shape_name(group: tuple[int, int]) -> str:
     return f"{group[0]} queries by {group[1]} keys"
 
 
-def sequences(tokenizer: str, count: int, length: int) -> list[npt.NDArray[np.int32]]:
+def sequences(tokenizer: Tokenizer, count: int, length: int) -> list[npt.NDArray[np.int32]]:
     """`count` sequences of the standard library's tokens, evenly over its validation part."""
     data = open_dataset(
         "stdlib",
@@ -192,16 +193,14 @@ def sequences(tokenizer: str, count: int, length: int) -> list[npt.NDArray[np.in
 def measure(bpe: Path, count: int, length: int) -> dict[str, Any]:
     """The whole report; two compilations at a time. UserError where a tool is missing."""
     nvrtc, nvdisasm = ".".join(map(str, nvrtc_version())), nvdisasm_version()
-    texts = {
-        name: {shape_name(group): shares(read, *group) for group in ((16, 8), (8, 16))}
-        for name, read in (
-            ("bytes", sequences("bytes", count, length)),
-            ("BPE", sequences(str(bpe), count, length)),
-        )
-    }
+    tokenizers = {"bytes": load_tokenizer("bytes"), "BPE": load_tokenizer(str(bpe))}
+    texts = {}
+    for name, tokenizer in tokenizers.items():
+        read = sequences(tokenizer, count, length)
+        texts[name] = {shape_name(group): shares(read, *group) for group in (FORWARD.group, KEYS.group)}
     with ThreadPoolExecutor(2) as pool:
         jobs = [(choice, size) for size in HEAD_SIZES for choice in CHOICES]
-        rows = [row for found in pool.map(lambda job: rows_of(*job, texts), jobs) for row in found]
+        rows = [row for found in pool.map(lambda job: rows_of(job[0], job[1], texts), jobs) for row in found]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "made": environment(),
@@ -210,6 +209,7 @@ def measure(bpe: Path, count: int, length: int) -> dict[str, Any]:
         "nvrtc": nvrtc,
         "nvdisasm": nvdisasm,
         "text": {"corpus": "stdlib, validation part", "sequences": count, "length": length},
+        "vocabularies": {name: tokenizer.vocabulary for name, tokenizer in tokenizers.items()},
         "share_of_groups_matching": texts,
         "totals": totals(rows),
         "kernels": rows,

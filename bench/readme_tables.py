@@ -123,6 +123,55 @@ def precision() -> str:
     return "\n".join([*lines, "", f"{found['steps'][-1]} steps, seeds {seeds}; {spread}. {made}."])
 
 
+def lattice_instructions() -> str:
+    """What the terms add to the attention kernels, in instructions: ratios, then where they are."""
+    found = load("lattice_instructions.json")
+    lines = [
+        "| D | terms | instructions a pair, no match | no match | bytes | BPE | all match | one-kernel backward, bytes |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    fused = {(row["head_size"], row["terms"]): row for row in found["totals"] if row["backward"] == "fused"}
+    for row in (row for row in found["totals"] if row["backward"] == "two kernels"):
+        ratios = [row["ratio_to_standard"][case] for case in ("least", "bytes", "BPE", "most")]
+        ratios.append(fused[row["head_size"], row["terms"]]["ratio_to_standard"]["bytes"])
+        cells = " | ".join(f"{ratio:.2f}×" for ratio in ratios)
+        least = row["instructions_per_pair"]["least"]
+        lines.append(f"| {row['head_size']} | {row['terms']} | {least:.1f} | {cells} |")
+    lines += ["", *_instructions_by_kind(found, 64, "same token, matches to 8"), ""]
+    shares = "; ".join(
+        f"{text} {', '.join(f'{100 * share:.0f}' for share in next(iter(groups.values())))} %"
+        for text, groups in found["share_of_groups_matching"].items()
+    )
+    text, vocabulary = found["text"], found["vocabularies"]["BPE"]
+    return "\n".join(
+        [
+            *lines,
+            f"Share of the groups of 128 pairs in which some pair matches in 1, 2, … 8 tokens: {shares} "
+            f"({text['sequences']} sequences of {text['length']:,} tokens of the standard library; the BPE vocabulary "
+            f"has {vocabulary:,}).",
+            "",
+            f"bf16 kernels compiled for {found['architecture']} by NVRTC {found['nvrtc']}, disassembled by nvdisasm "
+            f"{found['nvdisasm']}, {found['date'][:10]}.",
+        ]
+    )
+
+
+def _instructions_by_kind(found: dict[str, Any], head_size: int, terms: str) -> list[str]:
+    """Instructions per pair of each kind, forward and the backward's two kernels together."""
+
+    def sums(choice: str, case: str) -> dict[str, float]:
+        rows = [row for row in found["kernels"] if row["head_size"] == head_size and row["terms"] == choice]
+        parts = [row["instructions_per_pair"][case] for row in rows if "fused" not in row["kernel"]]
+        return {kind: sum(part[kind] for part in parts) for kind in parts[0]}
+
+    columns = [sums("standard", "least"), sums(terms, "least"), sums(terms, "bytes")]
+    return [
+        f"| instructions a pair, D = {head_size} | standard | {terms}: no match | bytes |",
+        "|---|---:|---:|---:|",
+        *(f"| {kind} | {' | '.join(f'{column[kind]:.1f}' for column in columns)} |" for kind in columns[0]),
+    ]
+
+
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "first_run": first_run,
@@ -135,6 +184,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/crystalline.md": {
         **{name: functools.partial(experiment, name) for name in ("crystalline_default", "crystalline_bytes")},
         "lattice_cpu": lattice_cpu,
+        "lattice_instructions": lattice_instructions,
     },
 }
 """Document → block → what stands in it."""

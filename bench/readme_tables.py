@@ -127,7 +127,7 @@ def lattice_instructions() -> str:
     """What the terms add to the attention kernels, in instructions: ratios, then where they are."""
     found = load("lattice_instructions.json")
     lines = [
-        "| D | terms | instructions a pair, no match | no match | bytes | BPE | all match | one-kernel backward, bytes |",
+        "| D | terms | instructions a pair, no match | no match | bytes | BPE | all match | fused backward, bytes |",
         "|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     fused = {(row["head_size"], row["terms"]): row for row in found["totals"] if row["backward"] == "fused"}

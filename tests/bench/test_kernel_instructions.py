@@ -46,7 +46,7 @@ COPIES = """
 """
 MATCHES = """
         ISETP.EQ.AND P3, PT, R20, R21, PT
-        PLOP3.LUT P4, PT, P3, P5, PT, 0xa8, 0x0
+        PLOP3.LUT P6, P4, P3, P5, PT, 0xa8, 0x0
         VOTE.ANY P4, P4
         @!P4 BRA `(.L_matched)
         @P3 FADD.FTZ R12, R12, R30
@@ -65,6 +65,7 @@ SOFTMAX = """
         FSEL R12, R12, -INF , P2
         FSEL R13, R13, -INF , P2
 .L_whole_tile:
+        BRA.DIV UR4, `(.L_same_maximum)
         MUFU.EX2 R12, R12
         FSETP.NEU.FTZ.AND P4, PT, R14, 1, PT
         VOTE.ANY P4, P4
@@ -72,11 +73,10 @@ SOFTMAX = """
         FMUL.FTZ R16, R16, R14
         FMUL.FTZ R17, R17, R14
 .L_same_maximum:
-        BRA.DIV UR4, `(.L_parted)
         @!P5 BRA `(.L_main)
         EXIT
-.L_parted:
-        BRA `(.L_parted)
+.L_end:
+        BRA `(.L_end)
 """
 CLASSES_WITHOUT_MATCHES = {
     "tensor core": 1, "matrix load": 1, "special function": 1, "float": 1,

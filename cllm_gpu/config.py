@@ -375,9 +375,10 @@ def suggestion(name: str, known: Any) -> str:
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type; UserError when it is of another kind."""
-    options = [option for option in (get_args(hint) or (hint,)) if option is not type(None)]
     if value is None and type(None) in get_args(hint):
         return None
+    alternatives = [option for option in (get_args(hint) or (hint,)) if option is not type(None)]
+    options = [choice for option in alternatives for choice in (get_args(option) or (option,))]
     if all(isinstance(option, str) for option in options):  # Literal
         if value not in options:
             raise UserError(f"{where} is {value!r}; choose one of {', '.join(options)}")

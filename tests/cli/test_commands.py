@@ -167,7 +167,7 @@ def test_an_experiment_goes_on_where_it_was(command: Command, workplace: Path, s
     assert "4/4 crystalline, seed 2: loss" in out
     found = json.loads((workplace / "runs" / "kinds" / "kinds.json").read_text())
     assert [summary["variant"] for summary in found["summaries"]] == ["standard", "crystalline"]
-    assert found["runs"][1]["scalars"]["blocks.0.lattice_scalars"] != [[0.0] * 4] * 2
+    assert found["runs"][1]["scalars"]["blocks.0.lattice_scalars"] != [[0.0] * 9] * 2
     status, out, _ = command(*flags)
     assert status == 0
     assert out.count("(kept from before)") == 4

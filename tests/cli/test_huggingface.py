@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from cllm_gpu.checkpoints import load_checkpoint, load_model
 from cllm_gpu.config import load_toml
@@ -17,6 +18,12 @@ Command = Callable[..., tuple[int, str, str]]
 Flags = tuple[str, ...]
 FEW = ("--data.source", "text.txt", "--training.batch", "4", "--training.evaluate-every", "0",
        "--training.evaluation-batches", "2", "--training.sample-tokens", "5")  # fmt: skip
+
+
+@pytest.fixture
+def small(small: Flags) -> Flags:
+    """What GPT-2 can express."""
+    return (*small, "--model.attention", "standard")
 
 
 def test_export_and_import_give_the_same_model(command: Command, workplace: Path, small: Flags) -> None:

@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_forward
     const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
     const int tiles = (queries + FORWARD_ROWS - 1) / FORWARD_ROWS;
     const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
-    const ScoreTerms terms = sizes.terms({tokens, points, scalars, tokens_batch, points_batch}, b, h);
+    const ScoreTerms terms = sizes.terms({tokens, points, scalars, tokens_batch, points_batch}, term_unit(sizes), b, h);
     forward_tile({q, q_batch, q_row, q_head}, {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head},
                  {out, out_batch, out_row, out_head}, lse, sizes, terms, b, h, tile * FORWARD_ROWS, shared);
 }
@@ -116,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
     const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
     const int tiles = (queries + BACKWARD_ROWS - 1) / BACKWARD_ROWS;
     const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
-    ScoreTerms terms = sizes.terms({tokens, points, scalars, tokens_batch, points_batch}, b, h);
+    ScoreTerms terms = sizes.terms({tokens, points, scalars, tokens_batch, points_batch}, term_unit(sizes), b, h);
     backward_queries_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
                           {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
                           {dq, dq_batch, dq_row, dq_head}, sizes, terms, term_partials, point_partials, b, h,

@@ -28,8 +28,8 @@ struct Sizes {
         return causal && j > keys - queries ? j - (keys - queries) : 0;
     }
     __device__ __forceinline__ bool exists(int t, int j) const { return t < queries && j < keys && j < visible(t); }
-    // The score terms of one (batch item, query head).
-    __device__ __forceinline__ ScoreTerms terms(const TermInputs& given, int b, int h) const {
-        return ScoreTerms(given, keys - queries, keys, b, h);
+    // The score terms of one (batch item, query head), for scores that will be multiplied by `unit`.
+    __device__ __forceinline__ ScoreTerms terms(const TermInputs& given, float unit, int b, int h) const {
+        return ScoreTerms(given, keys - queries, keys, unit, b, h);
     }
 };

@@ -20,7 +20,7 @@ constexpr int THREADS = 128;
 constexpr int TERMS_N = SCORE_TERMS ? 2 : 0;  // the registers that the terms take
 constexpr int FORWARD_M = 2, FORWARD_N = (D <= 64 ? 8 : 6) - TERMS_N;
 constexpr int QUERIES_M = 2, QUERIES_N = (D <= 64 ? 6 : 4) - TERMS_N;
-constexpr int KEYS_M = D <= 64 ? 2 : 1, KEYS_N = D <= 64 ? 4 : D <= 96 ? 8 : 6;
+constexpr int KEYS_M = D <= 64 ? 2 : 1, KEYS_N = D <= 64 ? 4 : (D <= 96 ? 8 : 6) - TERMS_N;
 constexpr int FORWARD_ROWS = WARPS * 16 * FORWARD_M, FORWARD_KEYS = 8 * FORWARD_N;
 constexpr int BACKWARD_ROWS = WARPS * 16 * QUERIES_M, BACKWARD_KEYS = 8 * QUERIES_N;
 constexpr int TILE_KEYS = WARPS * 16 * KEYS_M, KEYS_QUERIES = 8 * KEYS_N;
@@ -203,7 +203,7 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
     for (int m = 0; m < M; m++) factors[m][0] = factors[m][1] = n.scale;
     store_rows(dq.at(b, h), dq.row, first + row, n.queries, sums, factors, n.wide);
     if (POINT_GRADIENTS)
-        point_sums.store(point_partials, (i64(b) * n.heads + h) * n.queries, first + row, n.queries);
+        point_sums.store(point_partials, (i64(b) * n.heads + h) * n.queries, first + row, n.queries, term_unit(n));
     terms.finish(term_partials, blockIdx.x, reinterpret_cast<float*>(stages));
 }
 
@@ -235,6 +235,7 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
     };
     Accumulator<M, D_TILES> key_sums, value_sums;
     PointSums<M> point_sums;
+    ScoreTerms terms = n.terms(given, term_unit(n), b, kv * n.group());
     key_sums.clear();
     value_sums.clear();
     keys.load(k.at(b, kv), k.row, begin, n.keys, n.wide);
@@ -248,7 +249,7 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
         __syncthreads();
         const int h = kv * n.group() + step / tiles, first = (skipped + step % tiles) * KEYS_QUERIES;
         const Tile<KEYS_QUERIES> queries = {stage_of(step)}, douts = {stage_of(step) + tile_bytes(KEYS_QUERIES)};
-        const ScoreTerms terms = n.terms(given, b, h);
+        if (step % tiles == 0) terms = n.terms(given, term_unit(n), b, h);
         Accumulator<M, N> scores, dweights;
         row_products(scores, keys, row, queries);
         finish_scores<true>(scores, n, terms, first, begin + row);
@@ -265,5 +266,5 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
     store_rows(dk.at(b, kv), dk.row, begin + row, n.keys, key_sums, scales, n.wide);
     store_rows(dv.at(b, kv), dv.row, begin + row, n.keys, value_sums, ones, n.wide);
     if (POINT_GRADIENTS)
-        point_sums.store(point_partials, (i64(b) * n.kv_heads + kv) * n.keys, begin + row, n.keys);
+        point_sums.store(point_partials, (i64(b) * n.kv_heads + kv) * n.keys, begin + row, n.keys, term_unit(n));
 }

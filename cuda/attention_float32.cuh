@@ -124,7 +124,7 @@ __device__ __forceinline__ void backward_keys_tile(const View<const float>& dout
     load_rows(keys, k.at(b, kv), k.row, begin, TILE_KEYS, n.keys, n.wide);
     load_rows(values, v.at(b, kv), v.row, begin, TILE_KEYS, n.keys, n.wide);
     for (int h = kv * n.group(); h < (kv + 1) * n.group(); h++) {
-        ScoreTerms terms = n.terms(given, b, h);
+        ScoreTerms terms = n.terms(given, term_unit(n), b, h);
         const i64 rows = (i64(b) * n.heads + h) * n.queries;
         for (int first = n.first_query(begin) / BACKWARD_ROWS * BACKWARD_ROWS; first < n.queries;
              first += BACKWARD_ROWS) {

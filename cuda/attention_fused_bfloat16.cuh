@@ -126,7 +126,7 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
     Accumulator<M, D_TILES> key_sums, value_sums;
     key_sums.clear();
     value_sums.clear();
-    ScoreTerms terms = n.terms(given, b, kv * n.group());
+    ScoreTerms terms = n.terms(given, term_unit(n), b, kv * n.group());
     keys.load(k.at(b, kv), k.row, begin, n.keys, n.wide);
     values.load(v.at(b, kv), v.row, begin, n.keys, n.wide);
     int h = kv * n.group(), at = skipped, parity = 0;
@@ -142,7 +142,7 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
         copy_async_commit();
         copy_async_wait<1>();
         __syncthreads();
-        if (at == skipped) terms = n.terms(given, b, h);
+        if (at == skipped) terms = n.terms(given, term_unit(n), b, h);
         Accumulator<M, N> scores, dweights;
         row_products(scores, keys, row, stage.queries());
         finish_scores<true>(scores, n, terms, first, begin + row);

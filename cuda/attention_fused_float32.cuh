@@ -49,7 +49,7 @@ __device__ __forceinline__ void backward_fused_tile(
     load_rows(keys, k.at(b, kv), k.row, begin, TILE_KEYS, n.keys, n.wide);
     load_rows(values, v.at(b, kv), v.row, begin, TILE_KEYS, n.keys, n.wide);
     for (int h = kv * n.group(); h < (kv + 1) * n.group(); h++) {
-        ScoreTerms terms = n.terms(given, b, h);
+        ScoreTerms terms = n.terms(given, term_unit(n), b, h);
         const i64 head = i64(b) * n.heads + h, rows = head * n.queries;
         for (int at = n.first_query(begin) / BACKWARD_ROWS; at < tiles; at++) {
             const int first = at * BACKWARD_ROWS;

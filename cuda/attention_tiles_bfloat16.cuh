@@ -28,7 +28,19 @@ struct Tile {
     // Starts the copy of rows first … of an operand: zeros from `limit` on and in the padding. Without 16-byte accesses
     // (wide = 0) the copy is complete at once.
     __device__ __forceinline__ void load(const bf16* rows_of, i64 stride, int first, int limit, int wide) const {
-        constexpr int CHUNKS = PADDED / 8;
+        constexpr int CHUNKS = PADDED / 8, STEP = THREADS / CHUNKS;
+        if (wide && THREADS % CHUNKS == 0 && STEP % 8 == 0 && ROWS % STEP == 0) {
+            // a thread's chunks stand below each other, whole patterns of the swizzle apart
+            const int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+            unsigned char* const to = at(row, chunk);
+            const bf16* from = rows_of + (first + row) * stride + chunk * 8;
+#pragma unroll
+            for (int i = 0; i < ROWS; i += STEP, from += STEP * stride) {
+                const bool inside = first + row + i < limit && chunk * 8 < D;
+                copy_async_16(to + i * 128, inside ? from : rows_of, inside);
+            }
+            return;
+        }
         for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
             const int row = i / CHUNKS, chunk = i % CHUNKS;
             const bool valid = first + row < limit;
@@ -176,8 +188,9 @@ __device__ __forceinline__ float over_row_max(float x) {
     return fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 2));
 }
 
-// What a score is multiplied by to be an exponent of 2. With terms the scores are exponents already.
-__device__ __forceinline__ float exponent_factor(const Sizes& n) { return SCORE_TERMS ? 1.0f : n.scale * LOG2E; }
+// What a raw score, with its terms, is multiplied by to be an exponent of 2; and what the terms are divided by before.
+__device__ __forceinline__ float exponent_factor(const Sizes& n) { return n.scale * LOG2E; }
+__device__ __forceinline__ float term_unit(const Sizes& n) { return n.scale; }
 
 // The query and the key of element i of half `half` of the 16×8 tile (m, tile) of scores whose rows begin at query t and
 // columns at key j; TRANSPOSED: rows at key j, columns at query t.
@@ -227,17 +240,14 @@ __device__ __forceinline__ void for_pairs(Accumulator<M, N>& scores, const Score
     }
 }
 
-// Raw products become exponents where there are score terms, and −∞ where a query does not see the key.
+// Raw products get the score terms, and become −∞ where a query does not see the key.
 template <bool TRANSPOSED, int M, int N>
 __device__ __forceinline__ void finish_scores(Accumulator<M, N>& scores, const Sizes& n, const ScoreTerms& terms, int t,
                                               int j) {
     constexpr int QUERIES = TRANSPOSED ? 8 * N : 16 * M, KEYS = TRANSPOSED ? 16 * M : 8 * N;
     if (SCORE_TERMS)
-        for_pairs<TRANSPOSED>(scores, terms, t, j, [&](Four& x, Two& queries, Two& keys, int) {
-            for (int i = 0; i < 4; i++) x[i / 2][i % 2] *= n.scale;
-            terms.add_to(x, queries, keys);
-            for (int i = 0; i < 4; i++) x[i / 2][i % 2] *= LOG2E;
-        });
+        for_pairs<TRANSPOSED>(scores, terms, t, j,
+                              [&](Four& x, Two& queries, Two& keys, int) { terms.add_to(x, queries, keys); });
     if (t + QUERIES <= n.queries && j + KEYS <= n.keys && j + KEYS <= n.visible(t)) return;
 #pragma unroll
     for (int m = 0; m < M; m++) {
@@ -277,8 +287,8 @@ struct PointSums {
                     terms.add_slope(v[m][TRANSPOSED ? k : i], TRANSPOSED ? -dx[i][k] : dx[i][k], queries[i], keys[k]);
         });
     }
-    // To partials (…, 3) from row `start` on; `row` is the first of the warp.
-    __device__ __forceinline__ void store(float* partials, i64 start, int row, int limit) const {
+    // Times the unit of the terms to partials (…, 3) from row `start` on; `row` is the first of the warp.
+    __device__ __forceinline__ void store(float* partials, i64 start, int row, int limit, float unit) const {
         const int g = threadIdx.x % 32 / 4;
 #pragma unroll
         for (int m = 0; m < M; m++) {
@@ -287,7 +297,7 @@ struct PointSums {
 #pragma unroll
                 for (int axis = 0; axis < 3; axis++) {
                     const int at = row + 16 * m + 8 * half + g;
-                    const float total = over_row_sum(v[m][half][axis]);
+                    const float total = over_row_sum(v[m][half][axis]) * unit;
                     if (threadIdx.x % 4 == axis && at < limit) partials[(start + at) * 3 + axis] = total;
                 }
             }

@@ -14,6 +14,9 @@ constexpr int WEIGHTS_ROW = TILE_KEYS + 8;     // the same for a tile of scores
 constexpr int CHUNKS = (PADDED / 4 + 7) / 8;  // chunks of four columns per thread
 constexpr int COLUMNS = TILE_KEYS / 8;        // score columns per thread
 
+// What scores are multiplied by after the terms were added: nothing.
+__device__ __forceinline__ float term_unit(const Sizes&) { return 1.0f; }
+
 constexpr int BACKWARD_SHARED =
     4 * (2 * BACKWARD_ROWS * ROW + 2 * TILE_KEYS * ROW + 2 * BACKWARD_ROWS * WEIGHTS_ROW);
 

@@ -49,6 +49,15 @@ struct TermInputs {
     i64 tokens_batch, points_batch;
 };
 
+// p, which the compiler is not to compute again at every use: 64-bit addresses from their parts are many instructions.
+template <class T>
+__device__ __forceinline__ const T* known_address(const T* p) {
+#ifndef CLLM_SIMULATOR
+    asm volatile("" : "+l"(p));
+#endif
+    return p;
+}
+
 // The score terms of one (batch item, query head).
 class ScoreTerms {
   public:
@@ -59,13 +68,13 @@ class ScoreTerms {
         float x = 0.0f, y = 0.0f, z = 0.0f;
     };
 
-    // offset: the position of the first query.
-    __device__ __forceinline__ ScoreTerms(const TermInputs& given, int offset, int positions, int b, int h)
+    // offset: the position of the first query. unit: what the scores that terms are added to will be multiplied by.
+    __device__ __forceinline__ ScoreTerms(const TermInputs& given, int offset, int positions, float unit, int b, int h)
         : offset(offset), positions(positions) {
-        if (SAME_TOKEN || MATCHES) tokens = given.tokens + b * given.tokens_batch;
-        if (POINTS) points = given.points + b * given.points_batch;
+        if (SAME_TOKEN || MATCHES) tokens = known_address(given.tokens + b * given.tokens_batch);
+        if (POINTS) points = known_address(given.points + b * given.points_batch);
 #pragma unroll
-        for (int i = 0; i < TERM_COUNT; i++) scalars[i] = to_float(given.scalars[h * TERM_COUNT + i]);
+        for (int i = 0; i < TERM_COUNT; i++) scalars[i] = to_float(given.scalars[h * TERM_COUNT + i]) / unit;
     }
 
     // Past the last query or key some token is as good as another: those scores are masked.
@@ -102,7 +111,7 @@ class ScoreTerms {
         for_matches(a, b, [&](int n, int i, int j) { gradients[AT_MATCHES + n] += dx[i][j]; });
     }
 
-    // sums += dx·∂term/∂(c_i − c_j); where two points are equal, 0.
+    // sums += dx·∂term/∂(c_i − c_j), over the unit; where two points are equal, 0.
     __device__ __forceinline__ void add_slope(float (&sums)[3], float dx, const Token& a, const Token& b) const {
         if (DISTANCE) {
             const float length = distance(a, b), by_length = length > 0.0f ? -dx * scalars[0] / length : 0.0f;
@@ -180,7 +189,7 @@ class ScoreTerms {
                     any = any || matching[i][j];
                 }
             }
-            if (!__any_sync(FULL_WARP, any)) return;
+            if (n + 1 < MATCHES && !__any_sync(FULL_WARP, any)) return;
 #pragma unroll
             for (int i = 0; i < Q; i++)
 #pragma unroll

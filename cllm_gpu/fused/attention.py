@@ -55,11 +55,11 @@ def tiles_of(storage: str, head_size: int, *, terms: bool) -> Tiles:
         return Tiles(64, 4 * (64 * row + 2 * 32 * row + 64 * weights), 32, backward, 32, backward)
     row_bytes = 128 * (((head_size + 15) // 16 * 16 + 63) // 64)  # pages of 64 columns
     narrow = head_size <= 64
-    forward_keys, query_keys = (64, 48) if narrow else (48, 32)
+    forward_keys, query_keys, key_queries = (64, 48, 32) if narrow else (48, 32, 64 if head_size <= 96 else 48)
     if terms:
         forward_keys, query_keys = forward_keys - 16, query_keys - 16
+        key_queries -= 0 if narrow else 16
     keys = 128 if narrow else 64
-    key_queries = 32 if narrow else 64 if head_size <= 96 else 48
     return Tiles(
         forward_rows=128,
         forward_shared=row_bytes * (128 + 4 * forward_keys),

@@ -4,8 +4,8 @@
                              [--again | --extend]
 
 Files are those of cuda/; all of them where none is named. Each mutant is judged by the file's tests in tests/fused, on
-the simulator with every memory access checked. A file whose mutants were all tried has its entry in
-bench/results/mutation.json replaced. A run that was interrupted goes on where it was, as long as the sources, tests,
+the simulator with every memory access checked. A file's entry in bench/results/mutation.json is replaced when all of
+its mutants were tried, or a sample drawn by --limit. A run that was interrupted goes on where it was, as long as the sources, tests,
 fused operations and simulator are the same; --again forgets what was judged. After tests or checks were added, --extend
 takes over what was caught without them as long as the source itself is the same, and the result says how many. Exits
 with status 1 when less than 95% of the mutants that change anything are caught.
@@ -214,7 +214,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def judge(file: str, asked: argparse.Namespace, compiled: Path) -> mutation.Report:
-    """Try the mutants of one file; the result goes to the result file when none was left out."""
+    """Try the mutants of one file; the result goes to the result file when all that were asked for were tried."""
     text = (ROOT / "cuda" / file).read_text(encoding="utf-8")
     journal = Journal(file, text, again=asked.again, extend=asked.extend)
     report = mutation.run(
@@ -231,7 +231,8 @@ def judge(file: str, asked: argparse.Namespace, compiled: Path) -> mutation.Repo
         known=journal.known,
         progress=journal.add,
     )
-    if report.untried == 0 and not asked.kinds:
+    complete = report.untried == 0 or (asked.limit is not None and len(report.counted) >= asked.limit)
+    if complete and not asked.kinds:
         record.merge(file, record.entry(file, text, TESTS[file], report, journal.taken_over), TESTS)
     return report
 

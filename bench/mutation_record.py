@@ -140,10 +140,12 @@ def table() -> str:
     """The result as a Markdown table."""
     found = load()
     rows = {file: total({file: one}) for file, one in found["files"].items()}
-    lines = ["| source | mutants | equivalent | caught | share |", "|---|---:|---:|---:|---:|"]
+    lines = ["| source | mutants | equivalent | tried | caught | share |", "|---|---:|---:|---:|---:|---:|"]
     for file, row in [*rows.items(), ("all", found["total"])]:
         name = f"`{file}`" if file != "all" else "all"
-        lines.append(f"| {name} | {row['tried']} | {row['equivalent']} | {row['caught']} | {row['share']:.1%} |")
+        tried = row["tried"] - row["equivalent"]
+        counts = f"{row['tried'] + row['untried']} | {row['equivalent']} | {tried} | {row['caught']}"
+        lines.append(f"| {name} | {counts} | {row['share']:.1%} |")
     ways: Counter[str] = Counter()
     for one in found["files"].values():
         ways.update(one["ways"])

@@ -164,8 +164,8 @@ def run(
 ) -> Report:
     """Try mutants of `files` in `folder`; each runs in a forked process on a copy of the folder.
 
-    kinds: the kinds of mutation to try; all where none is named. limit: at most so many, drawn with `seed` (all kinds
-    alike); seconds: stop starting new ones after this time.
+    kinds: the kinds of mutation to try; all where none is named. limit: at most so many that are not equivalent, drawn
+    with `seed` (all kinds alike); seconds: stop starting new ones after this time.
     seconds_each: a check that takes longer is stopped and the mutant counts as caught; so is one that passes a limit it
     sets itself by `limit_processor_time`.
     equivalent: Mutant.key to the reason why that mutation changes nothing. known: what an earlier, interrupted run
@@ -178,7 +178,8 @@ def run(
     everything = [mutant for file, text in texts.items() for mutant in mutants(file, text)]
     everything = [mutant for mutant in everything if not kinds or mutant.kind in kinds]
     random.Random(seed).shuffle(everything)
-    chosen = everything if limit is None else everything[:limit]
+    same, judged = equivalent or {}, {verdict.mutant: verdict for verdict in known}
+    chosen = [mutant for mutant in everything if mutant.key not in same][:limit]
     deadline = None if seconds is None else time.monotonic() + seconds
     report = Report()
     with tempfile.TemporaryDirectory() as scratch:
@@ -186,9 +187,7 @@ def run(
         complaint = runner.judge_sound()
         if complaint:
             raise UserError(f"the check does not pass on the sources as they are: {complaint}")
-        same, judged = equivalent or {}, {verdict.mutant: verdict for verdict in known}
-        report.verdicts += [Verdict(m, False, same[m.key], True) for m in chosen if m.key in same]
-        chosen = [m for m in chosen if m.key not in same]
+        report.verdicts += [Verdict(m, False, same[m.key], True) for m in everything if m.key in same]
         report.verdicts += [judged[m] for m in chosen if m in judged]
         waiting = [m for m in chosen if m not in judged]
         for verdict in runner.judge_all(waiting, texts, deadline):

@@ -17,6 +17,8 @@ from cllm_gpu.simulator.mutation import Mutant, Report, Verdict, mutants
 
 CUDA = record.ROOT / "cuda"
 LEAST_OF_A_FILE = 0.9
+LEAST_SAMPLE = 16
+"""Mutants that are tried where not all of a file's are."""
 SOURCE = "int f(int a) {\n    return a < 3 ? a + 1 : a - 1;\n}\n"
 
 
@@ -33,14 +35,15 @@ def test_every_source_has_a_result() -> None:
 
 @pytest.mark.parametrize("file", sorted(TESTS))
 def test_the_result_is_of_the_source_as_it_is(file: str) -> None:
-    """Same mutants, all of them tried, the same left out as equivalent, at least nine tenths of the others caught."""
+    """Same mutants, all of them tried or a sample, the same left out as equivalent, nine tenths of the others caught."""
     found, text = _committed()[file], (CUDA / file).read_text(encoding="utf-8")
     stale = f"the mutation run of {file} is stale: run python bench/mutation.py {file}"
     assert found["mutants_sha256"] == record.mutants_digest(file, text), stale
     assert found["tests"] == " ".join(TESTS[file]), stale
     expected = Counter((m.context, EQUIVALENT[m.key]) for m in mutants(file, text) if m.key in EQUIVALENT)
     assert Counter((place["in"], place["reason"]) for place in found["equivalent"]) == expected, stale
-    assert found["untried"] == 0
+    tried = sum(kind["tried"] - kind["equivalent"] for kind in found["kinds"].values())
+    assert found["untried"] == 0 or tried >= LEAST_SAMPLE
     assert found["share"] >= LEAST_OF_A_FILE
 
 

@@ -278,7 +278,8 @@ def _identity(config: Config) -> dict[str, Any]:
     """What a run's numbers depend on: not where it is written, nor what is printed at its end."""
     values = as_dict(dataclasses.replace(config, output=None))
     values["training"] |= {"sample_tokens": 0, "sample_prompt": None}
-    del values["training"]["sample_every"], values["training"]["tensorboard"]
+    for name in ("sample_every", "diagnose_every", "tensorboard"):
+        del values["training"][name]
     if values["model"]["attention"] == "standard":
         del values["model"]["lattice"], values["optimizer"]["lattice_rate"]
     for section, name in ((values, "initial"), (values["model"], "vocabulary")):

@@ -88,11 +88,11 @@ def largest_activations(model: Transformer, workspaces: Sequence[Workspace]) -> 
     xp, found = model.backend.xp, {}
     for kind in KINDS:
         found[kind] = [
-            _over([_largest(xp, _layer_array(w, kind, layer)) for w in workspaces])
+            largest([_magnitude(xp, _layer_array(w, kind, layer)) for w in workspaces])
             for layer in range(model.architecture.layers)
         ]
-    found["final_residual"] = [_over([_largest(xp, w.final_residual) for w in workspaces])]
-    found["logits"] = [_over([_largest(xp, logits) for w in workspaces for logits in model.last_logits(w)])]
+    found["final_residual"] = [largest([_magnitude(xp, w.final_residual) for w in workspaces])]
+    found["logits"] = [largest([_magnitude(xp, logits) for w in workspaces for logits in model.last_logits(w)])]
     return found
 
 
@@ -107,10 +107,10 @@ def _wide(x: Any) -> Any:
     return x.astype(wide_dtype(x.dtype), copy=False)
 
 
-def _largest(xp: Any, x: Any) -> float:
+def _magnitude(xp: Any, x: Any) -> float:
     return float(xp.abs(_wide(x)).max())
 
 
-def _over(values: Sequence[float]) -> float:
+def largest(values: Sequence[float]) -> float:
     """The largest; NaN where one is, whatever the order."""
-    return math.nan if any(math.isnan(value) for value in values) else max(values)
+    return math.nan if any(map(math.isnan, values)) else max(values)

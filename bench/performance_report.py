@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+sys.path.insert(0, str(ROOT))
 
-import readme_tables  # noqa: E402
-from prepare_memory import processor  # noqa: E402
-
+from bench import readme_tables  # noqa: E402
+from bench.prepare_memory import processor  # noqa: E402
 from cllm_gpu import exact_json  # noqa: E402
 from cllm_gpu.backend import get_backend  # noqa: E402
 from cllm_gpu.cli import compare  # noqa: E402
@@ -36,7 +35,7 @@ from cllm_gpu.errors import UserError  # noqa: E402
 from cllm_gpu.experiments import load_experiment  # noqa: E402
 from cllm_gpu.files import write_atomically  # noqa: E402
 from cllm_gpu.reporting import require_plots  # noqa: E402
-from cllm_gpu.runs import begin_run, save_configuration, saved_configuration, writing  # noqa: E402
+from cllm_gpu.runs import METRICS, begin_run, save_configuration, saved_configuration, writing  # noqa: E402
 from cllm_gpu.training import Trainer  # noqa: E402
 from cllm_gpu.versions import environment, package_version  # noqa: E402
 
@@ -56,7 +55,7 @@ def compared(name: str, kept: Path) -> None:
 
 
 def looked_into(name: str, kept: Path) -> None:
-    """One of LOOKED_INTO: a run for every variant and seed; the picture shows those of the first seed."""
+    """One of LOOKED_INTO: a run for every variant and seed; the picture shows those of the first seed that ran to the end."""
     experiment = load_experiment(EXPERIMENTS / f"{name}.toml")
     found: list[dict[str, Any]] = []
     for seed in experiment.seeds:
@@ -68,8 +67,8 @@ def looked_into(name: str, kept: Path) -> None:
             print(f"{name}: {variant}, seed {seed}: loss {found[-1]['loss']}")
     data = {"made": made(), "title": experiment.title, "config": as_dict(experiment.base), "runs": found}
     write_atomically(RESULTS / f"{name}.json", exact_json.dumps(data) + "\n")
-    shown = [(run["variant"], run["series"]) for run in found if run["seed"] == experiment.seeds[0]]
-    plot_diagnostics([(v, s) for v, s in shown if len(s["steps"]) > 1], RESULTS / f"{name}.png")
+    shown = [run for run in found if run["seed"] == experiment.seeds[0] and run["stopped"] is None]
+    plot_diagnostics([(run["variant"], run["series"]) for run in shown], RESULTS / f"{name}.png")
 
 
 def trained(config: Config, folder: Path) -> str | None:
@@ -82,7 +81,7 @@ def trained(config: Config, folder: Path) -> str | None:
         return exact_json.loads(outcome.read_bytes())["stopped"]
     if outcome.exists():
         raise UserError(f"{folder} holds a run of another configuration; remove it, or give another --kept")
-    if folder.exists():  # it was stopped half way
+    if (folder / METRICS).exists():  # it was stopped half way
         shutil.rmtree(folder)
     display = Display(config.training.steps, backend.memory_held)
     dataset = open_data(config, display)
@@ -148,7 +147,6 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the next run")
         return 130
-    sys.argv[1:] = []
     return readme_tables.main()
 
 

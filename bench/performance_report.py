@@ -55,7 +55,7 @@ def compared(name: str, kept: Path) -> None:
 
 
 def looked_into(name: str, kept: Path) -> None:
-    """One of LOOKED_INTO: a run for every variant and seed; the picture shows those of the first seed that ran to the end."""
+    """One of LOOKED_INTO: a run for every variant and seed; the picture has the first seed's that came to their end."""
     experiment = load_experiment(EXPERIMENTS / f"{name}.toml")
     found: list[dict[str, Any]] = []
     for seed in experiment.seeds:

@@ -119,19 +119,18 @@ def stability() -> str:
     rows = []
     for run in found["runs"]:
         inside = run["series"]
-        peaks = (
-            highest(value for values in by_layer.values() for value in values)
-            for by_layer in inside["largest"].values()
-        )
-        zeros = highest(value for values in inside["zero_share"].values() for value in values)
+        peaks = [f"{_peak(by_layer):.3g}" for by_layer in inside["largest"].values()]
+        zeros = f"{_peak(inside['zero_share']):.2%}"
         loss = "–" if run["loss"] is None else f"{run['loss']:.4f}"
         clipped, skipped = f"{inside['clipped']}", f"{inside['skipped']}"
-        rows.append(
-            (run["variant"], str(run["steps"]), loss, *(f"{peak:.3g}" for peak in peaks), f"{zeros:.2%}", clipped, skipped)
-        )  # fmt: skip
+        rows.append((run["variant"], str(run["steps"]), loss, *peaks, zeros, clipped, skipped))
     header = ("run", "steps", "loss", *ACTIVATIONS, "zero gradients", "clipped", "skipped")
     stops = [f"{run['variant']}: {_reason(run['stopped'])}." for run in found["runs"] if run["stopped"]]
     return "\n".join([*table(header, rows), "", " ".join([_looked(found), *stops])])
+
+
+def _peak(by_layer: Mapping[str, Sequence[float]]) -> float:
+    return highest(value for values in by_layer.values() for value in values)
 
 
 def _events(run: Mapping[str, Any]) -> str:
@@ -158,17 +157,17 @@ def kernels() -> str:
     """One sentence on the resources of the CUDA kernels, and one on what their tests catch."""
     resources, mutants = load("kernel_resources"), load("mutation")["total"]
     rows = resources["kernels"]
-    names, architectures = {row["declared"] for row in rows}, sorted({row["architecture"] for row in rows})
+    names = {row["declared"] for row in rows}
+    architectures = sorted({row["architecture"] for row in rows}, key=lambda name: int(name.removeprefix("sm_")))
     spilling = {row["declared"] for row in rows if row["spill_bytes"]}
     worst, most = (max(rows, key=lambda row: row[of]) for of in ("spill_bytes", "registers"))
     spills = "none spills"
     if spilling:
-        spills = (
-            f"{len(spilling)} spill somewhere, `{worst['declared']}` the most, {worst['spill_bytes']} bytes a thread"
-        )
+        size = f"{worst['spill_bytes']} bytes a thread"
+        spills = f"{len(spilling)} spill on one of them at least, `{worst['declared']}` the most ({size})"
     return (
-        f"NVRTC {resources['nvrtc']} compiles {len(names)} kernels for {', '.join(architectures)}: {spills}; the most "
-        f"registers, {most['registers']} a thread, are `{most['declared']}`'s. Of {mutants['tried']} damaged copies of the "
-        f"kernels {mutants['equivalent']} compute the same as before; the tests catch {mutants['caught']} of the others, "
+        f"NVRTC {resources['nvrtc']} compiles {len(names)} kernels for {', '.join(architectures)}: {spills}; "
+        f"the most registers a thread has are {most['registers']}. Of {mutants['tried']} damaged copies of the kernels "
+        f"{mutants['equivalent']} compute the same as before; the tests catch {mutants['caught']} of the others, "
         f"{mutants['share']:.1%}."
     )

@@ -166,8 +166,8 @@ def kernels() -> str:
         size = f"{worst['spill_bytes']} bytes a thread"
         spills = f"{len(spilling)} spill on one of them at least, `{worst['declared']}` the most ({size})"
     return (
-        f"NVRTC {resources['nvrtc']} compiles {len(names)} kernels for {', '.join(architectures)}: {spills}; "
-        f"the most registers a thread has are {most['registers']}. Of {mutants['tried']} damaged copies of the kernels "
+        f"NVRTC {resources['nvrtc']} compiles {len(names)} kernels, variants counted, for {', '.join(architectures)}: "
+        f"{spills}; the most registers a thread has are {most['registers']}. Of {mutants['tried']} damaged copies of the kernels "
         f"{mutants['equivalent']} compute the same as before; the tests catch {mutants['caught']} of the others, "
         f"{mutants['share']:.1%}."
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cllm_gpu import exact_json
-from cllm_gpu.diagnostics_report import ACTIVATIONS, highest, layer_row
+from cllm_gpu.diagnostics_report import ACTIVATIONS, GRADIENTS, highest, layer_row
 
 RESULTS = Path(__file__).parent / "results"
 WARM_UP = ", warm-up"
@@ -107,7 +107,7 @@ def gradient_flow() -> str:
     lines: list[str] = []
     for run in found["runs"]:
         inside = run["series"]
-        header = (run["variant"], "gradient norm", "update / weight", "zero gradients", *ACTIVATIONS)
+        header = (run["variant"], *GRADIENTS, *ACTIVATIONS)
         lines += [*table(header, [layer_row(inside, name) for name in inside["gradient_norm"]]), ""]
         lines += [f"Loss {run['loss']:.4f}; {_events(run)}", ""]
     return "\n".join([*lines, _looked(found)])
@@ -124,7 +124,7 @@ def stability() -> str:
         loss = "–" if run["loss"] is None else f"{run['loss']:.4f}"
         clipped, skipped = f"{inside['clipped']}", f"{inside['skipped']}"
         rows.append((run["variant"], str(run["steps"]), loss, *peaks, zeros, clipped, skipped))
-    header = ("run", "steps", "loss", *ACTIVATIONS, "zero gradients", "clipped", "skipped")
+    header = ("run", "steps", "loss", *ACTIVATIONS, GRADIENTS[-1], "clipped", "skipped")
     stops = [f"{run['variant']}: {_reason(run['stopped'])}." for run in found["runs"] if run["stopped"]]
     return "\n".join([*table(header, rows), "", " ".join([_looked(found), *stops])])
 
@@ -165,9 +165,10 @@ def kernels() -> str:
     if spilling:
         size = f"{worst['spill_bytes']} bytes a thread"
         spills = f"{len(spilling)} spill on one of them at least, `{worst['declared']}` the most ({size})"
+    compiled = f"{len(names)} kernels, variants counted, for {', '.join(architectures)}"
+    caught = f"the tests catch {mutants['caught']} of the others, {mutants['share']:.1%}"
     return (
-        f"NVRTC {resources['nvrtc']} compiles {len(names)} kernels, variants counted, for {', '.join(architectures)}: "
-        f"{spills}; the most registers a thread has are {most['registers']}. Of {mutants['tried']} damaged copies of the kernels "
-        f"{mutants['equivalent']} compute the same as before; the tests catch {mutants['caught']} of the others, "
-        f"{mutants['share']:.1%}."
+        f"NVRTC {resources['nvrtc']} compiles {compiled}: {spills}; the most registers a thread has are "
+        f"{most['registers']}. Of {mutants['tried']} damaged copies of the kernels {mutants['equivalent']} compute the "
+        f"same as before; {caught}."
     )

@@ -15,7 +15,8 @@ from typing import Any
 from cllm_gpu.diagnostics import DIAGNOSTICS, largest
 from cllm_gpu.errors import UserError
 from cllm_gpu.metrics import clipped, read_metrics
-from cllm_gpu.reporting import NONE, RunRecord, Sheet, read_runs, require_plots, save_figure
+from cllm_gpu.reporting import RunRecord, read_runs, require_plots, save_figure
+from cllm_gpu.sheets import NONE, Sheet
 
 EMBEDDINGS, LAST = "embeddings", "final norm"
 ACTIVATIONS: dict[str, tuple[str, ...]] = {
@@ -27,8 +28,10 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "logits": ("logits",),
 }
 """What the table and the picture call the kinds of activations; `scores`: log-sum-exp of a row's attention scores."""
+GRADIENTS = ("gradient norm", "update / weight", "zero gradients")
 OF_MODEL = ("final_residual", "logits")
 """Kinds that belong to no block."""
+TITLES = ("gradient norm before clipping", "update / weight", "largest |activation|, over all layers")
 MOST_NAMED = 8
 """Of more blocks the picture's legend names the first and the last."""
 
@@ -144,23 +147,31 @@ def series(run: DiagnosedRun) -> dict[str, Any]:
 # ---- table
 
 
-def diagnostics_sheet(run: DiagnosedRun) -> Sheet:
-    """A row for every layer: medians over the looks, and the largest activations of all looks."""
-    counted = f"{len(run.looks)} looks at {run.run.steps[-1]['step']:,} steps"
+def diagnostics_sheets(run: DiagnosedRun) -> tuple[Sheet, Sheet]:
+    """Gradients and updates, and the largest activations, a row for every layer; each fits 80 columns."""
+    found = series(run)
+    rows = [layer_row(found, name) for name in found["gradient_norm"]]
+    cut = 1 + len(GRADIENTS)
     clips = "" if run.clipped is None else f"{run.clipped:,} clipped, "
-    return Sheet(
-        title=f"{run.run.name}: gradients and activations by layer",
-        header=("layer", "gradient norm", "update / weight", "zero gradients", *ACTIVATIONS),
-        rows=tuple(layer_row(series(run), name) for name in layers(run.looks[0])),
-        notes=(
-            f"{counted}: {clips}{run.skipped:,} skipped. Gradient norm (before clipping) and update / weight: median "
-            "over the looks; the rest: the largest of all. scores: log-sum-exp of a row's attention scores.",
+    counted = f"{len(run.looks)} looks at {run.run.steps[-1]['step']:,} steps, {clips}{run.skipped:,} skipped."
+    return (
+        Sheet(
+            title=f"{run.run.name}: gradients by layer",
+            header=("layer", *GRADIENTS),
+            rows=tuple(row[:cut] for row in rows),
+            notes=(f"{counted} Norms, before clipping, and ratios: the median look; zeros: the most.",),
+        ),
+        Sheet(
+            title=f"{run.run.name}: largest activations by layer",
+            header=("layer", *ACTIVATIONS),
+            rows=tuple((row[0], *row[cut:]) for row in rows),
+            notes=("Of all looks; scores: log-sum-exp of a row's attention scores.",),
         ),
     )
 
 
 def layer_row(found: Mapping[str, Any], layer: str) -> tuple[str, ...]:
-    """The table's row of a layer, from what `series` gives."""
+    """A layer, then its cells under GRADIENTS and ACTIVATIONS, from what `series` gives."""
     activations = (_shown(highest(found["largest"][kind].get(layer, ())), ".3g") for kind in ACTIVATIONS)
     return (
         layer,
@@ -198,15 +209,17 @@ def plot_diagnostics(runs: Sequence[tuple[str, Mapping[str, Any]]], path: Path) 
     for (name, found), (gradients, updates, activations) in zip(runs, grid, strict=True):
         _plot_layers(gradients, found, "gradient_norm")
         _plot_layers(updates, found, "update_ratio")
-        for number, (kind, by_layer) in enumerate(found["largest"].items()):
+        for kind, by_layer in found["largest"].items():
             over_layers = [highest(values) for values in zip(*by_layer.values(), strict=True)]
-            activations.plot(found["steps"], over_layers, ".-", color=f"C{number}", linewidth=1.2, label=kind)
+            activations.plot(found["steps"], over_layers, ".-", linewidth=1.2, label=kind)
         gradients.set_ylabel(name)
         for axes in (gradients, updates, activations):
             axes.set_yscale("log")
             axes.grid(alpha=0.2, which="both", linewidth=0.5)
     for axes, title in zip(
-        grid[0], ("gradient norm before clipping", "update / weight", "largest |activation| of all layers"), strict=True
+        grid[0],
+        ("gradient norm before clipping", "update / weight", "largest |activation|, over all layers"),
+        strict=True,
     ):
         axes.set_title(title, fontsize=11)
     for axes in grid[-1]:

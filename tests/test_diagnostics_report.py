@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cllm_gpu.config import Config, OptimizerConfig
 from cllm_gpu.diagnostics import DIAGNOSTICS, KINDS
 from cllm_gpu.diagnostics_report import (
     ACTIVATIONS,
     DiagnosedRun,
-    diagnostics_sheet,
+    diagnostics_sheets,
     gradient_norm,
     highest,
     layer_of,
@@ -99,13 +101,20 @@ def test_a_nan_is_shown_where_it_is_and_does_not_hide_the_largest() -> None:
 
 
 def test_the_table(run: DiagnosedRun) -> None:
-    sheet = diagnostics_sheet(run)
-    assert sheet.title.startswith("r: ")
-    rows = {row[0]: row[1:] for row in sheet.rows}
-    assert rows["block 0"] == ("5", "1.25e-01", "15.00%", "6", "6", "6", "6", "6", "–")
-    assert rows["embeddings"] == ("1", "2.50e-01", "0.00%", "–", "–", "–", "–", "–", "–")
-    assert rows["final norm"][-1] == "9"
-    assert "2 looks at 5 steps: 2 clipped, 1 skipped" in sheet.notes[0]
+    gradients, activations = diagnostics_sheets(run)
+    assert (gradients.title, activations.title) == ("r: gradients by layer", "r: largest activations by layer")
+    for name, cells in (
+        ("embeddings", ("1", "2.50e-01", "0.00%")), ("block 0", ("5", "1.25e-01", "15.00%")),
+    ):  # fmt: skip
+        assert (name, *cells) in gradients.rows
+    assert ("embeddings", "–", "–", "–", "–", "–", "–") in activations.rows
+    assert ("block 0", "6", "6", "6", "6", "6", "–") in activations.rows
+    assert ("final norm", "7", "–", "–", "–", "–", "9") in activations.rows
+    assert gradients.notes[0].startswith("2 looks at 5 steps, 2 clipped, 1 skipped.")
+    for sheet in (gradients, activations):
+        console = Console(file=io.StringIO(), width=80)
+        console.print(sheet.rich())
+        assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.cli.parsing import Command
-from cllm_gpu.diagnostics_report import diagnostics_sheet, plot_diagnostics, read_diagnosed, series
+from cllm_gpu.diagnostics_report import diagnostics_sheets, plot_diagnostics, read_diagnosed, series
 from cllm_gpu.display import say
 from cllm_gpu.report_page import write_page
 from cllm_gpu.reporting import plot_runs, read_runs, run_summary, runs_sheet, write_sheet
@@ -44,6 +44,8 @@ COMMAND = Command(
     cllm-gpu report runs/001 runs/002 --html page.html
     # their table as Markdown and JSON
     cllm-gpu report runs/001 runs/002 --output tables
+    # gradients and activations by layer, of a run trained with --training.diagnose-every
+    cllm-gpu report --diagnostics layers.png
     """,
 )
 
@@ -57,7 +59,8 @@ def main(arguments: list[str]) -> int:
     sheet = runs_sheet(runs)
     print_sheet(sheet)
     for run in looked_into:
-        print_sheet(diagnostics_sheet(run))
+        for part in diagnostics_sheets(run):
+            print_sheet(part)
     written: list[Path] = []
     if options.output:
         written += write_sheet(sheet, [run_summary(run) for run in runs], options.output, "report")

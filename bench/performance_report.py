@@ -30,7 +30,7 @@ from cllm_gpu.cli import compare  # noqa: E402
 from cllm_gpu.cli.configured import open_data  # noqa: E402
 from cllm_gpu.config import Config, as_dict  # noqa: E402
 from cllm_gpu.diagnostics_report import DiagnosedRun, plot_diagnostics, read_diagnosed, series  # noqa: E402
-from cllm_gpu.display import Display  # noqa: E402
+from cllm_gpu.display import Display, terminal  # noqa: E402
 from cllm_gpu.errors import UserError  # noqa: E402
 from cllm_gpu.experiments import load_experiment  # noqa: E402
 from cllm_gpu.files import write_atomically  # noqa: E402
@@ -83,7 +83,7 @@ def trained(config: Config, folder: Path) -> str | None:
         raise UserError(f"{folder} holds a run of another configuration; remove it, or give another --kept")
     if (folder / METRICS).exists():  # it was stopped half way
         shutil.rmtree(folder)
-    display = Display(config.training.steps, backend.memory_held)
+    display = Display(terminal(), config.training.steps, backend.memory_held)
     dataset = open_data(config, display)
     with writing(begin_run(folder)):
         stopped = _train(config, folder, Trainer(config, backend, dataset, folder=folder))

@@ -15,8 +15,8 @@ from typing import Any
 from cllm_gpu.diagnostics import DIAGNOSTICS, largest
 from cllm_gpu.errors import UserError
 from cllm_gpu.metrics import clipped, read_metrics
-from cllm_gpu.reporting import RunRecord, read_runs, require_plots, save_figure
-from cllm_gpu.sheets import NONE, Sheet
+from cllm_gpu.reporting import NONE, RunRecord, read_runs, require_plots, save_figure
+from cllm_gpu.sheets import Sheet
 
 EMBEDDINGS, LAST = "embeddings", "final norm"
 ACTIVATIONS: dict[str, tuple[str, ...]] = {

@@ -113,8 +113,12 @@ def test_the_table(run: DiagnosedRun) -> None:
     assert gradients.notes[0].startswith("2 looks at 5 steps, 2 clipped, 1 skipped.")
     for sheet in (gradients, activations):
         console = Console(file=io.StringIO(), width=80)
-        console.print(sheet.rich())
-        assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
+        console.print(sheet.rich(80))
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert sheet.title in shown
+        assert all(cell in shown for row in sheet.rows for cell in row)
+        assert "…" not in shown
+        assert "Too narrow" not in shown
 
 
 @pytest.mark.parametrize(

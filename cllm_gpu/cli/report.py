@@ -44,7 +44,7 @@ COMMAND = Command(
     cllm-gpu report runs/001 runs/002 --html page.html
     # their table as Markdown and JSON
     cllm-gpu report runs/001 runs/002 --output tables
-    # gradients and activations by layer, of a run trained with --training.diagnose-every
+    # inside a run that was trained with --training.diagnose-every 50
     cllm-gpu report --diagnostics layers.png
     """,
 )

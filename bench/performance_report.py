@@ -2,11 +2,11 @@
 
     python bench/performance_report.py [--kept runs/performance] [--only NAME …]
 
-optimizers, optimizer_rates    `cllm-gpu compare` over experiments/NAME.toml
+optimizers, optimizers_mini    `cllm-gpu compare` over experiments/NAME.toml
 gradient_flow, stability       runs of experiments/NAME.toml with looks at gradients and activations by layer
 
 Each writes bench/results/NAME.json and NAME.png. A run that is done is kept in --kept: the same command goes on after a
-stop. About half an hour on two free cores in all. Needs the extra `plots`.
+stop. About twenty minutes on two free cores in all. Needs the extra `plots`.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from cllm_gpu.training import Trainer  # noqa: E402
 from cllm_gpu.versions import environment, package_version  # noqa: E402
 
 EXPERIMENTS, RESULTS = ROOT / "experiments", ROOT / "bench" / "results"
-COMPARED, LOOKED_INTO = ("optimizers", "optimizer_rates"), ("gradient_flow", "stability")
+COMPARED, LOOKED_INTO = ("optimizers", "optimizers_mini"), ("gradient_flow", "stability")
 OUTCOME = "outcome.json"
 """In the folder of a run that came to its end, or was stopped by too many refused steps."""
 
 
 def compared(name: str, kept: Path) -> None:
-    """One of COMPARED; they share the runs they have in common."""
-    folder = kept / "compared"
+    """One of COMPARED."""
+    folder = kept / name
     if compare.main(["--experiment", str(EXPERIMENTS / f"{name}.toml"), "--picture", "--output", str(folder)]):
         raise SystemExit(f"{name} was stopped")
     for ending in (".json", ".png"):

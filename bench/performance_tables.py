@@ -45,17 +45,9 @@ def made(found: Mapping[str, Any]) -> str:
 # ---- optimizers and schedules
 
 
-def optimizers() -> str:
-    """Loss of every variant, and how many of its steps were clipped or skipped."""
-    return _losses(load("optimizers"), "optimizer, schedule")
-
-
-def optimizer_rates() -> str:
-    """The same around the chosen rates."""
-    return _losses(load("optimizer_rates"), "optimizer, peak rate")
-
-
-def _losses(found: Mapping[str, Any], first: str) -> str:
+def losses(name: str) -> str:
+    """Loss of every variant of an experiment, and how many of its steps were clipped or skipped."""
+    found = load(name)
     rows = []
     for summary in found["summaries"]:
         runs = [run for run in found["runs"] if run["variant"] == summary["variant"]]
@@ -64,7 +56,7 @@ def _losses(found: Mapping[str, Any], first: str) -> str:
         share = "–" if clipped is None else f"{clipped / steps:.0%}"
         loss = over_seeds(summary["losses"], ".4f")
         rows.append((summary["variant"], loss, share, "–" if skipped is None else str(skipped)))
-    header = (first, "validation loss (nats/byte)", "steps clipped", "steps skipped")
+    header = ("optimizer, schedule", "validation loss (nats/byte)", "steps clipped", "steps skipped")
     return "\n".join([*table(header, rows), "", made(found)])
 
 
@@ -73,20 +65,20 @@ def _counted(runs: Sequence[Mapping[str, Any]], of: str) -> int | None:
     return None if None in counts else sum(counts)
 
 
-def schedule_effects() -> str:
+def schedule_effects(name: str) -> str:
     """What a warm-up and a decay are each worth, seed by seed, by what else the schedule has."""
-    found = load("optimizers")
-    losses = {summary["variant"]: summary["losses"] for summary in found["summaries"]}
+    found = load(name)
+    by_variant = {summary["variant"]: summary["losses"] for summary in found["summaries"]}
     rows = []
-    for name in dict.fromkeys(variant.split(",")[0] for variant in losses):
-        constant, cosine = f"{name}, constant", f"{name}, cosine"
+    for optimizer in dict.fromkeys(variant.split(",")[0] for variant in by_variant):
+        constant, cosine = f"{optimizer}, constant", f"{optimizer}, cosine"
         pairs = (
             (constant, constant + WARM_UP),
             (cosine, cosine + WARM_UP),
             (constant, cosine),
             (constant + WARM_UP, cosine + WARM_UP),
         )
-        rows.append((name, *(_gain(losses[without], losses[having]) for without, having in pairs)))
+        rows.append((optimizer, *(_gain(by_variant[without], by_variant[having]) for without, having in pairs)))
     header = (
         "", "warm-up, constant rate", "warm-up, cosine decay", "cosine decay, no warm-up", "cosine decay, warm-up"
     )  # fmt: skip

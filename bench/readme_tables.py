@@ -132,10 +132,12 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/kernels.md": {"mutation": mutation_record.table},
     "docs/performance.md": {
-        **{
-            name: getattr(performance_tables, name)
-            for name in ("optimizers", "schedule_effects", "optimizer_rates", "gradient_flow", "stability", "kernels")
-        },
+        **{name: functools.partial(performance_tables.losses, name) for name in ("optimizers", "optimizers_mini")},
+        "schedules": functools.partial(performance_tables.schedule_effects, "optimizers"),
+        "schedules_mini": functools.partial(performance_tables.schedule_effects, "optimizers_mini"),
+        "gradient_flow": performance_tables.gradient_flow,
+        "stability": performance_tables.stability,
+        "kernels": performance_tables.kernels,
         "cpu_training": cpu_training,
         "lattice_cpu": lattice_cpu,
         "prepare_memory": prepare_memory,

@@ -145,10 +145,10 @@ def test_losses_and_effects_are_seed_by_seed(place: Path) -> None:
         "SGD, cosine": [2.5, 2.7], "SGD, cosine, warm-up": [2.4, 2.5],
     }  # fmt: skip
     (place / "results" / "optimizers.json").write_text(exact_json.dumps(compared(losses)), encoding="utf-8")
-    lines = performance_tables.optimizers().splitlines()
+    lines = performance_tables.losses("optimizers").splitlines()
     assert lines[2] == "| SGD, constant | 3.0500 ± 0.0707 | 45% | 2 |"
     assert lines[-1] == "100 steps, mean ± standard deviation over seeds 1, 2; S, D."
-    effects = performance_tables.schedule_effects().splitlines()
+    effects = performance_tables.schedule_effects("optimizers").splitlines()
     assert effects[2] == "| SGD | +0.0500 ± 0.0707 | +0.1500 ± 0.0707 | +0.4500 ± 0.0707 | +0.5500 ± 0.0707 |"
     assert len(effects) == 5
 
@@ -156,7 +156,7 @@ def test_losses_and_effects_are_seed_by_seed(place: Path) -> None:
 def test_a_run_that_was_stopped_has_no_mean(place: Path) -> None:
     found = compared({"SGD, constant": [3.0, float("inf")]}, clipped=None, skipped=None)  # type: ignore[arg-type]
     (place / "results" / "optimizers.json").write_text(exact_json.dumps(found), encoding="utf-8")
-    assert performance_tables.optimizers().splitlines()[2] == "| SGD, constant | – | – | – |"
+    assert performance_tables.losses("optimizers").splitlines()[2] == "| SGD, constant | – | – | – |"
 
 
 @pytest.mark.parametrize("name", performance_report.COMPARED + performance_report.LOOKED_INTO)

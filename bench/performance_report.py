@@ -6,7 +6,7 @@ optimizers, optimizers_mini    `cllm-gpu compare` over experiments/NAME.toml
 gradient_flow, stability       runs of experiments/NAME.toml with looks at gradients and activations by layer
 
 Each writes bench/results/NAME.json and NAME.png. A run that is done is kept in --kept: the same command goes on after a
-stop. About twenty minutes on two free cores in all. Needs the extra `plots`.
+stop. A quarter of an hour or so on two free cores. Needs the extra `plots`.
 """
 
 from __future__ import annotations

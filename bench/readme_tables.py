@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 sys.path.insert(0, str(ROOT))
 
-from bench import mutation_record  # noqa: E402
+from bench import mutation_record, performance_tables  # noqa: E402
 
 
 def load(name: str) -> Any:
@@ -180,6 +180,17 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "cpu_training": cpu_training,
     },
     "docs/kernels.md": {"mutation": mutation_record.table},
+    "docs/performance.md": {
+        **{name: functools.partial(performance_tables.losses, name) for name in ("optimizers", "optimizers_mini")},
+        "schedules": functools.partial(performance_tables.schedule_effects, "optimizers"),
+        "schedules_mini": functools.partial(performance_tables.schedule_effects, "optimizers_mini"),
+        "gradient_flow": performance_tables.gradient_flow,
+        "stability": performance_tables.stability,
+        "kernels": performance_tables.kernels,
+        "cpu_training": cpu_training,
+        "lattice_cpu": lattice_cpu,
+        "prepare_memory": prepare_memory,
+    },
     "docs/precision.md": {"precision": precision},
     "docs/crystalline.md": {
         **{name: functools.partial(experiment, name) for name in ("crystalline_default", "crystalline_bytes")},

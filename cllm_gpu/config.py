@@ -192,6 +192,9 @@ class TrainingConfig:
     """Length of the text generated at the end; 0: none."""
     sample_every: int = 0
     """Steps between two texts generated on the way, kept with the metrics; 0: only at the end."""
+    diagnose_every: int = 0
+    """Steps between two looks at gradients, updates and activations by layer, kept with the run for
+    `cllm-gpu report --diagnostics`; 0: none."""
     tensorboard: bool = False
     """Write TensorBoard events too, into the run's folder; needs the extra `tensorboard`."""
     sample_prompt: str | None = None
@@ -274,7 +277,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
     ]
     least = dict.fromkeys(("steps", "batch", "keep_last", "maximum_skipped"), 1)
     least |= dict.fromkeys(("evaluate_every", "evaluation_batches", "checkpoint_every", "spike_window"), 0)
-    least |= {"sample_tokens": 0, "sample_every": 0}
+    least |= {"sample_tokens": 0, "sample_every": 0, "diagnose_every": 0}
     rules += [
         (getattr(t, name) >= bound, f"training.{name} is {getattr(t, name)}; it must be at least {bound}")
         for name, bound in least.items()

@@ -14,6 +14,9 @@ from cllm_gpu.experiments import Experiment, SeedRun, Summary, spread, summarise
 from cllm_gpu.reporting import require_plots, save_figure
 from cllm_gpu.sheets import Sheet
 
+MOST_NAMED = 10
+"""Of more variants the picture names the curves at their gains only."""
+
 
 def experiment_sheet(experiment: Experiment, runs: Sequence[SeedRun]) -> Sheet:
     """A row for every variant."""
@@ -67,13 +70,14 @@ def plot_experiment(experiment: Experiment, runs: Sequence[SeedRun], path: Path)
     figure = require_plots()(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     summaries = summarise(experiment, runs)
+    colours = _colours(len(summaries))
     for number, summary in enumerate(summaries):
         curves = [run for run in runs if run.variant == summary.variant and run.points]
         if not curves:
             continue
         steps = [point.step for point in curves[0].points]
         losses = np.array([[p.loss for p in run.points] for run in curves if len(run.points) == len(steps)])
-        colour = f"C{number % 10}"
+        colour = colours[number % len(colours)]
         line = "--" if number == 0 else "-"
         left.plot(steps, losses.mean(axis=0), line, color=colour, label=summary.variant, linewidth=1.6)
         left.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.2, linewidth=0)
@@ -82,7 +86,10 @@ def plot_experiment(experiment: Experiment, runs: Sequence[SeedRun], path: Path)
     left.set_xlabel("steps")
     left.set_ylabel("validation loss (nats/token)")
     left.set_ylim(*_view(runs))
-    left.legend(frameon=False)
+    if len(summaries) <= MOST_NAMED:
+        left.legend(frameon=False)
+    else:
+        left.set_title("colours as on the right", fontsize=10)
     right.axvline(0.0, color="0.4", linestyle=":", linewidth=1)
     right.set_yticks(range(len(summaries)), [summary.variant for summary in summaries])
     right.invert_yaxis()
@@ -90,6 +97,13 @@ def plot_experiment(experiment: Experiment, runs: Sequence[SeedRun], path: Path)
     right.locator_params(axis="x", nbins=5)
     figure.suptitle(experiment.title)
     save_figure(figure, path)
+
+
+def _colours(variants: int) -> Sequence[Any]:
+    """A colour for every variant, up to 20; of more than 10, two that follow each other are shades of one."""
+    from matplotlib import colormaps
+
+    return colormaps["tab10" if variants <= 10 else "tab20"].colors  # type: ignore[attr-defined]
 
 
 def _view(runs: Sequence[SeedRun]) -> tuple[float, float]:

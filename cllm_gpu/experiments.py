@@ -35,6 +35,7 @@ from cllm_gpu.data import Dataset
 from cllm_gpu.errors import UserError
 from cllm_gpu.files import clear_errors, write_atomically
 from cllm_gpu.initial import initial_configuration
+from cllm_gpu.metrics import clipped
 from cllm_gpu.training import Trainer
 
 RUNS = "runs.json"
@@ -77,6 +78,10 @@ class SeedRun:
     """The lattice's scalars at the end, by layer: (heads, terms)."""
     stopped: str | None = None
     """Why the run ended early; None where it did not."""
+    skipped: int | None = None
+    """Steps whose gradient was refused; None in runs kept before these were counted."""
+    clipped: int | None = None
+    """Steps whose gradient was scaled down to `optimizer.clip_norm`; None as above."""
 
     @property
     def loss(self) -> float:
@@ -171,7 +176,7 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def run_variant(name: str, config: Config, backend: Backend, dataset: Dataset) -> SeedRun:
     """Train `config` from its seed, in memory. KeyboardInterrupt when the person asked to stop."""
-    recorder = _Recorder()
+    recorder = _Recorder(config.optimizer.clip_norm)
     trainer = Trainer(config, backend, dataset, reporter=recorder)
     stopped = None
     try:
@@ -189,19 +194,26 @@ def run_variant(name: str, config: Config, backend: Backend, dataset: Dataset) -
         trainer.close()
     seconds = statistics.median(recorder.seconds) if recorder.seconds else math.nan
     points = tuple(recorder.points)
-    return SeedRun(name, config.training.seed, points, trainer.layout.count, seconds, scalars, stopped)
+    return SeedRun(
+        name, config.training.seed, points, trainer.layout.count, seconds, scalars, stopped,
+        skipped=recorder.skipped, clipped=recorder.clipped,
+    )  # fmt: skip
 
 
 class _Recorder(CurveRecorder):
-    """Keeps the seconds of every step too."""
+    """Keeps the seconds of every step too, and counts the steps that were skipped or clipped."""
 
-    def __init__(self) -> None:
+    def __init__(self, clip_norm: float) -> None:
         super().__init__()
+        self._clip_norm = clip_norm
         self.seconds: list[float] = []
+        self.skipped = self.clipped = 0
 
     def step(self, record: dict[str, Any]) -> None:
         super().step(record)
         self.seconds.append(record["seconds"])
+        self.skipped += record["skipped"] is not None
+        self.clipped += clipped(record, self._clip_norm)
 
 
 def run_experiment(
@@ -266,7 +278,8 @@ def _identity(config: Config) -> dict[str, Any]:
     """What a run's numbers depend on: not where it is written, nor what is printed at its end."""
     values = as_dict(dataclasses.replace(config, output=None))
     values["training"] |= {"sample_tokens": 0, "sample_prompt": None}
-    del values["training"]["sample_every"], values["training"]["tensorboard"]
+    for name in ("sample_every", "diagnose_every", "tensorboard"):
+        del values["training"][name]
     if values["model"]["attention"] == "standard":
         del values["model"]["lattice"], values["optimizer"]["lattice_rate"]
     for section, name in ((values, "initial"), (values["model"], "vocabulary")):

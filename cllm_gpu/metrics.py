@@ -46,6 +46,11 @@ class MetricsLog:
             write_atomically(self.path, content)
 
 
+def clipped(record: dict[str, Any], clip_norm: float) -> bool:
+    """Whether the step of a record was taken with a gradient scaled down to `clip_norm` (0: clipping is off)."""
+    return record["skipped"] is None and 0 < clip_norm < record["gradient_norm"]
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All records, in order; a torn last line is left out. Raises UserError when the file is missing or damaged."""
     return [record for _, record in _lines(path)]

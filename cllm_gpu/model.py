@@ -11,6 +11,7 @@ in use at once, each on a thread of its own.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from cllm_gpu.architecture import Architecture
@@ -93,6 +94,14 @@ class Transformer:
         out = self.backend.xp.empty((tokens.shape[0], self.architecture.vocabulary), last.dtype)
         self.ops.linear_forward(self.backend.xp.ascontiguousarray(last), self.parameters[self._head_name], None, out)
         return out
+
+    def last_logits(self, workspace: Workspace) -> Iterator[Any]:
+        """Logits of the last forward of a training workspace, (rows, V) at a time, each in the same array.
+
+        For inspection: a backward leaves gradients where the logits were, so they are computed again.
+        """
+        for _, logits in self._logit_chunks(workspace, workspace.final_normed.shape[0]):
+            yield logits
 
     def attention_weights(self, workspace: Workspace, layer: int, *, terms: bool = True) -> Any:
         """Weights (B, H, T, T) of a layer in the last forward of a training workspace, for inspection: O(T²) memory.

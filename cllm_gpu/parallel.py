@@ -88,6 +88,11 @@ class GradientWorkers:
             self._pool = self._open.enter_context(ThreadPoolExecutor(backend.workers - 1, "worker"))
         self.ops = self._split_flat_operations(backend.ops)
 
+    @property
+    def workspaces(self) -> tuple[Workspace, ...]:
+        """Of every worker, in the order of the rows: they hold what the last batch left, for inspection."""
+        return tuple(self._workspaces)
+
     def __enter__(self) -> GradientWorkers:
         return self
 

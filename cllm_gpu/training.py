@@ -21,6 +21,7 @@ from cllm_gpu.backend import Backend
 from cllm_gpu.checkpoints import Checkpoint, match_parameters, save_checkpoint
 from cllm_gpu.config import Config
 from cllm_gpu.data import IGNORE_INDEX, Batches, Dataset, evaluation_batches
+from cllm_gpu.diagnostics import DIAGNOSTICS, Look, is_due
 from cllm_gpu.errors import UserError
 from cllm_gpu.evaluation import Evaluation, evaluate
 from cllm_gpu.generation import visible
@@ -99,6 +100,7 @@ class Trainer:
             spike_deviations=loop.spike_deviations,
         )
         self.metrics = MetricsLog(folder / METRICS) if folder else None
+        self.diagnostics = MetricsLog(folder / DIAGNOSTICS) if folder else None
         self.done = 0
         self.tokens_seen = 0
         self.best_loss = math.inf
@@ -149,6 +151,7 @@ class Trainer:
         with self.backend.ranges("optimizer"):
             norm = self.optimizer.gradient_norm(self.gradients)
             reason = self.guard.judge(loss, norm)
+            look = self._look(step + 1)
             rate = rate_at(self.config.schedule, self.config.optimizer.rate, self.config.training.steps, step)
             update = 0.0
             if reason is None:
@@ -157,9 +160,18 @@ class Trainer:
                 reason = None if report.applied else "gradient too large to be squared"
             self.guard.count(reason, loss, norm)
         self.done += 1
+        if look is not None and self.diagnostics:
+            self.diagnostics.append(look.record(self.done, reason))
         self._record(loss, rate, norm, update, reason)
         if reason is not None:
             self._refuse(reason)
+
+    def _look(self, step: int) -> Look | None:
+        """A look at the step under way, where one is due."""
+        if self.diagnostics is None or not is_due(self.config.training.diagnose_every, step):
+            return None
+        weights = self.optimizer.weights(self.parameters)
+        return Look(self.model, self.workers.workspaces, self.gradients, weights)
 
     def _refuse(self, reason: str) -> None:
         """Say that a step was skipped; after too many in a row save and stop."""
@@ -349,8 +361,9 @@ class Trainer:
         self._due = state["due"]
         self.origin = state.get("initial")  # older checkpoints have none
         self.done = self._saved_step = checkpoint.step
-        if self.metrics:
-            self.metrics.truncate_after(self.done)
+        for log in (self.metrics, self.diagnostics):
+            if log:
+                log.truncate_after(self.done)
 
     def _require_same(self, checkpoint: Checkpoint) -> None:
         """UserError where the checkpoint's model, tokenizer or data are not this run's."""

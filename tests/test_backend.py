@@ -19,9 +19,11 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.compiler import find_compiler
 from cllm_gpu.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import open_dataset
+from cllm_gpu.diagnostics import DIAGNOSTICS
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.column_major import COMPUTE_32F_FAST_TF32
 from cllm_gpu.fused.gemm import _compute_type
+from cllm_gpu.metrics import read_metrics
 from cllm_gpu.operations import NAMES, REFERENCE, bind
 from cllm_gpu.precision import BFLOAT16
 from cllm_gpu.training import Trainer
@@ -184,7 +186,7 @@ def test_the_strict_device_is_strict(strict: Backend) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 def test_training_mixes_no_arrays(strict: Backend, tmp_path: Path, optimizer: str, positions: str) -> None:
-    """A whole run, checkpoint and evaluation included, on a device that is not NumPy follows NumPy's losses."""
+    """A whole run, checkpoint, evaluation and looks included, on a device that is not NumPy follows NumPy's losses."""
     text = tmp_path / "text.txt"
     text.write_text("one two three four five six seven eight nine ten. " * 60)
     dataset = open_dataset(
@@ -194,23 +196,29 @@ def test_training_mixes_no_arrays(strict: Backend, tmp_path: Path, optimizer: st
         model=ModelConfig(layers=2, heads=2, kv_heads=1, width=16, context=16, dropout=0.1),
         optimizer=OptimizerConfig(weight_decay=0.1),
         schedule=ScheduleConfig(warmup_steps=2),
-        training=TrainingConfig(steps=4, batch=4, micro_batch=2, evaluate_every=2, evaluation_batches=1),
+        training=TrainingConfig(
+            steps=4, batch=4, micro_batch=2, evaluate_every=2, evaluation_batches=1, diagnose_every=4
+        ),
     )
     config = dataclasses.replace(
         config,
         optimizer=dataclasses.replace(config.optimizer, name=optimizer),
         model=dataclasses.replace(config.model, positions=positions),
     )
-    losses = []
+    losses, looks = [], []
     for number, backend in enumerate((get_backend("numpy", workers=1), strict)):
         trainer = Trainer(config, backend, dataset, folder=tmp_path / str(number))
         trainer.initialise()
         outcome = trainer.train()
         assert outcome.evaluation is not None
         losses.append(outcome.evaluation.loss)
+        looks.append([look["activations"] for look in read_metrics(tmp_path / str(number) / DIAGNOSTICS)])
         trainer.restore(trainer.snapshot())
         trainer.close()
     assert abs(losses[0] - losses[1]) <= 1e-5 * losses[0], losses  # float32 sums in another order
+    assert [len(found) for found in looks] == [2, 2]
+    for own, other in zip(*looks, strict=True):
+        assert {kind: pytest.approx(values, rel=1e-3) for kind, values in own.items()} == other  # single elements
 
 
 def test_every_backend_has_every_operation() -> None:

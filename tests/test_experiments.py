@@ -14,7 +14,7 @@ from cllm_gpu.comparison import Point
 from cllm_gpu.config import Config, ModelConfig
 from cllm_gpu.errors import UserError
 from cllm_gpu.experiment_report import experiment_data, experiment_sheet, plot_experiment
-from cllm_gpu.experiments import SeedRun, load_experiment, run_experiment, summarise
+from cllm_gpu.experiments import SeedRun, _identity, _Recorder, load_experiment, run_experiment, summarise
 
 TEXT = """
 title = "T"
@@ -166,6 +166,18 @@ def test_summaries_are_taken_seed_by_seed(write, tmp_path):
     assert sheet.rows[1][5] == "550.0 ms (1.10×)"
     data = json.loads(json.dumps(experiment_data(experiment, runs)))
     assert [summary["variant"] for summary in data["summaries"]] == ["standard", "two"]
+
+
+def test_clipped_and_skipped_steps_are_counted():
+    recorder = _Recorder(clip_norm=1.0)
+    for norm, skipped in ((0.5, None), (2.0, None), (3.0, "spike of the gradient norm"), (math.nan, "not finite")):
+        recorder.step({"seconds": 0.1, "gradient_norm": norm, "skipped": skipped})
+    assert (recorder.clipped, recorder.skipped) == (1, 2)
+
+
+def test_what_is_written_beside_a_run_makes_it_no_other():
+    loop = dataclasses.replace(Config().training, diagnose_every=7, sample_every=3, tensorboard=True)
+    assert _identity(dataclasses.replace(Config(), training=loop)) == _identity(Config())
 
 
 def test_a_run_that_ended_early_has_no_loss(write, tmp_path):

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.cli.parsing import Command
+from cllm_gpu.diagnostics_report import diagnostics_sheets, plot_diagnostics, read_diagnosed, series
 from cllm_gpu.display import say
 from cllm_gpu.report_page import write_page
 from cllm_gpu.reporting import plot_runs, read_runs, run_summary, runs_sheet, write_sheet
@@ -26,6 +27,9 @@ class ReportOptions:
     """Write a page that opens without a network: curves, memory plan, samples, what differs in configuration."""
     picture: Path | None = None
     """Write the curves to this PNG file; needs the extra `plots`."""
+    diagnostics: Path | None = None
+    """Write gradients, updates and activations by layer of runs trained with --training.diagnose-every to this PNG
+    file, and print their tables; needs the extra `plots`."""
     output: Path | None = None
     """Write the table into this folder, as Markdown and JSON."""
 
@@ -40,6 +44,8 @@ COMMAND = Command(
     cllm-gpu report runs/001 runs/002 --html page.html
     # their table as Markdown and JSON
     cllm-gpu report runs/001 runs/002 --output tables
+    # inside a run that was trained with --training.diagnose-every 50
+    cllm-gpu report --diagnostics layers.png
     """,
 )
 
@@ -47,9 +53,14 @@ COMMAND = Command(
 def main(arguments: list[str]) -> int:
     """Report; exit status 0."""
     options = COMMAND.parse(arguments)
-    runs = read_runs(options.runs or (newest_run(),))
+    folders = options.runs or (newest_run(),)
+    runs = read_runs(folders)
+    looked_into = read_diagnosed(folders) if options.diagnostics else []
     sheet = runs_sheet(runs)
     print_sheet(sheet)
+    for run in looked_into:
+        for part in diagnostics_sheets(run):
+            print_sheet(part)
     written: list[Path] = []
     if options.output:
         written += write_sheet(sheet, [run_summary(run) for run in runs], options.output, "report")
@@ -59,6 +70,9 @@ def main(arguments: list[str]) -> int:
     if options.picture:
         plot_runs(runs, options.picture)
         written.append(options.picture)
+    if options.diagnostics:
+        plot_diagnostics([(run.run.name, series(run)) for run in looked_into], options.diagnostics)
+        written.append(options.diagnostics)
     if written:
         say("written: " + ", ".join(map(str, written)))
     return 0

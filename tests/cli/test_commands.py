@@ -61,6 +61,21 @@ def test_train_generate_evaluate_report(command: Command, workplace: Path, small
     assert (workplace / "tables" / "report.md").is_file()
 
 
+def test_report_of_a_run_that_was_looked_into(command: Command, workplace: Path, small: Flags) -> None:
+    pytest.importorskip("matplotlib")
+    flags = (*small, "--training.steps", "4")
+    command("train", *flags, "--training.diagnose-every", "2", "--output", "seen")
+    command("train", *flags, "--output", "unseen")
+    status, out, err = command("report", "seen", "--diagnostics", "layers.png")
+    assert (status, err) == (0, "")
+    assert "seen: gradients by layer" in out
+    assert "3 looks at 4 steps" in out
+    assert (workplace / "layers.png").read_bytes().startswith(b"\x89PNG")
+    status, out, err = command("report", "seen", "unseen", "--diagnostics", "layers.png")
+    assert (status, out) == (2, "")
+    assert err == "cllm-gpu: error: unseen was not looked into; train with --training.diagnose-every 50, say\n"
+
+
 def test_report_as_a_page(command: Command, workplace: Path, small: Flags) -> None:
     flags = (*small, "--training.steps", "4", "--training.sample-every", "2")
     shown = [command("train", *flags, "--training.seed", seed)[1] for seed in ("1", "2")]

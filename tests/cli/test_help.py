@@ -78,7 +78,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Path(f"{name}.txt").write_text(TEXT, encoding="utf-8")
         Path("hellaswag_val.jsonl").write_text(json.dumps(ITEM) + "\n", encoding="utf-8")
         for attention in ("standard", "standard", "crystalline"):
-            assert run(["train", *SMALL, "--training.steps", "2", "--model.attention", attention, "--quiet"]) == 0
+            flags = (*SMALL, "--training.steps", "2", "--training.diagnose-every", "1", "--quiet")
+            assert run(["train", *flags, "--model.attention", attention]) == 0
         assert run(["export", "runs/001", "--output", "gpt2"]) == 0
     return place
 
@@ -87,7 +88,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_examples_do_what_they_say(
     command: Command, show_help: Callable[[str], str], workplace: Path, prepared: Path, name: str
 ) -> None:
-    if name == "lattice":
+    if name in ("lattice", "report"):
         pytest.importorskip("matplotlib")
     shutil.copytree(prepared, workplace, dirs_exist_ok=True)
     if name == "export":

@@ -75,7 +75,7 @@ EQUIVALENT: dict[Key, str] = {
         "attention.cuh",
         "__device__ __forceinline__ bool exists(int t, int j) const "
         "{ return t < queries && j < keys && j < visible(t); }",
-        "// The score terms of one (batch item, query head).",
+        "// The score terms of one (batch item, query head), for scores that will be multiplied by `unit`.",
         "< -> <=",
         2,
     ): "for t < queries visible(t) is at most keys, so the third condition implies the second",

@@ -101,7 +101,7 @@ def test_an_entry_counts_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     written = json.loads((tmp_path / "mutation.json").read_text(encoding="utf-8"))
     assert list(written["files"]) == ["f.cu", "g.cu"]
     assert written["total"] == {"tried": 6, "caught": 2, "equivalent": 2, "untried": 0, "share": 0.5, "seconds": 11}
-    assert "| `f.cu` | 3 | 1 | 1 | 50.0% |" in record.table()
+    assert "| `f.cu` | 3 | 1 | 2 | 1 | 50.0% |" in record.table()
 
 
 def test_the_digest_of_mutants_sees_code_and_no_comments() -> None:

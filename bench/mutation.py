@@ -5,10 +5,10 @@
 
 Files are those of cuda/; all of them where none is named. Each mutant is judged by the file's tests in tests/fused, on
 the simulator with every memory access checked. A file's entry in bench/results/mutation.json is replaced when all of
-its mutants were tried, or a sample drawn by --limit. A run that was interrupted goes on where it was, as long as the sources, tests,
-fused operations and simulator are the same; --again forgets what was judged. After tests or checks were added, --extend
-takes over what was caught without them as long as the source itself is the same, and the result says how many. Exits
-with status 1 when less than 95% of the mutants that change anything are caught.
+its mutants were tried, or a sample drawn by --limit. A run that was interrupted goes on where it was, as long as the
+sources, tests, fused operations and simulator are the same; --again forgets what was judged. After tests or checks were
+added, --extend takes over what was caught without them as long as the source itself is the same, and the result says
+how many. Exits with status 1 when less than 95% of the mutants that change anything are caught.
 """
 
 from __future__ import annotations

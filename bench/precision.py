@@ -32,7 +32,7 @@ from cllm_gpu.training import Trainer
 from cllm_gpu.versions import environment, package_version
 
 RESULTS = Path(__file__).parent / "results"
-MODEL = ModelConfig(size="tiny", context=32)
+MODEL = ModelConfig(size="tiny", context=32, attention="standard")
 BATCH, EVALUATIONS = 8, 10
 FP32, MODES = "fp32", ("fp32", "bf16", "bf16 without masters")
 

@@ -73,7 +73,7 @@ def experiment(name: str) -> str:
     """Loss and gain of every variant over the seeds; step times are measured in pairs elsewhere (lattice_cpu.py)."""
     found = load(f"{name}.json")
     lines = [
-        "| attention | parameters | validation loss (nats/byte) | gain | least gain |",
+        "| attention | parameters | validation loss (nats/token) | gain | least gain |",
         "|---|---:|---:|---:|---:|",
     ]
     for row in found["summaries"]:
@@ -84,7 +84,8 @@ def experiment(name: str) -> str:
         lines.append(f"| {row['variant']} | {row['parameters']:,} | {loss} | {gain} | {least} |")
     seeds, made = found["seeds"], found["made"]
     spoken = f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "One seed"
-    return "\n".join([*lines, "", f"{spoken}; {made['system']}, {made['date']}."])
+    steps = found["config"]["training"]["steps"]
+    return "\n".join([*lines, "", f"{spoken}, {steps:,} steps; {made['system']}, {made['date']}."])
 
 
 def _with_spread(values: list[float], form: str) -> str:
@@ -172,6 +173,7 @@ def _instructions_by_kind(found: dict[str, Any], head_size: int, terms: str) -> 
     ]
 
 
+EXPERIMENTS = ("crystalline_bytes", "crystalline_bpe", "crystalline_larger", "crystalline_choices")
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "first_run": first_run,
@@ -193,7 +195,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/precision.md": {"precision": precision},
     "docs/crystalline.md": {
-        **{name: functools.partial(experiment, name) for name in ("crystalline_default", "crystalline_bytes")},
+        **{name: functools.partial(experiment, name) for name in EXPERIMENTS},
         "lattice_cpu": lattice_cpu,
         "lattice_instructions": lattice_instructions,
     },

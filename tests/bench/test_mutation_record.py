@@ -35,7 +35,7 @@ def test_every_source_has_a_result() -> None:
 
 @pytest.mark.parametrize("file", sorted(TESTS))
 def test_the_result_is_of_the_source_as_it_is(file: str) -> None:
-    """Same mutants, all of them tried or a sample, the same left out as equivalent, nine tenths of the others caught."""
+    """Same mutants, all tried or a sample, the same left out as equivalent, nine tenths of the others caught."""
     found, text = _committed()[file], (CUDA / file).read_text(encoding="utf-8")
     stale = f"the mutation run of {file} is stale: run python bench/mutation.py {file}"
     assert found["mutants_sha256"] == record.mutants_digest(file, text), stale

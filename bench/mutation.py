@@ -208,6 +208,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="draws the mutants where there is a limit")
     parser.add_argument("--seconds", type=float, default=None, help="time for each file; no limit where not given")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--sound", action="store_true", help="the tests pass with every access checked: begin at once")
     parser.add_argument("--again", action="store_true", help="judge all anew")
     parser.add_argument("--extend", action="store_true", help="tests were added: judge only what was not caught before")
     return parser.parse_args()
@@ -227,6 +228,7 @@ def judge(file: str, asked: argparse.Namespace, compiled: Path) -> mutation.Repo
         seconds=asked.seconds,
         seconds_each=SECONDS_EACH,
         processes=asked.processes,
+        sound_first=not asked.sound,
         equivalent=EQUIVALENT,
         known=journal.known,
         progress=journal.add,

@@ -48,6 +48,17 @@ class LatticeTerms:
             )
 
     @property
+    def spoken(self) -> str:
+        """What attention sees, in words."""
+        flags = ("distance", "prime_distance", "same_token", "learned_points")
+        parts = [name.replace("_", " ") for name in flags if getattr(self, name)]
+        if self.matches:
+            parts.append(f"matches to {self.matches}")
+        if self.symmetry_fraction:
+            parts.append(f"symmetry on {self.symmetry_fraction:g}")
+        return ", ".join(parts) or "nothing"
+
+    @property
     def uses_points(self) -> bool:
         """A term is computed from the lattice points."""
         return self.distance or self.prime_distance

@@ -113,7 +113,8 @@ class Display:
         a = architecture
         self.message(
             f"\nmodel: {plan.parameter_count:,} parameters: {a.layers} layers, width {a.width}, {a.heads} heads of "
-            f"{a.head_size}, context {a.context}, vocabulary {a.vocabulary}, positions {a.positions}"
+            f"{a.head_size}, context {a.context}, vocabulary {a.vocabulary}, positions {a.positions}, "
+            f"attention {'standard' if a.lattice is None else f'crystalline ({a.lattice.spoken})'}"
         )
         skipped = f", {dataset.skipped_files} files skipped (not UTF-8 text)" if dataset.skipped_files else ""
         self.message(

@@ -75,6 +75,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "philox.cuh": (_SEQUENCE, "-k", "dropout"),
     "rotary.cu": (_SEQUENCE, "-k", "rotary"),
     "storage.cuh": (_ROWWISE, _SEQUENCE),
+    "step.cu": ("tests/fused/test_step.py",),
     "symmetry.cu": (_SEQUENCE, "-k", "symmetry"),
 }
 """Each source and the tests that answer for it."""

@@ -9,7 +9,7 @@ HEAD_SIZES = (32, 64, 80, 96, 128)
 """Head sizes of published models; others up to 128 compile when first used."""
 TERMS_HEAD_SIZES = (64, 128)
 """Head sizes compiled with score terms too."""
-_PLAIN = ("adam.cu", "cross_entropy.cu", "dropout.cu", "gelu.cu", "layernorm.cu")
+_PLAIN = ("adam.cu", "cross_entropy.cu", "dropout.cu", "gelu.cu", "layernorm.cu", "step.cu")
 _WITH_TABLES = ("rotary.cu", "symmetry.cu")
 _WITH_GRADIENT = ("column_sum.cu", "embedding.cu")
 

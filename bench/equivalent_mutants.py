@@ -58,13 +58,6 @@ EQUIVALENT: dict[Key, str] = {
     ("adam.cu", _FLAT, _COUNT, "< -> <=", 1): _NOTHING_LEFT,
     ("adam.cu", _FLAT, _COUNT_IN_PLACE, "< -> <=", 1): _NOTHING_LEFT,
     (
-        "adam.cu",
-        "if (skip != nullptr) *skip = !(sum <= 1.7976931348623157e308);",
-        "}",
-        "<= -> <",
-        1,
-    ): "a sum of fewer than 2^63 squares of finite floats is below 2^319, all others are infinite or NaN: never equal",
-    (
         "attention.cuh",
         "return causal && j > keys - queries ? j - (keys - queries) : 0;",
         "}",

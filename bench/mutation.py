@@ -76,6 +76,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "rotary.cu": (_SEQUENCE, "-k", "rotary"),
     "score_terms.cuh": ("tests/fused/test_score_terms.py",),
     "storage.cuh": (_ROWWISE, _SEQUENCE),
+    "step.cu": ("tests/fused/test_step.py",),
     "symmetry.cu": (_SEQUENCE, "-k", "symmetry"),
 }
 """Each source and the tests that answer for it."""

@@ -54,6 +54,7 @@ def profile_command(nsys: Path, output: Path, run: Path, steps: int, flags: list
     """The command line that profiles a training run of `steps` steps."""
     train = [sys.executable, "-m", "cllm_gpu", "train", "--output", str(run), "--training.steps", str(steps)]
     quiet = ["--training.evaluate-every", "0", "--training.checkpoint-every", "0", "--training.sample-tokens", "0"]
+    quiet.append("--training.no-capture")  # in a graph no range stands over its kernels
     trace = ["--trace", "cuda,nvtx,cublas,osrt", "--sample", "none", "--cpuctxsw", "none"]
     return [str(nsys), "profile", *trace, "--force-overwrite", "true", "--output", str(output), *train, *quiet, *flags]
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from cllm_gpu import gpu
 from cllm_gpu.buffers import ALIGNMENT
+from cllm_gpu.device import Device
 from cllm_gpu.errors import UserError
 from cllm_gpu.memory import anonymous_bytes
 from cllm_gpu.operations import REFERENCE, Operations, bind, bind_over
@@ -64,6 +65,8 @@ class Backend:
     """In which numbers a model trains; one that is only read computes in those of its parameters."""
     precisions: tuple[Precision, ...] = ("fp32",)
     """Those that this backend trains in on this machine."""
+    device: Device | None = None
+    """A stream and operations for steps that run without the host; None on a CPU."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -74,7 +77,7 @@ class Backend:
         """Uninitialised uint8 array (size,) whose first element is aligned to 128 bytes."""
         if self.xp is not np:
             return self.xp.empty(size, dtype=np.uint8)  # CuPy's allocations are 512-byte aligned
-        memory = np.empty(size + ALIGNMENT, dtype=np.uint8)
+        memory = (self.device.stream.empty if self.device else np.empty)(size + ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ALIGNMENT
         return memory[start : start + size]
 
@@ -86,11 +89,11 @@ class Backend:
 
     def asarray(self, x: Any) -> Any:
         """A host array on the device (itself on a CPU)."""
-        return self.xp.asarray(x)
+        return self.device.stream.array(x) if self.device else self.xp.asarray(x)
 
     def to_host(self, x: Any) -> np.ndarray[Any, Any]:
         """A device array as a NumPy array (itself on a CPU)."""
-        return x if self.xp is np else self.xp.asnumpy(x)
+        return np.asarray(x) if self.xp is np else self.xp.asnumpy(x)
 
 
 def get_backend(name: str | None = None, *, workers: int | None = None, precision: Precision = "fp32") -> Backend:
@@ -155,8 +158,9 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
     if precision not in precisions:
         raise UserError(f"{device} has no tensor cores for {precision} (Ampere and newer have): train in fp32")
     from cllm_gpu.fused.cublaslt import WORKSPACE_BYTES
+    from cllm_gpu.fused.cuda_stream import CudaStream
     from cllm_gpu.fused.gpu_launcher import gpu_launcher
-    from cllm_gpu.fused.operations import fused_operations
+    from cllm_gpu.fused.operations import fused_device, fused_operations
 
     ranges = Ranges()
     launcher, products = gpu_launcher(cupy, tf32=precision == "tf32")
@@ -172,6 +176,7 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         working_bytes=CPU_WORKING_BYTES + (WORKSPACE_BYTES if launcher.lt is not None else 0),
         memory_held=cupy.get_default_memory_pool().total_bytes,
+        device=fused_device(launcher, CudaStream(cupy), "captured as a CUDA graph"),
     )
 
 
@@ -179,14 +184,18 @@ def _simulator_backend(precision: Precision) -> Backend:
     from cllm_gpu import simulator  # only here, as above
     from cllm_gpu.compiler import require_compiler
     from cllm_gpu.fused.launcher import Launcher
-    from cllm_gpu.fused.operations import fused_operations
+    from cllm_gpu.fused.operations import fused_device, fused_operations
+    from cllm_gpu.simulator import graphs
+    from cllm_gpu.simulator.stream import SimulatedStream
 
     require_compiler()
     ranges = Ranges()
-    ops = fused_operations(Launcher(np, simulator.RawModule), ranges)
+    launcher = Launcher(np, simulator.RawModule, empty=graphs.empty, library_call=graphs.library_call)
+    ops = fused_operations(launcher, ranges)
+    device = fused_device(launcher, SimulatedStream(), "recorded and replayed by the simulator")
     description = "simulator: CUDA kernels run on the CPU, as asked"
     can = TRAINS_IN["simulator"]
-    return Backend("simulator", np, ops, description, precision=precision, precisions=can, ranges=ranges)
+    return Backend("simulator", np, ops, description, precision=precision, precisions=can, ranges=ranges, device=device)
 
 
 def _native_backend(workers: int | None, reason: str) -> Backend:

@@ -172,6 +172,8 @@ class TrainingConfig:
     """Sequences computed at a time, gradients accumulated over them (None: the whole batch); divides the batch."""
     seed: int = 1
     """Of the initial weights, the batches and the dropout masks."""
+    capture: bool = True
+    """On a GPU (and its simulator): capture a step as a graph and replay it; off: launch every kernel by itself."""
     workers: int | None = None
     """Threads a CPU splits a micro-batch over (None: one per core)."""
     evaluate_every: int = 250

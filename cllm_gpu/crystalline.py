@@ -107,7 +107,13 @@ class LatticeSide:
             if accumulate:
                 table[...] = learned
         self._ops.embedding_backward(
-            w.dpoints, tokens, table, None, accumulate_tokens=accumulate, accumulate_positions=False
+            w.dpoints,
+            tokens,
+            table,
+            None,
+            accumulate_tokens=accumulate,
+            accumulate_positions=False,
+            order=w.token_order,
         )
         if table is not learned:
             learned[...] = table

@@ -38,10 +38,11 @@ class Transformer:
         self.scale = 1.0 / math.sqrt(architecture.head_size)
         self._head_name = "token_embedding" if architecture.tied_head else "head"
         self._lattice = LatticeSide(architecture, backend, parameters)
-        self._rotary = None
+        self._rotary: tuple[Any, Any] | None = None
         if architecture.positions == "rope":
             size, dtype = architecture.head_size, wide_dtype(parameters.layout.dtype)
-            self._rotary = rotary_tables(backend.xp, architecture.context, size, dtype)
+            tables = rotary_tables(backend.xp, architecture.context, size, dtype)
+            self._rotary = (backend.asarray(tables[0]), backend.asarray(tables[1]))
 
     def loss_and_gradients(
         self,
@@ -59,13 +60,30 @@ class Transformer:
         `gradients` are overwritten, or added to when `accumulate`. `dropout` is None for a model without,
         or for a deterministic pass; its site is filled in here, and its first element counts from the workspace's row.
         """
+        self.compute_gradients(
+            workspace, tokens, targets, gradients,
+            gradient_scale=gradient_scale, accumulate=accumulate, dropout=dropout,
+        )  # fmt: skip
+        return float(workspace.losses.sum(dtype="float64"))
+
+    def compute_gradients(
+        self,
+        workspace: Workspace,
+        tokens: Any,
+        targets: Any,
+        gradients: FlatParameters,
+        *,
+        gradient_scale: float,
+        accumulate: bool,
+        dropout: Dropout | None = None,
+    ) -> None:
+        """`loss_and_gradients` without waiting for the device: the losses (B·T,) are left in `workspace.losses`."""
         with self.backend.ranges("forward"):
             self._forward(workspace, tokens, dropout)
         with self.backend.ranges("loss"):
-            loss = self._head_backward(workspace, targets, gradients, gradient_scale, accumulate)
+            self._head_backward(workspace, targets, gradients, gradient_scale, accumulate)
         with self.backend.ranges("backward"):
             self._backward(workspace, tokens, gradients, dropout, accumulate)
-        return loss
 
     def losses(self, workspace: Workspace, tokens: Any, targets: Any) -> tuple[Any, Any]:
         """Losses (B·T,) in nats (0 where the target is ignored) and whether the likeliest token was the target."""
@@ -201,7 +219,7 @@ class Transformer:
 
     def _head_backward(
         self, w: Workspace, targets: Any, gradients: FlatParameters, gradient_scale: float, accumulate: bool
-    ) -> float:
+    ) -> None:
         flat = targets.reshape(-1)
         head, dhead = self.parameters[self._head_name], gradients[self._head_name]
         for rows, logits in self._logit_chunks(w, flat.size):
@@ -217,7 +235,6 @@ class Transformer:
                 None,
                 accumulate=accumulate or rows.start > 0,
             )
-        return float(w.losses.sum(dtype="float64"))
 
     def _backward(
         self, w: Workspace, tokens: Any, gradients: FlatParameters, dropout: Dropout | None, accumulate: bool
@@ -240,6 +257,7 @@ class Transformer:
                 gradients.get("position_embedding"),
                 accumulate_tokens=accumulate or self.architecture.tied_head,
                 accumulate_positions=accumulate,
+                order=w.token_order,
             )
             self._lattice.point_gradients(w, tokens, gradients, accumulate=accumulate)
 

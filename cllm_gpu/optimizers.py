@@ -34,6 +34,27 @@ class StepReport:
     """False: the gradient was refused; parameters, moments and `updates` are what they were."""
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What a step on the device decides by, and what it decides: arrays there, of which the host may read `results`."""
+
+    results: Any
+    """(5,) float64: Σ losses and Σ g² before; Σ update² of the ordinary and of the lattice's parameters, and whether
+    the step was skipped, afterwards. What no part of the parameters writes must be 0."""
+    rate: Any
+    """(1,) float64."""
+    counts: Any
+    """(2,) int32: updates applied so far, skips in a row."""
+    numbers: Any
+    """(2, 3) float32, as cuda/step_numbers.cuh."""
+    clip: Any
+    """(1,) float32."""
+    skip: Any
+    """(1,) int32."""
+    draw: Any
+    """(1,) uint32: updates before this one."""
+
+
 def state_names(config: OptimizerConfig) -> tuple[str, ...]:
     """Names of the flat moments an optimizer keeps, each of as many elements as the parameters."""
     if config.name == "sgd":
@@ -78,7 +99,7 @@ class Optimizer:
             self.masters = wide.views(backend.zeros(wide.size, wide.dtype))
         self._begun = False
         self._largest = math.sqrt(float(np.finfo(wide.dtype).max))
-        self._ops = backend.ops
+        self._ops, self._device = backend.ops, backend.device
 
     def weights(self, parameters: FlatParameters) -> FlatParameters:
         """The weights themselves: the masters, or `parameters` where there are none.
@@ -120,6 +141,31 @@ class Optimizer:
         self.updates += 1
         return StepReport(gradient_norm, math.sqrt(squared), applied=True)
 
+    def apply_on_device(
+        self, parameters: FlatParameters, gradients: FlatParameters, decision: Decision, *, maximum_skipped: int
+    ) -> None:
+        """`apply` for what `decision` holds, without waiting for the device.
+
+        The decision, clipping and corrections are taken there, in the arithmetic of `apply`; so is the count of
+        updates, and that of skips in a row: after `maximum_skipped` of them nothing is applied any more. Who reads the
+        outcome adds to `updates`.
+        """
+        assert self._device is not None
+        config, adam = self.config, self.config.name != "sgd"
+        self._device.decide_step(
+            decision.results[:2], decision.rate, decision.counts, decision.numbers, decision.clip, decision.skip,
+            decision.draw, decision.results[4:],
+            beta1=config.beta1 if adam else 0.0, beta2=config.beta2 if adam else 0.0,
+            decay=config.weight_decay if config.name == "adamw" else 0.0,
+            other_rate=config.lattice_rate, clip_norm=config.clip_norm, largest=self._largest,
+            maximum_skipped=maximum_skipped, storage=self.layout.dtype.name,
+        )  # fmt: skip
+        for row, (part, _) in enumerate(self._parts()):
+            given: dict[str, Any] = {"numbers": decision.numbers[row], "clip": decision.clip, "skip": decision.skip}
+            given["total"] = decision.results[2 + row : 3 + row]
+            step = self._adam_on_device if adam else self._sgd_on_device
+            step(parameters, gradients.flat[part], part, decision.draw, given)
+
     def _clipping(self, gradient_norm: float) -> float:
         """What every gradient is multiplied by."""
         if not self.config.clip_norm:
@@ -134,47 +180,77 @@ class Optimizer:
         parts = [(slice(0, ordinary), 1.0), (slice(ordinary, size), self.config.lattice_rate)]
         return [(part, multiple) for part, multiple in parts if part.stop > part.start]
 
-    def _held(self, parameters: FlatParameters, part: slice) -> tuple[Any, Any | None, StochasticRounding | None]:
-        """What a step on a part of the flat arrays subtracts from, where its rounding goes, and how it is rounded."""
+    def _held(
+        self, parameters: FlatParameters, part: slice, updates: Any
+    ) -> tuple[Any, Any | None, StochasticRounding | None]:
+        """What a step on a part of the flat arrays subtracts from, where its rounding goes, and how it is rounded.
+
+        updates: those before this one, a number or (1,) on the device.
+        """
         own, weights = parameters.flat[part], self.weights(parameters).flat[part]
         if self.masters is not None:
             return weights, own, None
-        return own, None, StochasticRounding(self.seed, self.updates, part.start) if is_narrow(own.dtype) else None
+        return own, None, StochasticRounding(self.seed, updates, part.start) if is_narrow(own.dtype) else None
 
     def _sgd(self, parameters: FlatParameters, gradients: Any, part: slice, rate: float, scale: float) -> float:
-        velocity = self.state.get("velocity")
-        weights, copy, rounding = self._held(parameters, part)
+        weights, copy, rounding = self._held(parameters, part, self.updates)
         squared: float = self._ops.sgd_step(
-            weights,
-            gradients,
-            None if velocity is None else velocity.flat[part],
-            copy,
-            rate=rate,
-            momentum=self.config.momentum,
-            weight_decay=self.config.weight_decay,
-            decayed=self.layout.decayed if part.start == 0 else 0,
-            gradient_scale=scale,
-            rounding=rounding,
-        )
+            weights, gradients, *self._moments(part), copy,
+            rate=rate, gradient_scale=scale, rounding=rounding, **self._sgd_settings(part),
+        )  # fmt: skip
         return squared
 
     def _adam(self, parameters: FlatParameters, gradients: Any, part: slice, rate: float, scale: float) -> float:
-        weights, copy, rounding = self._held(parameters, part)
+        weights, copy, rounding = self._held(parameters, part, self.updates)
         squared: float = self._ops.adam_step(
-            weights,
-            gradients,
-            self.state["first_moment"].flat[part],
-            self.state["second_moment"].flat[part],
-            copy,
-            rate=rate,
-            beta1=self.config.beta1,
-            beta2=self.config.beta2,
-            epsilon=self.config.epsilon,
-            step=self.updates + 1,
-            weight_decay=self.config.weight_decay,
-            decayed=self.layout.decayed if part.start == 0 else 0,
-            decoupled=self.config.name == "adamw",
-            gradient_scale=scale,
-            rounding=rounding,
-        )
+            weights, gradients, *self._moments(part), copy,
+            rate=rate, step=self.updates + 1, gradient_scale=scale, rounding=rounding, **self._adam_settings(part),
+        )  # fmt: skip
         return squared
+
+    def _sgd_on_device(
+        self, parameters: FlatParameters, gradients: Any, part: slice, draw: Any, given: dict[str, Any]
+    ) -> None:
+        assert self._device is not None
+        weights, copy, rounding = self._held(parameters, part, draw)
+        self._device.sgd_step(
+            weights, gradients, *self._moments(part), copy,
+            gradient_scale=1.0, rounding=rounding, **self._sgd_settings(part), **given,
+        )  # fmt: skip
+
+    def _adam_on_device(
+        self, parameters: FlatParameters, gradients: Any, part: slice, draw: Any, given: dict[str, Any]
+    ) -> None:
+        assert self._device is not None
+        weights, copy, rounding = self._held(parameters, part, draw)
+        self._device.adam_step(
+            weights, gradients, *self._moments(part), copy=copy, measure=True,
+            gradient_scale=1.0, rounding=rounding, **self._adam_settings(part), **given,
+        )  # fmt: skip
+
+    def _moments(self, part: slice) -> list[Any]:
+        """The moments of a part, as its step takes them: SGD without momentum has None for its velocity."""
+        moments = [self.state[name].flat[part] for name in state_names(self.config)]
+        return moments or [None]
+
+    def _decayed(self, part: slice) -> int:
+        return self.layout.decayed if part.start == 0 else 0
+
+    def _sgd_settings(self, part: slice) -> dict[str, Any]:
+        config = self.config
+        return {
+            "momentum": config.momentum,
+            "weight_decay": config.weight_decay,
+            "decayed": self._decayed(part),
+        }
+
+    def _adam_settings(self, part: slice) -> dict[str, Any]:
+        config = self.config
+        return {
+            "beta1": config.beta1,
+            "beta2": config.beta2,
+            "epsilon": config.epsilon,
+            "weight_decay": config.weight_decay,
+            "decayed": self._decayed(part),
+            "decoupled": config.name == "adamw",
+        }

@@ -129,6 +129,33 @@ class GradientWorkers:
         self._add_gradients(gradients.flat)
         return sum(losses)
 
+    def compute_on_device(
+        self,
+        tokens: Any,
+        targets: Any,
+        gradients: FlatParameters,
+        *,
+        order: Any,
+        gradient_scale: float,
+        accumulate: bool,
+        dropout: Dropout | None = None,
+    ) -> Any:
+        """As `loss_and_gradients`, without waiting for the device: the losses (batch·length,), left there.
+
+        order: (batch·length,) int64, the positions sorted by their token. For a backend of one worker.
+        """
+        self._check(tokens, targets)
+        workspace = self._workspaces[0]
+        workspace.token_order = order
+        try:
+            self._model.compute_gradients(
+                workspace, tokens, targets, gradients,
+                gradient_scale=gradient_scale, accumulate=accumulate, dropout=dropout,
+            )  # fmt: skip
+        finally:
+            workspace.token_order = None  # the next call may be of other tokens
+        return workspace.losses
+
     def losses(self, tokens: Any, targets: Any) -> tuple[Any, Any]:
         """As `Transformer.losses`, on tokens and targets (batch, length)."""
         self._check(tokens, targets)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu import config as configuration
-from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.checkpoints import Checkpoint, match_parameters, save_checkpoint
 from cllm_gpu.config import Config
@@ -28,36 +27,22 @@ from cllm_gpu.generation import visible
 from cllm_gpu.guards import StepGuard
 from cllm_gpu.initial import begin_from
 from cllm_gpu.interrupts import Interrupts
-from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.metrics import MetricsLog
 from cllm_gpu.model import Transformer
-from cllm_gpu.optimizers import Optimizer, optimizer_bytes
-from cllm_gpu.parallel import GradientWorkers, workers_plan
+from cllm_gpu.optimizers import Optimizer
+from cllm_gpu.parallel import GradientWorkers
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.precision import is_narrow
-from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reporters import Outcome, Reporter, Silent
 from cllm_gpu.runs import METRICS
 from cllm_gpu.samples import keep_sample, sample_pieces
 from cllm_gpu.schedules import rate_at
+from cllm_gpu.steps_ahead import StepsAhead, how_steps_run, may_run_ahead
 from cllm_gpu.tokenizers import require_same
+from cllm_gpu.workspace import batch_dropout
 
 SMOOTHING = 0.95
-
-
-def plan_memory(config: Config, architecture: Architecture, backend: Backend) -> MemoryPlan:
-    """What a run will allocate, before anything is allocated."""
-    layout = Layout(parameter_specs(architecture), backend.dtype)
-    micro = config.training.micro_batch or config.training.batch
-    work = workers_plan(architecture, backend, layout, micro, architecture.context)
-    return MemoryPlan(
-        parameters=layout.bytes,
-        gradients=layout.bytes + work.gradients,
-        optimizer=optimizer_bytes(config.optimizer, layout),
-        activations=work.activations,
-        working=backend.working_bytes,
-        parameter_count=layout.count,
-    )
+TOO_LARGE = "gradient too large to be squared"
 
 
 class _EvaluationCutShortError(Exception):
@@ -112,6 +97,7 @@ class Trainer:
         self._interrupts = Interrupts()
         self.origin: dict[str, Any] | None = None
         """The model that the run began from, as plain data; None: from the seed."""
+        self._ahead: StepsAhead | None = None  # of a backend with a device
         self._due = False  # whether evaluation and checkpoint of the last step are still to be done
 
     def initialise(self) -> None:
@@ -130,9 +116,11 @@ class Trainer:
         # what is not finite is the guard's to find and to report
         with Interrupts() as self._interrupts, np.errstate(all="ignore"):
             self._clock = time.perf_counter()
+            if self.backend.device is not None:
+                self.reporter.message(how_steps_run(self.config, self.backend.device))
             if self._due:
                 self._look_after()
-            while self.done < self.config.training.steps and not self._interrupts.requested:
+            while self._goes_on():
                 self._one_step()
                 self._look_after()
             if self._interrupts.requested and self._saved_step != self.done:
@@ -145,7 +133,16 @@ class Trainer:
             self._last_checkpoint,
         )
 
+    def _goes_on(self) -> bool:
+        """Whether another step is to be finished: also after an interrupt one that is under way on the device."""
+        if self._interrupts.requested:
+            return self._ahead is not None and self._ahead.under_way > 0
+        return self.done < self.config.training.steps
+
     def _one_step(self) -> None:
+        if may_run_ahead(self.config, self.backend):
+            self._one_step_ahead()
+            return
         step = self.done
         loss = self._gradients(step)
         with self.backend.ranges("optimizer"):
@@ -157,7 +154,7 @@ class Trainer:
             if reason is None:
                 report = self.optimizer.apply(self.parameters, self.gradients, rate=rate, gradient_norm=norm)
                 update = report.update_norm
-                reason = None if report.applied else "gradient too large to be squared"
+                reason = None if report.applied else TOO_LARGE
             self.guard.count(reason, loss, norm)
         self.done += 1
         if look is not None and self.diagnostics:
@@ -173,12 +170,34 @@ class Trainer:
         weights = self.optimizer.weights(self.parameters)
         return Look(self.model, self.workers.workspaces, self.gradients, weights)
 
+    def _one_step_ahead(self) -> None:
+        """Take the results of one step; the next one is under way by then, unless something is due between them."""
+        if self._ahead is None:
+            self._ahead = StepsAhead(
+                self.config, self.architecture, self.backend, self.workers.compute_on_device, self.optimizer,
+                self.parameters, self.gradients, self.batches, self.reporter,
+                skipped_in_a_row=self.guard.skipped_in_a_row,
+            )  # fmt: skip
+        result = self._ahead.take(self.done, further=not self._interrupts.requested)
+        reason = self.guard.judge(result.loss, result.gradient_norm)
+        if reason is None and result.skipped:
+            reason = TOO_LARGE
+        self.guard.count(reason, result.loss, result.gradient_norm)
+        self.optimizer.updates += not result.skipped
+        self.tokens_seen += result.tokens
+        self.done += 1
+        self._record(result.loss, result.rate, result.gradient_norm, result.update_norm, reason)
+        if reason is not None:
+            self._refuse(reason)
+
     def _refuse(self, reason: str) -> None:
         """Say that a step was skipped; after too many in a row save and stop."""
         self.reporter.message(f"step {self.done} skipped: {reason}")
         try:
             self.guard.check()
         except UserError:
+            if self._ahead is not None:
+                self._ahead.abandon()
             self._checkpoint(best=False)
             raise
 
@@ -197,16 +216,9 @@ class Trainer:
                 self.gradients,
                 gradient_scale=1.0 / max(1, counted),
                 accumulate=first > 0,
-                dropout=self._dropout(step, first),
+                dropout=batch_dropout(self.architecture, seed=self.config.training.seed, step=step, first=first),
             )
         return total / max(1, counted)
-
-    def _dropout(self, step: int, first: int) -> Dropout | None:
-        a = self.architecture
-        if a.dropout == 0.0:
-            return None
-        element = first * a.context * a.width
-        return Dropout(a.dropout, self.config.training.seed, step, site=0, first_element=element)
 
     def _record(self, loss: float, rate: float, norm: float, update: float, reason: str | None) -> None:
         if math.isfinite(loss):
@@ -361,6 +373,7 @@ class Trainer:
         self._due = state["due"]
         self.origin = state.get("initial")  # older checkpoints have none
         self.done = self._saved_step = checkpoint.step
+        self._ahead = None  # its counts are those of before
         for log in (self.metrics, self.diagnostics):
             if log:
                 log.truncate_after(self.done)

@@ -110,6 +110,16 @@ def _plan_layer(plan: Plan, prefix: str, a: Architecture, batch: int, length: in
             plan.add(prefix + name, shape, kind)
 
 
+def batch_dropout(a: Architecture, *, seed: int, step: Any, first: int) -> Dropout | None:
+    """The masks of a training batch from its sequence `first` on, to be given a site; None for a model without dropout.
+
+    step: as in `Dropout`.
+    """
+    if a.dropout == 0.0:
+        return None
+    return Dropout(a.dropout, seed, step, site=0, first_element=first * a.context * a.width)
+
+
 class Workspace:
     """Arrays for one batch of B sequences of T tokens; `first_row` is where it starts in a batch split over threads."""
 
@@ -143,6 +153,8 @@ class Workspace:
         self.elements: Any = views.get("elements")  # (N,) the tokens' symmetry elements, where they act
         self.lattice: LatticeInputs | None = None
         """What the last forward told its layers of the tokens."""
+        self.token_order: Any = None
+        """(N,) int64, the positions sorted by their token, where who gives the tokens has sorted them already."""
         layers = range(architecture.layers)
         self.layers = [_layer_arrays(views, f"layer{layer if training else 0}.") for layer in layers]
         if training:

@@ -10,17 +10,18 @@
 // fp32, and rounded stochastically by Philox words at (element / 4, step, 2^32 - 1), elements counting from `first`,
 // key `seed`, as in cllm_gpu/reference/rounding.py. The first `decayed` elements have weight decay. skip: null, or an
 // int that when not 0 makes the kernel write nothing. zero_gradients: the gradients are zeroed in the same pass.
+// numbers (3) fp32, step (1): what changes from step to step is read from the device (step_numbers.cuh).
 // moved (blocks) fp64 or null: Σ update² per block, added up by sum_finish in a fixed order.
 // Work: a thread takes 4 neighbouring elements, blocks stride over the buffer. Traffic per parameter: 28 bytes fp32
 //   (read p, g, m, v; write p, m, v), 28 with bf16 gradients and copy (30 when zeroing), 22 without masters.
 // Deterministic. Sources: Kingma & Ba 2015; Loshchilov & Hutter 2019; Sutskever et al. 2013.
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
 //   kernel                                     registers  shared  spilled
-//   adam_step_bfloat16                                60      64        0
-//   adam_step_bfloat16+alone                          68      64       16
-//   adam_step_float32                                 62      64        0
-//   sgd_step_bfloat16                                 40      64        0
-//   sgd_step_bfloat16+alone                           69      64        0
+//   adam_step_bfloat16                                64      64        0
+//   adam_step_bfloat16+alone                          74      64        0
+//   adam_step_float32                                 64      64        0
+//   sgd_step_bfloat16                                 47      64        0
+//   sgd_step_bfloat16+alone                           66      64        0
 //   sgd_step_float32                                  48      64        0
 //   squared_norm_bfloat16                             30      64        0
 //   squared_norm_float32                              32      64        0
@@ -28,6 +29,7 @@
 //   sum_finish_float32                                30      64        0
 #include "philox.cuh"
 #include "storage.cuh"
+#include "step_numbers.cuh"
 
 constexpr int FLAT_THREADS = 256;
 #ifdef CLLM_WITHOUT_MASTERS
@@ -93,7 +95,7 @@ struct Weights {
     float* masters;
     real* copy;
     unsigned long long seed;
-    unsigned step;
+    const unsigned* step;
     index_t first;
 
     __device__ __forceinline__ Four load(index_t at, int count) const {
@@ -116,11 +118,13 @@ struct Weights {
 extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(adam_step)(
     float* parameters, real* gradients, float* first_moment, float* second_moment, real* copy, const float* clip,
     const int* skip, double* moved, long long size, long long decayed, float scale, float beta1, float beta2,
-    float rest1, float rest2, float inverse_correction2, float epsilon, float step_size, float coupled_decay,
-    float decoupled_decay, int zero_gradients, unsigned long long seed, unsigned step, long long first) {
+    float rest1, float rest2, float epsilon, float coupled_decay, const float* numbers, int zero_gradients,
+    unsigned long long seed, const unsigned* step, long long first) {
     __shared__ double exchange[FLAT_THREADS / 32];
     if (skip != nullptr && *skip != 0) return;
     if (clip != nullptr) scale *= *clip;
+    const float step_size = numbers[STEP_SIZE], inverse_correction2 = numbers[INVERSE_CORRECTION2];
+    const float decoupled_decay = numbers[DECOUPLED_DECAY];
     const Weights weights{parameters, copy, seed, step, first};
     double squares = 0.0;
     const index_t stride = index_t(gridDim.x) * FLAT_THREADS * 4;
@@ -152,11 +156,12 @@ extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(adam_step)(
 
 extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(sgd_step)(
     float* parameters, real* gradients, float* velocity, real* copy, const float* clip, const int* skip, double* moved,
-    long long size, long long decayed, float scale, float momentum, float decay, float rate, int zero_gradients,
-    unsigned long long seed, unsigned step, long long first) {
+    long long size, long long decayed, float scale, float momentum, float decay, const float* numbers,
+    int zero_gradients, unsigned long long seed, const unsigned* step, long long first) {
     __shared__ double exchange[FLAT_THREADS / 32];
     if (skip != nullptr && *skip != 0) return;
     if (clip != nullptr) scale *= *clip;
+    const float rate = numbers[STEP_SIZE];
     const Weights weights{parameters, copy, seed, step, first};
     double squares = 0.0;
     const index_t stride = index_t(gridDim.x) * FLAT_THREADS * 4;
@@ -197,17 +202,12 @@ extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(squared_norm)(
     if (threadIdx.x == 0) partials[blockIdx.x] = squares;
 }
 
-// One block: total = Σ partials; clip = min(1, maximum / (√total·scale)) and skip = total is not finite, for a later
-// step on the device (each where its pointer is not null).
+// One block: total = Σ partials, in a fixed order.
 extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(sum_finish)(
-    const double* partials, double* total, float* clip, int* skip, int count, float scale, float maximum) {
+    const double* partials, double* total, int count) {
     __shared__ double exchange[FLAT_THREADS / 32];
     double sum = 0.0;
     for (int i = threadIdx.x; i < count; i += FLAT_THREADS) sum += partials[i];
     sum = block_total(sum, exchange);
-    if (threadIdx.x != 0) return;
-    *total = sum;
-    const double norm = sqrt(sum) * scale;
-    if (clip != nullptr) *clip = norm > maximum ? float(maximum / norm) : 1.0f;
-    if (skip != nullptr) *skip = !(sum <= 1.7976931348623157e308);
+    if (threadIdx.x == 0) *total = sum;
 }

@@ -14,8 +14,8 @@
 #include "storage.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(dropout)(
-    const real* x, real* out, long long size, unsigned long long first_element, unsigned long long seed, unsigned step,
-    unsigned site, unsigned threshold, float scale) {
+    const real* x, real* out, long long size, unsigned long long first_element, unsigned long long seed,
+    const unsigned* step, unsigned site, unsigned threshold, float scale) {
     const u64 group = first_element / 4 + u64(blockIdx.x) * blockDim.x + threadIdx.x;
     PhiloxWords words(seed, step, site);
 #pragma unroll

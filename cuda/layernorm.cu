@@ -19,8 +19,8 @@
 //   layernorm_backward_float32                       190     128        0
 //   layernorm_forward_bfloat16                        64     128        0
 //   layernorm_forward_float32                         64     128        0
-//   residual_layernorm_forward_bfloat16              112     128        0
-//   residual_layernorm_forward_float32               110     128        0
+//   residual_layernorm_forward_bfloat16              114     128        0
+//   residual_layernorm_forward_float32               112     128        0
 #include "storage.cuh"
 #include "philox.cuh"
 
@@ -131,10 +131,11 @@ extern "C" __global__ void __launch_bounds__(512) ENTRY(layernorm_forward)(
         forward_row<1>(x + at, weight, bias, out + at, mean + row, rstd + row, columns, epsilon, row_threads, exchange);
 }
 
-// The mask of inverted dropout as the residual kernel needs it; `threshold` 0 keeps everything.
+// The mask of inverted dropout as the residual kernel needs it; `threshold` 0 keeps everything and reads no step.
 struct Mask {
     unsigned long long first_element, seed;
-    unsigned step, site, threshold;
+    const unsigned* step;
+    unsigned site, threshold;
     float scale;
 
     // pack ∘ mask·scale, rounded to real, for elements `index` … of the array
@@ -174,8 +175,8 @@ __device__ __forceinline__ void residual_row(const real* residual, const real* b
 extern "C" __global__ void __launch_bounds__(512) ENTRY(residual_layernorm_forward)(
     const real* residual, const real* branch, const real* weight, const real* bias, real* residual_out, real* out,
     float* mean, float* rstd, long long rows, int columns, float epsilon, int row_threads,
-    unsigned long long first_element, unsigned long long seed, unsigned step, unsigned site, unsigned threshold,
-    float scale, int wide) {
+    unsigned long long first_element, unsigned long long seed, const unsigned* step, unsigned site,
+    unsigned threshold, float scale, int wide) {
     __shared__ float exchange[32];
     const index_t row = index_t(blockIdx.x) * (blockDim.x / row_threads) + threadIdx.x / row_threads;
     if (row >= rows) return;

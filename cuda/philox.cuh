@@ -1,5 +1,6 @@
 // Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"), drawing the same
 // words as cllm_gpu/reference/philox.py: word i is component i mod 4 at counter (i / 4, step, site), key = seed.
+// The step is read from the device's memory: a captured launch is replayed with the pointers it had, at every step.
 #pragma once
 
 __device__ __forceinline__ void philox4x32(unsigned (&c)[4], unsigned k0, unsigned k1) {
@@ -21,8 +22,8 @@ struct PhiloxWords {
     unsigned step, site;
     unsigned words[4];
 
-    __device__ PhiloxWords(unsigned long long seed, unsigned step, unsigned site)
-        : seed(seed), step(step), site(site) {}
+    __device__ PhiloxWords(unsigned long long seed, const unsigned* draw, unsigned site)
+        : seed(seed), step(draw[0]), site(site) {}
 
     __device__ __forceinline__ unsigned at(unsigned long long index) {
         if (index / 4 != block) {

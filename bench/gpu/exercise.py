@@ -29,6 +29,7 @@ from cllm_gpu.fused.launcher import Launcher, Variant
 from cllm_gpu.fused.norm import squared_norm_on_device
 from cllm_gpu.fused.sgd import sgd_step
 from cllm_gpu.fused.sources import kernel_parameters, source_directory
+from cllm_gpu.fused.step import NUMBERS, add_losses, decide_step
 from cllm_gpu.fused.variants import all_variants
 from cllm_gpu.lattice import lattice_points
 from cllm_gpu.reference.rounding import StochasticRounding
@@ -71,15 +72,31 @@ def exercise(launcher: Launcher, put: Put, *, quick: bool) -> Iterator[tuple[str
             yield from _attention(launcher, put, variant)
 
 
+def _decide(
+    launcher: Launcher, put: Put, storage: str, gradients: Any, clip: Any, skip: Any
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Norm, clipping factor and skip flag on the device, after more losses than one block has threads."""
+    losses, sums = put(np.ones(700, np.float32)), put(np.zeros(2))
+    add_losses(launcher, losses, sums, accumulate=False, storage=storage)
+    squared_norm_on_device(launcher, gradients, total=sums[1:])
+    rate, counts = put(np.full(1, 1e-3)), put(np.array([4, 0], np.int32))
+    numbers, draw, outcome = (put(x) for x in (np.zeros((2, NUMBERS), np.float32), np.zeros(1, np.uint32), np.zeros(1)))
+    decide_step(
+        launcher, sums, rate, counts, numbers, clip, skip, draw, outcome, beta1=0.9, beta2=0.95, decay=0.1,
+        other_rate=30.0, clip_norm=1.0, largest=1e19, maximum_skipped=5, storage=storage,
+    )  # fmt: skip
+    yield f"decide_step {storage}", {"sums": sums, "counts": counts, "numbers": numbers, "clip": clip}
+
+
 def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Norm, clipping scalar and skip flag on the device, then the step with a copy; a column sum into float32."""
+    """What a step decides, then the step with a copy; a column sum into float32."""
     rng = np.random.default_rng(3)
     size = 4099
     gradients = put(rng.standard_normal(size, np.float32).astype(DTYPES[storage]))
     state = [put(rng.random(size, np.float32)) for _ in range(3)]
     clip, skip = put(np.zeros(1, np.float32)), put(np.zeros(1, np.int32))
     copy = put(np.zeros(size, DTYPES[storage]))
-    squared_norm_on_device(launcher, gradients, clip=clip, skip=skip, maximum=1.0)
+    yield from _decide(launcher, put, storage, gradients, clip, skip)
     adam_step_on_device(
         launcher, state[0], gradients, *state[1:], rate=1e-3, beta1=0.9, beta2=0.95, epsilon=1e-8, step=2,
         weight_decay=0.1, decayed=1000, decoupled=True, gradient_scale=1.0, copy=copy, clip=clip, skip=skip,

@@ -63,6 +63,8 @@ def main(arguments: list[str]) -> int:
     say(f"trains in: {', '.join(backend.precisions)}")
     say(f"GEMM: {backend.products}")
     say(f"worker threads: {backend.workers}")
+    if backend.device is not None:
+        say(f"training steps: {backend.device.replays}")
     _describe_operations(backend)
     say(f"cache: {cache_directory()}")
     return 0

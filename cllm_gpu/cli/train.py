@@ -20,10 +20,11 @@ from cllm_gpu.data import Dataset
 from cllm_gpu.display import Display, say, terminal
 from cllm_gpu.errors import UserError
 from cllm_gpu.memory import MemoryPlan
+from cllm_gpu.memory_plan import plan_memory
 from cllm_gpu.runs import begin_run, newest_run, save_configuration, save_plan, saved_configuration, writing
 from cllm_gpu.samples import keep_sample, sample_pieces
 from cllm_gpu.tensorboard import events, require_tensorboard
-from cllm_gpu.training import Trainer, plan_memory
+from cllm_gpu.training import Trainer
 
 
 @dataclass(frozen=True)

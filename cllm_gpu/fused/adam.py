@@ -67,37 +67,44 @@ def adam_step_on_device(
     first_moment: Any,
     second_moment: Any,
     *,
-    rate: float,
     beta1: float,
     beta2: float,
     epsilon: float,
-    step: int,
     weight_decay: float,
     decayed: int,
     decoupled: bool,
     gradient_scale: float,
+    rate: float = 0.0,
+    step: int = 1,
+    numbers: Any | None = None,
     copy: Any | None = None,
     rounding: StochasticRounding | None = None,
     clip: Any | None = None,
     skip: Any | None = None,
     zero_gradients: bool = False,
     measure: bool = False,
+    total: Any | None = None,
 ) -> Any | None:
     """`adam_step` without waiting for the device: parameters and moments (n) float32, gradients (n) also bfloat16.
 
+    numbers: (3,) float32 on the device in place of `rate` and `step`, as `cllm_gpu.fused.step.decide_step` leaves them.
     copy: (n) of the gradients' dtype, gets the rounded parameters. rounding: the parameters are bfloat16 themselves.
     clip: (1,) float32 on the device, multiplies every gradient. skip: (1,) int32 on the device; when it is not 0
-    nothing is written. zero_gradients: in the same pass. Returns Σ update² as a float64 array (1,) on the device when
-    `measure`, else None.
+    nothing is written. zero_gradients: in the same pass. Returns Σ update² as a float64 array (1,) on the device, in
+    `total` unless that is None, when `measure`; else None.
     """
+    if numbers is None:
+        corrections = 1.0 - beta1**step, 1.0 - beta2**step
+        numbers = (rate / corrections[0], 1.0 / corrections[1], rate * weight_decay if decoupled else 0.0)
     storage, blocks = _check(parameters, gradients, first_moment, second_moment)
-    variant, weights = weight_arguments("adam_step", storage, parameters, copy, rounding)
+    variant, weights = weight_arguments(launcher, "adam_step", storage, parameters, copy, rounding)
     moved = launcher.scratch("squares", (max(1, blocks),), "float64") if measure else None
     if moved is not None:
         moved[...] = 0.0  # a skipped step moves nothing
     arrays = {"gradients": gradients, "first_moment": first_moment, "second_moment": second_moment}
     arrays |= {"clip": clip, "skip": skip, "moved": moved}
-    numbers = {
+    arrays["numbers"] = launcher.on_device("numbers", numbers, "float32")
+    scalars = {
         "size": parameters.size,
         "decayed": decayed,
         "scale": gradient_scale,
@@ -105,15 +112,12 @@ def adam_step_on_device(
         "beta2": beta2,
         "rest1": 1.0 - beta1,
         "rest2": 1.0 - beta2,
-        "inverse_correction2": 1.0 / (1.0 - beta2**step),
         "epsilon": epsilon,
-        "step_size": rate / (1.0 - beta1**step),
         "coupled_decay": 0.0 if decoupled else weight_decay,
-        "decoupled_decay": rate * weight_decay if decoupled else 0.0,
         "zero_gradients": int(zero_gradients),
     }
-    launcher.launch(variant, "adam_step", (blocks,), THREADS, arrays | weights | numbers)
-    return None if moved is None else finish_sum(launcher, storage, moved)
+    launcher.launch(variant, "adam_step", (blocks,), THREADS, arrays | weights | scalars)
+    return None if moved is None else finish_sum(launcher, storage, moved, total)
 
 
 def _check(parameters: Any, gradients: Any, first_moment: Any, second_moment: Any) -> tuple[str, int]:

@@ -12,18 +12,23 @@ THREADS = 256
 WORDS = 4  # elements of one Philox evaluation, and of one thread
 
 
-def mask_arguments(dropout: Dropout | None) -> dict[str, Any]:
-    """The mask as kernels take it; None keeps everything."""
+def mask_arguments(launcher: Launcher, dropout: Dropout | None) -> dict[str, Any]:
+    """The mask as kernels take it; None keeps everything. A step that is a number is copied to the device first."""
     if dropout is None:
-        return {"first_element": 0, "seed": 0, "step": 0, "site": 0, "threshold": 0, "scale": 1.0}
+        return {"first_element": 0, "seed": 0, "step": None, "site": 0, "threshold": 0, "scale": 1.0}
     return {
         "first_element": dropout.first_element,
         "seed": dropout.seed,
-        "step": dropout.step & 0xFFFFFFFF,
+        "step": draw_number(launcher, dropout.step),
         "site": dropout.site & 0xFFFFFFFF,
         "threshold": dropout.threshold,
         "scale": dropout.scale,
     }
+
+
+def draw_number(launcher: Launcher, step: Any) -> Any:
+    """A Philox step as kernels take it, (1,) uint32 on the device; a number's lowest 32 bits."""
+    return launcher.on_device("draw", step & 0xFFFFFFFF if isinstance(step, int) else step, "uint32")
 
 
 def dropout_forward(launcher: Launcher, x: Any, out: Any, *, dropout: Dropout) -> None:
@@ -45,5 +50,5 @@ def _launch(operation: str, launcher: Launcher, name: str, x: Any, out_name: str
         "dropout",
         (blocks_for(groups, THREADS),),
         THREADS,
-        {"x": x, "out": out, "size": x.size, **mask_arguments(dropout)},
+        {"x": x, "out": out, "size": x.size, **mask_arguments(launcher, dropout)},
     )

@@ -64,11 +64,16 @@ def embedding_backward(
     *,
     accumulate_tokens: bool,
     accumulate_positions: bool,
+    order: Any | None = None,
 ) -> None:
-    """From dout (B·T, C): dtoken_embedding (V, C), dposition_embedding (P, C) unless None (positions start at 0)."""
+    """From dout (B·T, C): dtoken_embedding (V, C), dposition_embedding (P, C) unless None (positions start at 0).
+
+    order: (B·T,) int64, what a stable sort of the tokens gives; None: they are sorted here, which allocates.
+    """
     check = Shapes("embedding_backward", N=tokens.size)
     check("tokens", tokens, "B T")
     check("dout", dout, "N C")
+    check("order", order, "N")
     check("dtoken_embedding", dtoken_embedding, "V C")
     positions = check("dposition_embedding", dposition_embedding, "P C")
     if positions and tokens.shape[1] > positions[0]:
@@ -78,14 +83,15 @@ def embedding_backward(
         )
     if not accumulate_tokens:
         dtoken_embedding[...] = 0
-    _tokens(launcher, dout, tokens, dtoken_embedding)
+    _tokens(launcher, dout, tokens, dtoken_embedding, order)
     if dposition_embedding is not None:
         _positions(launcher, dout, tokens, dposition_embedding, accumulate=accumulate_positions)
 
 
-def _tokens(launcher: Launcher, dout: Any, tokens: Any, dtoken_embedding: Any) -> None:
+def _tokens(launcher: Launcher, dout: Any, tokens: Any, dtoken_embedding: Any, order: Any | None) -> None:
     rows, columns = dout.shape
-    order = launcher.xp.argsort(tokens.reshape(-1), kind="stable")
+    if order is None:
+        order = launcher.xp.argsort(tokens.reshape(-1), kind="stable")
     segments = blocks_for(rows, SEGMENT)
     variant = Variant("embedding.cu", storage_of("embedding_backward", "dout", dout), dtoken_embedding.dtype.name)
     partials = launcher.scratch("embedding", (2, segments, columns), "float32")

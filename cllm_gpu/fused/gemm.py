@@ -29,7 +29,7 @@ def matmul(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool = F
     if _by_cublaslt(launcher, a, b, out, NONE, accumulate=accumulate):
         return
     if launcher.xp is np:
-        _on_host(a, b, out, accumulate=accumulate)
+        launcher.library_call(_on_host, a, b, out, accumulate=accumulate)
     elif out.size:
         _by_gemmex(launcher, a, b, out, accumulate=accumulate)
 

@@ -7,7 +7,7 @@ a kernel takes is read from its source, so the table cannot differ from it: poin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +92,21 @@ class Variant:
 class Launcher:
     """Launches kernels over arrays of `xp` with modules made by `module_class` (as cupy.RawModule is called)."""
 
-    def __init__(self, xp: Any, module_class: Any, *, tf32: bool = False, lt: CublasLt | None = None) -> None:
+    def __init__(
+        self,
+        xp: Any,
+        module_class: Any,
+        *,
+        tf32: bool = False,
+        lt: CublasLt | None = None,
+        empty: Callable[..., Any] | None = None,
+        library_call: Callable[..., Any] | None = None,
+    ) -> None:
         self.xp = xp
+        self._empty = empty  # makes the arrays of `scratch`: (size, dtype=…); None: xp.empty
+        self.library_call: Callable[..., Any] = library_call or _call
+        """Calls a function on arrays that computes with something else than a kernel of ours, as a device's queue
+        takes it: `library_call(function, *arguments, **named)`."""
         self.tf32 = tf32
         """Matrix products of float32 on a GPU round their factors to TF32; sums are fp32 either way."""
         self.lt = lt
@@ -105,6 +118,7 @@ class Launcher:
         self._plans: dict[tuple[Variant, str], dict[str, tuple[Parameter, Any]]] = {}
         self._scratch: dict[tuple[str, str], Any] = {}
         self._counters: Any = None
+        self._outgrown: list[Any] = []  # kept, because a captured graph goes on using what it was captured with
 
     def launch(
         self,
@@ -154,8 +168,18 @@ class Launcher:
         size = math.prod(shape)
         flat = self._scratch.get((name, dtype))
         if flat is None or flat.size < size:
-            flat = self._scratch[name, dtype] = self.xp.empty(size, dtype=dtype)
+            self._outgrown += [] if flat is None else [flat]
+            flat = self._scratch[name, dtype] = self._new(size, dtype)
         return flat[:size].reshape(shape)
+
+    def on_device(self, name: str, values: Any, dtype: str) -> Any:
+        """Numbers as a flat array on the device: one that is there as it is, others in the scratch array `name`."""
+        if isinstance(values, self.xp.ndarray):
+            return values
+        host = np.array(values, dtype=dtype).reshape(-1)
+        array = self.scratch(name, host.shape, dtype)
+        array[...] = self.xp.asarray(host)
+        return array
 
     def counters(self, count: int) -> Any:
         """`count` uint32 zeros for a kernel that leaves them zero, so that they are cleared once and not at every call.
@@ -166,8 +190,13 @@ class Launcher:
         on a GPU takes its context along, so there is no next call to find counters that it left behind.
         """
         if self._counters is None or self._counters.size < count:
-            self._counters = self.xp.zeros(count, dtype="uint32")
+            self._outgrown += [] if self._counters is None else [self._counters]
+            self._counters = self._new(count, "uint32")
+            self._counters[...] = 0
         return self._counters[:count]
+
+    def _new(self, size: int, dtype: str) -> Any:
+        return (self._empty or self.xp.empty)(size, dtype=dtype)
 
     def kernel(self, variant: Variant, name: str) -> Any:
         """The compiled kernel `name`, as the array module's RawModule gives it."""
@@ -209,6 +238,10 @@ class Launcher:
             raise UserError(f"{where} is read-only; the kernel writes to it")
         if self._on_gpu and array.device.id != current:
             raise UserError(f"{where} is on GPU {array.device.id}; the current one is {current}")
+
+
+def _call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    return function(*arguments, **named)
 
 
 def _scalar(kernel: str, parameter: Parameter, convert: Any, value: Any) -> Any:

@@ -106,7 +106,7 @@ def residual_layernorm_forward(
             "epsilon": epsilon,
             "row_threads": row_threads,
             "wide": int(wide),
-            **mask_arguments(dropout),
+            **mask_arguments(launcher, dropout),
         },
     )
 

@@ -23,54 +23,21 @@ def squared_norm(launcher: Launcher, x: Any) -> float:
     return float(squared_norm_on_device(launcher, x)[0])
 
 
-def squared_norm_on_device(
-    launcher: Launcher,
-    x: Any,
-    *,
-    clip: Any | None = None,
-    skip: Any | None = None,
-    scale: float = 1.0,
-    maximum: float = float("inf"),
-) -> Any:
-    """Σ x² as a float64 array (1,) on the device, without waiting for it.
-
-    With `clip` (1,) float32 and `skip` (1,) int32 also what a step needs: clip = min(1, maximum / (scale·‖x‖)), and
-    skip = 1 where the sum is not finite.
-    """
+def squared_norm_on_device(launcher: Launcher, x: Any, *, total: Any | None = None) -> Any:
+    """Σ x² as a float64 array (1,) on the device, without waiting for it; in `total` (1,) unless None."""
     Shapes("squared_norm")("x", x, "n")
     storage = storage_of("squared_norm", "x", x)
     blocks = max(1, flat_blocks(x.size))
     partials = launcher.scratch("squares", (blocks,), "float64")
     variant = Variant("adam.cu", storage)
     launcher.launch(variant, "squared_norm", (blocks,), THREADS, {"x": x, "partials": partials, "size": x.size})
-    return finish_sum(launcher, storage, partials, clip=clip, skip=skip, scale=scale, maximum=maximum)
+    return finish_sum(launcher, storage, partials, total)
 
 
-def finish_sum(
-    launcher: Launcher,
-    storage: str,
-    partials: Any,
-    *,
-    clip: Any | None = None,
-    skip: Any | None = None,
-    scale: float = 1.0,
-    maximum: float = float("inf"),
-) -> Any:
-    """Σ partials (blocks,) float64 in a fixed order, as an array (1,) that the next sum reuses."""
-    total = launcher.scratch("total", (1,), "float64")
-    launcher.launch(
-        Variant("adam.cu", storage),
-        "sum_finish",
-        (1,),
-        THREADS,
-        {
-            "partials": partials,
-            "total": total,
-            "clip": clip,
-            "skip": skip,
-            "count": partials.size,
-            "scale": scale,
-            "maximum": maximum,
-        },
-    )
+def finish_sum(launcher: Launcher, storage: str, partials: Any, total: Any | None = None) -> Any:
+    """Σ partials (blocks,) float64 in a fixed order, in `total` (1,); where it is None, in one the next sum reuses."""
+    if total is None:
+        total = launcher.scratch("total", (1,), "float64")
+    arguments = {"partials": partials, "total": total, "count": partials.size}
+    launcher.launch(Variant("adam.cu", storage), "sum_finish", (1,), THREADS, arguments)
     return total

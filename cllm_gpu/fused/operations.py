@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from cllm_gpu.device import Device, Stream
 from cllm_gpu.fused import (
     adam,
     attention,
@@ -18,6 +19,7 @@ from cllm_gpu.fused import (
     norm,
     rotary,
     sgd,
+    step,
     symmetry,
 )
 from cllm_gpu.fused.launcher import Launcher
@@ -55,6 +57,13 @@ FUSED: dict[str, Operation] = {
 def fused_operations(launcher: Launcher, ranges: Ranges) -> Operations:
     """Every operation launching through `launcher`, each in a profiler range of its name."""
     return Operations(**{name: _in_range(ranges, name, functools.partial(FUSED[name], launcher)) for name in NAMES})
+
+
+def fused_device(launcher: Launcher, stream: Stream, replays: str) -> Device:
+    """The operations of a step that runs without the host, launching through `launcher` into `stream`."""
+    on_device = (step.add_losses, step.decide_step, norm.squared_norm_on_device)
+    steps = (adam.adam_step_on_device, sgd.sgd_step_on_device)
+    return Device(stream, replays, *(functools.partial(operation, launcher) for operation in (*on_device, *steps)))
 
 
 def _in_range(ranges: Ranges, name: str, operation: Operation) -> Operation:

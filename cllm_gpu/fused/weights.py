@@ -5,14 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from cllm_gpu.errors import UserError
-from cllm_gpu.fused.launcher import Shapes, Variant, storage_of
+from cllm_gpu.fused.dropout import draw_number
+from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, storage_of
 from cllm_gpu.reference.rounding import StochasticRounding
 
 WITHOUT_MASTERS = (("CLLM_WITHOUT_MASTERS", 1),)
 
 
 def weight_arguments(
-    operation: str, storage: str, parameters: Any, copy: Any | None, rounding: StochasticRounding | None
+    launcher: Launcher,
+    operation: str,
+    storage: str,
+    parameters: Any,
+    copy: Any | None,
+    rounding: StochasticRounding | None,
 ) -> tuple[Variant, dict[str, Any]]:
     """The compilation that steps parameters (n) with a copy (n) or None, and its arguments for them.
 
@@ -23,10 +29,9 @@ def weight_arguments(
     check("parameters", parameters, "n")
     check("copy", copy, "n")
     if rounding is None:
-        unused = {"seed": 0, "step": 0, "first": 0}
+        unused = {"seed": 0, "step": None, "first": 0}
         return Variant("adam.cu", storage), {"parameters": parameters, "copy": copy, **unused}
     if copy is not None or storage_of(operation, "parameters", parameters) != "bfloat16":
         raise UserError(f"{operation}: stochastic rounding is of bfloat16 parameters that have no copy")
-    step = rounding.step & 0xFFFFFFFF
-    draws = {"seed": rounding.seed, "step": step, "first": rounding.first_element}
+    draws = {"seed": rounding.seed, "step": draw_number(launcher, rounding.step), "first": rounding.first_element}
     return Variant("adam.cu", storage, defines=WITHOUT_MASTERS), {"parameters": None, "copy": parameters, **draws}

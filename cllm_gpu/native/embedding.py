@@ -44,8 +44,9 @@ def embedding_backward(
     *,
     accumulate_tokens: bool,
     accumulate_positions: bool,
+    order: Any | None = None,
 ) -> None:
-    """As the reference, summed in the order of the batch; all arrays contiguous."""
+    """As the reference, summed in the order of the batch, so no other is needed; all arrays contiguous."""
     kernels, dtype = library.kernels(dout), dout.dtype
     (b, t), (v, c) = tokens.shape, dtoken_embedding.shape
     if not accumulate_tokens:

@@ -20,8 +20,8 @@ class Dropout:
     """Probability of dropping an element, 0 ≤ rate < 1."""
     seed: int
     """64-bit key of the run."""
-    step: int
-    """Draw number: differs for every micro-batch of a run."""
+    step: Any
+    """Draw number, an int; for CUDA kernels also (1,) uint32 on the device, where a replayed launch finds a new one."""
     site: int
     """Which of the model's dropouts."""
     first_element: int = 0

@@ -29,13 +29,18 @@ def embedding_backward(
     *,
     accumulate_tokens: bool,
     accumulate_positions: bool,
+    order: Any | None = None,
 ) -> None:
-    """From dout (B·T, C): dtoken_embedding (V, C), dposition_embedding (P, C) unless None (positions start at 0)."""
+    """From dout (B·T, C): dtoken_embedding (V, C), dposition_embedding (P, C) unless None (positions start at 0).
+
+    order: (B·T,) int64, what a stable sort of the tokens gives, where the caller has it.
+    """
     batch, length = tokens.shape
     if not accumulate_tokens:
         dtoken_embedding[...] = 0.0
     flat = tokens.reshape(-1)
-    order = xp.argsort(flat, kind="stable")
+    if order is None:
+        order = xp.argsort(flat, kind="stable")
     values, starts = xp.unique(flat[order], return_index=True)
     # gathered row blocks are as wide as dout; columns are independent, so cut them to bound the temporary
     width = dout.shape[1]

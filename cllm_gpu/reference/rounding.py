@@ -25,8 +25,8 @@ class StochasticRounding:
 
     seed: int
     """64-bit key of the run."""
-    step: int
-    """Updates before this one."""
+    step: Any
+    """Updates before this one, an int; for CUDA kernels also (1,) uint32 on the device."""
     first_element: int = 0
     """Index of the array's first element in the whole flat buffer (an array may be a part of it)."""
 

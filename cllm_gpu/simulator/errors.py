@@ -21,6 +21,10 @@ KINDS = (
 """Every value of KernelError.kind."""
 
 
+class CaptureError(UserError):
+    """A captured step did what one must not: allocated, read on the host, or used memory that is not the device's."""
+
+
 class KernelError(UserError):
     """A kernel did what CUDA forbids. One line: the kernel, what, the source line, block and thread."""
 

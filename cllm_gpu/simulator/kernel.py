@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.errors import UserError
-from cllm_gpu.simulator import settings
+from cllm_gpu.simulator import graphs, settings
 from cllm_gpu.simulator.build import Built, build
 from cllm_gpu.simulator.launch import MAXIMUM_THREADS, Function, Launch, Library, Schedule
 from cllm_gpu.simulator.traffic import Traffic
@@ -173,6 +173,8 @@ class RawKernel:
                 f"kernel {self.name}: shared_mem is {shared_mem} bytes, above the limit of {self._shared_limit}; "
                 f"raise max_dynamic_shared_size_bytes first (at most {MAXIMUM_SHARED_LIMIT})"
             )
+        if graphs.record_launch(self, self.name, args, grid, block, args, shared_mem=shared_mem, schedule=schedule):
+            return
         function = self._function(self._module._checked())
         order = schedule or chosen.schedule
         found = function.run(Launch(blocks, threads, tuple(args), shared_mem, order, chosen.count_traffic))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cllm_gpu.checkpoints import load_checkpoint
+from cllm_gpu.compiler import find_compiler
 from cllm_gpu.config import load_toml
 from cllm_gpu.files import readable_size
 from cllm_gpu.generation import visible
@@ -238,6 +239,13 @@ def test_info(command: Command) -> None:
     assert status == 0
     for shown in ("numpy:", "backend:", "operations in reference:", "GPU", "GEMM: "):
         assert shown in out
+
+
+def test_info_says_how_steps_run_on_a_device(command: Command) -> None:
+    if find_compiler() is None:
+        pytest.skip("not run: the simulator needs a C++ compiler")
+    assert "training steps: recorded and replayed by the simulator" in command("info", "--backend", "simulator")[1]
+    assert "training steps" not in command("info", "--backend", "numpy")[1]
 
 
 def test_version_and_usage(command: Command) -> None:

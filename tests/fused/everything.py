@@ -17,6 +17,7 @@ from cllm_gpu.fused.layernorm import layernorm_backward, layernorm_forward, resi
 from cllm_gpu.fused.norm import squared_norm_on_device
 from cllm_gpu.fused.rotary import rotary_forward
 from cllm_gpu.fused.sgd import sgd_step
+from cllm_gpu.fused.step import add_losses, decide_step
 from cllm_gpu.fused.symmetry import symmetry_forward
 from cllm_gpu.lattice import symmetry_tables
 from cllm_gpu.reference.dropout import Dropout
@@ -82,7 +83,16 @@ def _flat(make: _Maker, results: Results) -> None:
     g, copy = make.draw(size), make.draw(size)
     v *= v
     skip, clip = make.integers(1, 1), make.draw(1, dtype=np.float32)
-    squared_norm_on_device(launcher, g, clip=clip, skip=skip, maximum=1.0)
+    sums, rate, outcome = (make.draw(n, dtype=np.float64) for n in (2, 1, 1))
+    state = [make.integers(9, 2), make.draw(2, 3, dtype=np.float32), clip, skip, make.draw(1, dtype=np.uint32)]
+    sums *= sums
+    squared_norm_on_device(launcher, g, total=sums[1:])
+    add_losses(launcher, m, sums, accumulate=True, storage=make.dtype.name)
+    decide_step(
+        launcher, sums, rate, *state, outcome, beta1=0.9, beta2=0.99, decay=0.1, other_rate=3.0, clip_norm=0.5,
+        largest=1e19, maximum_skipped=10, storage=make.dtype.name,
+    )  # fmt: skip
+    make.collect(results, "decide_step", sums=sums, counts=state[0], numbers=state[1], clip=clip, outcome=outcome)
     moved = adam_step_on_device(
         launcher, p, g, m, v, rate=0.1, beta1=0.9, beta2=0.99, epsilon=1e-8, step=2, weight_decay=0.1, decayed=999,
         decoupled=True, gradient_scale=1.0, copy=copy, clip=clip, skip=skip, measure=True,

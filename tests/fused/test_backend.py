@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
 from cllm_gpu import compiler
 from cllm_gpu.backend import get_backend
 from cllm_gpu.errors import UserError
+from cllm_gpu.fused.launcher import Launcher
 from cllm_gpu.fused.sources import kernel_parameters, load_source, source_directory
 from cllm_gpu.operations import NAMES
 from tests.fused.devices import simulator_or_skip
@@ -58,3 +62,21 @@ def test_parameters_are_read_from_the_source() -> None:
     assert (parameters["gradients"].type, parameters["gradients"].pointer) == ("real", True)
     assert (parameters["clip"].constant, parameters["moved"].constant) == (True, False)
     assert (parameters["size"].type, parameters["size"].pointer) == ("long long", False)
+
+
+def test_outgrown_scratch_is_kept() -> None:
+    """A captured graph goes on writing where it did when it was captured."""
+    launcher = Launcher(np, None)
+    small = launcher.scratch("sums", (4,), "float32")
+    alive = weakref.ref(small.base if small.base is not None else small)
+    del small
+    assert launcher.scratch("sums", (9,), "float32").shape == (9,)
+    gc.collect()
+    assert alive() is not None
+
+
+def test_numbers_on_the_device() -> None:
+    launcher, there = Launcher(np, None), np.ones(2, np.float32)
+    assert launcher.on_device("x", there, "float32") is there
+    assert launcher.on_device("x", (0.5, 2.0), "float32").tolist() == [0.5, 2.0]
+    assert launcher.on_device("x", 2**32 - 1, "uint32").tolist() == [2**32 - 1]

@@ -153,7 +153,7 @@ def test_a_call_that_differs_from_the_source_is_a_programming_error(device: Devi
 
 
 def test_too_large_a_grid_is_refused(device: Device) -> None:
-    arguments = {"x": None, "out": None, "size": 0, "first_element": 0, "seed": 0, "step": 0, "site": 0}
+    arguments = {"x": None, "out": None, "size": 0, "first_element": 0, "seed": 0, "step": None, "site": 0}
     arguments |= {"threshold": 0, "scale": 1.0}
     with pytest.raises(UserError, match=r"dropout: a grid of \(2147483648,\) blocks passes what CUDA takes"):
         device.launcher.launch(Variant("dropout.cu", "float32"), "dropout", (2**31,), 32, arguments)

@@ -11,7 +11,7 @@ from cllm_gpu.errors import UserError
 from cllm_gpu.fused.adam import adam_step, adam_step_on_device
 from cllm_gpu.fused.launcher import Variant
 from cllm_gpu.fused.norm import THREADS, squared_norm, squared_norm_on_device
-from cllm_gpu.fused.sgd import sgd_step
+from cllm_gpu.fused.sgd import sgd_step, sgd_step_on_device
 from cllm_gpu.reference import adam as reference_adam
 from cllm_gpu.reference import sgd as reference_sgd
 from cllm_gpu.reference.rounding import StochasticRounding
@@ -67,9 +67,7 @@ def test_a_skipped_adam_step_writes_nothing(device: Device, rng: Any) -> None:
     state = _state(rng, 300)
     state[1][7] = np.inf
     ours = [device.put(x) for x in state]
-    skip, clip = device.put(np.zeros(1, np.int32)), device.put(np.zeros(1, np.float32))
-    squared_norm_on_device(device.launcher, ours[1], skip=skip, clip=clip, maximum=1.0)
-    assert device.get(skip)[0] == 1
+    skip, clip = device.put(np.ones(1, np.int32)), device.put(np.zeros(1, np.float32))
     options: dict[str, Any] = ADAM | {"step": 1, "decayed": 0, "decoupled": True, "gradient_scale": 1.0}
     moved = adam_step_on_device(device.launcher, *ours, skip=skip, clip=clip, measure=True, **options)
     assert float(device.get(moved)[0]) == 0.0
@@ -133,9 +131,10 @@ def test_every_argument_of_the_sgd_kernel(device: Device, rng: Any, storage: str
     g, blocks = g.astype(dtype), 2
     host = {"parameters": p, "gradients": g, "velocity": u, "copy": np.ones(size, dtype)}
     host |= {"clip": np.array([0.25], np.float32), "skip": np.array([skip], np.int32), "moved": np.zeros(blocks)}
+    host |= {"numbers": np.array([0.1], np.float32)}
     arrays = {name: device.put(x) for name, x in host.items()}
-    numbers = {"size": size, "decayed": 500, "scale": 2.0, "momentum": 0.9, "decay": 0.2, "rate": 0.1}
-    arguments = arrays | numbers | {"zero_gradients": int(zero), "seed": 0, "step": 0, "first": 0}
+    numbers = {"size": size, "decayed": 500, "scale": 2.0, "momentum": 0.9, "decay": 0.2}
+    arguments = arrays | numbers | {"zero_gradients": int(zero), "seed": 0, "step": None, "first": 0}
     device.launcher.launch(Variant("adam.cu", storage), "sgd_step", (blocks,), THREADS, arguments)
     got = {name: device.get(x) for name, x in arrays.items()}
     if skip:
@@ -166,21 +165,18 @@ def test_squared_norm_shows_what_is_not_finite(device: Device, value: float) -> 
     assert not np.isfinite(squared_norm(device.launcher, device.put(x)))
 
 
-def test_clipping_scalar(device: Device) -> None:
-    x = device.put(np.full(16, 3.0, np.float32))  # norm 12
-    skip, clip = device.put(np.ones(1, np.int32)), device.put(np.zeros(1, np.float32))
-    squared_norm_on_device(device.launcher, x, skip=skip, clip=clip, scale=0.5, maximum=2.0)
-    assert device.get(skip)[0] == 0
-    assert abs(device.get(clip)[0] - 2.0 / 6.0) <= 1e-6
-    squared_norm_on_device(device.launcher, x, clip=clip, maximum=13.0)
-    assert device.get(clip)[0] == 1.0
-
-
-def test_a_gradient_of_zeros_is_not_clipped_to_nan(device: Device) -> None:
-    """Also where the greatest norm allowed is 0: 0 / 0 is never formed."""
-    clip = device.put(np.zeros(1, np.float32))
-    squared_norm_on_device(device.launcher, device.put(np.zeros(9, np.float32)), clip=clip, maximum=0.0)
-    assert device.get(clip)[0] == 1.0
+def test_a_sum_goes_where_it_is_asked_for(device: Device) -> None:
+    x, totals = device.put(np.full(16, 3.0, np.float32)), device.put(np.full(3, -1.0))
+    squared_norm_on_device(device.launcher, x, total=totals[1:2])
+    assert device.get(totals).tolist() == [-1.0, 144.0, -1.0]
+    state = [device.put(np.full(16, value, np.float32)) for value in (1.0, 3.0, 0.0)]
+    moved = sgd_step_on_device(
+        device.launcher, *state, numbers=device.put(np.array([0.5], np.float32)), momentum=0.9, weight_decay=0.0,
+        decayed=0, gradient_scale=1.0, clip=device.put(np.array([0.5], np.float32)), total=totals[2:],
+    )  # fmt: skip
+    assert device.get(totals).tolist() == [-1.0, 144.0, 16 * 0.75**2]
+    assert device.get(moved)[0] == 16 * 0.75**2
+    assert device.get(state[0]).tolist() == [0.25] * 16
 
 
 @pytest.mark.parametrize("first", FIRST)

@@ -81,6 +81,10 @@ def test_embedding_backward(
     reference_embedding.embedding_backward(np, dout.astype(np.float64), tokens, *wants, **options)
     close("tokens", device.get(got[0]), wants[0], storage=storage, factor=4 + batch * length)
     close("positions", device.get(got[1]), wants[1], storage=storage, factor=4 + batch)
+    again = device.put(old_tokens), device.put(old_positions)
+    order = device.put(np.argsort(tokens.reshape(-1), kind="stable"))
+    embedding_backward(device.launcher, device.put(dout), device.put(tokens), *again, order=order, **options)
+    assert np.array_equal(device.get(again[0]), device.get(got[0])), "sorted by the caller"
 
 
 # lengths of the runs of equal tokens, in sorted order; segments are of 64

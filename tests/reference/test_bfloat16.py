@@ -108,7 +108,7 @@ def widened(value: Any) -> Any:
 @pytest.mark.parametrize("name", sorted(WRITTEN))
 def test_float32_inside_and_one_rounding(name: str, generator: Rng) -> None:
     given = arguments(name, generator)
-    assert set(given) | {"first_position"} >= set(inspect.signature(REFERENCE[name]).parameters) - {"xp"}
+    assert set(given) | {"first_position", "order"} >= set(inspect.signature(REFERENCE[name]).parameters) - {"xp"}
     wide, before = ({key: widened(value) for key, value in given.items()} for _ in range(2))
     want, got = REFERENCE[name](np, **wide), NARROW[name](np, **given)
     assert (got is None) == (want is None)

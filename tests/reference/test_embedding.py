@@ -56,6 +56,10 @@ def test_gradients_accumulate_each_on_its_own(generator):
     embedding_backward(np, dout, tokens, *tied, accumulate_tokens=True, accumulate_positions=False)
     np.testing.assert_allclose(tied[0], de + 1, atol=1e-14)
     np.testing.assert_array_equal(tied[1], dp)
+    given = np.full((3, 2), np.nan)
+    order = np.array([2, 0, 1])  # the positions sorted by their token
+    embedding_backward(np, dout, tokens, given, None, accumulate_tokens=False, accumulate_positions=False, order=order)
+    np.testing.assert_array_equal(given, de)
 
 
 def test_equal_bits_every_time(generator):

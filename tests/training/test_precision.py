@@ -17,10 +17,11 @@ from cllm_gpu.compiler import find_compiler
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
 from cllm_gpu.errors import UserError
+from cllm_gpu.memory_plan import plan_memory
 from cllm_gpu.metrics import read_metrics
 from cllm_gpu.precision import BFLOAT16
 from cllm_gpu.trained import open_trained
-from cllm_gpu.training import Trainer, plan_memory
+from cllm_gpu.training import Trainer
 
 MakeTrainer = Callable[..., Trainer]
 POINTS = LatticeTerms(matches=2, distance=True, learned_points=True, symmetry_fraction=0.5, start=0.5)

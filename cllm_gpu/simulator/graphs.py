@@ -1,0 +1,171 @@
+"""Stands for CUDA graphs where there is no card: what a step does to its arrays is recorded, and replayed.
+
+`empty` makes the arrays of the simulated device. During a capture nothing is computed: launches, assignments to
+such arrays, NumPy functions with `out=` and library calls are put on the tape with the very arguments they were given,
+pointers and numbers alike, as cudaStreamBeginCapture does. The rules of a captured step hold by force: it is a
+`CaptureError` that says what was done when a step makes a new array, reads one on the host, or hands a kernel an array
+that is not of the device. What NumPy gives no hook for is `np.asarray` of such an array; a decision taken on what it
+reads is frozen, and so is a number that Python changes from step to step: a replay then differs from the step itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from cllm_gpu.simulator.errors import CaptureError
+
+Work = Callable[[], None]
+_open: Graph | None = None
+"""The graph being captured. The simulator runs one launch at a time, so there is one for the process."""
+
+
+class Graph:
+    """A captured sequence of operations; as cupy.cuda.Graph."""
+
+    def __init__(self) -> None:
+        self._tape: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+
+    def __len__(self) -> int:
+        return len(self._tape)
+
+    def add(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+        """Put a call on the tape."""
+        self._tape.append((function, arguments, named))
+
+    def launch(self) -> None:
+        """Do what was captured, in order, with the arguments of then."""
+        for function, arguments, named in self._tape:
+            function(*arguments, **named)
+
+
+def capture(work: Work) -> Graph:
+    """What `work` does, not done but recorded. CaptureError where it does what a captured step must not."""
+    global _open
+    if _open is not None:
+        raise CaptureError("a capture is under way already")
+    _open = graph = Graph()
+    try:
+        work()
+    finally:
+        _open = None
+    return graph
+
+
+def empty(size: int | tuple[int, ...], dtype: Any = np.float64) -> DeviceArray:
+    """An uninitialised array of the simulated device."""
+    if _open is not None:
+        _refuse(f"allocates an array of {size} {np.dtype(dtype).name}")
+    return np.empty(size, dtype).view(DeviceArray)
+
+
+def array(host: Any) -> DeviceArray:
+    """A host array as one of the simulated device: the same memory."""
+    if _open is not None:
+        _refuse("brings a host array to the device")
+    return np.asarray(host).view(DeviceArray)
+
+
+def library_call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call a function that computes on the device by other means than our kernels; in a capture, put it on the tape."""
+    plain = [_plain(x) for x in arguments], {name: _plain(x) for name, x in named.items()}
+    if _open is None:
+        return function(*plain[0], **plain[1])
+    for value in (*arguments, *named.values()):
+        _require_device(getattr(function, "__name__", "a library"), value)
+    return _open.add(function, *plain[0], **plain[1])
+
+
+def record_launch(kernel: Callable[..., Any], name: str, arguments: Sequence[Any], *launch: Any, **named: Any) -> bool:
+    """Put a launch on the tape of the capture under way; False, and nothing done, where there is none."""
+    if _open is None:
+        return False
+    for value in arguments:
+        _require_device(f"kernel {name}", value)
+    _open.add(kernel, *launch, **named)
+    return True
+
+
+def _require_device(user: str, value: Any) -> None:
+    if isinstance(value, np.ndarray) and not isinstance(value, DeviceArray):
+        _refuse(f"gives {user} an array of shape {value.shape} that is not the device's")
+
+
+def _refuse(what: str) -> NoReturn:
+    raise CaptureError(f"a captured step must not do this: it {what}")
+
+
+def _owner(array: Any) -> Any:
+    """The array that holds the memory of a view."""
+    while isinstance(getattr(array, "base", None), np.ndarray):
+        array = array.base
+    return array
+
+
+def _plain(value: Any) -> Any:
+    return value.view(np.ndarray) if isinstance(value, DeviceArray) else value
+
+
+def _reading(name: str) -> Callable[..., Any]:
+    method = getattr(np.ndarray, name)
+
+    def read(self: DeviceArray, *arguments: Any, **named: Any) -> Any:
+        if _open is not None:
+            _refuse(f"reads an array of shape {self.shape} on the host ({name})")
+        return method(_plain(self), *arguments, **named)
+
+    return read
+
+
+class DeviceArray(np.ndarray):
+    """Memory of the simulated device: outside of a capture like any NumPy array, whose results are plain arrays."""
+
+    def __array_finalize__(self, base: Any) -> None:
+        if _open is not None and self.size and _owner(self) is not _owner(base):
+            _refuse(f"allocates an array of shape {self.shape} {self.dtype.name}")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+        call = getattr(ufunc, method)
+        arguments = [_plain(x) for x in inputs]
+        if out is not None:
+            kwargs["out"] = tuple(_plain(x) for x in out)
+        if _open is None:
+            result = call(*arguments, **kwargs)
+            return result if out is None or len(out) > 1 else out[0]
+        if out is None:
+            _refuse(f"allocates the result of {ufunc.__name__}")
+        for value in (*inputs, *out):
+            _require_device(ufunc.__name__, value)
+        _open.add(call, *arguments, **kwargs)
+        return out[0]
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, named: Any) -> Any:
+        if _open is not None:
+            _refuse(f"calls numpy.{function.__name__}, which allocates or reads on the host")
+        return super().__array_function__(function, types, arguments, named)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if _open is not None and not isinstance(found, np.ndarray):
+            _refuse(f"reads an element of an array of shape {self.shape} on the host")
+        return found
+
+    def __iter__(self) -> Any:
+        return iter([self[i] for i in range(len(self))])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if _open is None:
+            _plain(self)[index] = _plain(value)
+            return
+        _require_device("an assignment", value)
+        _open.add(_plain(self).__setitem__, index, _plain(value))
+
+    __float__ = _reading("__float__")
+    __int__ = _reading("__int__")
+    __bool__ = _reading("__bool__")
+    __index__ = _reading("__index__")
+    item = _reading("item")
+    tolist = _reading("tolist")
+    tobytes = _reading("tobytes")

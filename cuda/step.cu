@@ -1,0 +1,65 @@
+// The decisions of a training step, on the device: nothing of a step is read by the host before the next one begins.
+//
+//   add_losses   sums[LOSS] (+)= Σ losses, fp64
+//   decide_step  norm = √sums[SQUARED_NORM],  clip = min(1, clip_norm / (norm + 1e-6)), or 1 where clip_norm is 0
+//                skip = loss or norm not finite, or norm·clip ≥ largest, or `maximum_skipped` skips in a row already
+//                t = updates + 1:  step_size = rate / (1 − β1^t),  inverse_correction2 = 1 / (1 − β2^t),
+//                decoupled_decay = rate·decay; the second row of numbers is for `other_rate` times the rate
+//
+// losses (count) fp32; sums (2) fp64; rate (1) fp64; counts (2): updates, skips in a row; numbers (2, 3) fp32 as adam.cu
+// reads them; draw (1): updates before this one, for stochastic rounding; outcome (1) fp64: skip, for the host.
+// Work: one block adds up the losses in a fixed order; one thread decides. Deterministic.
+// The arithmetic is that of cllm_gpu/optimizers.py in fp64, rounded to fp32 at the end.
+// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
+//   kernel                                     registers  shared  spilled
+//   add_losses_bfloat16                               32    2048        0
+//   add_losses_float32                                32    2048        0
+//   decide_step_bfloat16                              36       0        0
+//   decide_step_float32                               36       0        0
+#include "storage.cuh"
+#include "step_numbers.cuh"
+
+constexpr int STEP_THREADS = 256;
+constexpr double LARGEST_DOUBLE = 1.7976931348623157e308;
+enum Sum { LOSS, SQUARED_NORM };
+enum Count { UPDATES, SKIPPED_IN_A_ROW };
+enum { NUMBERS = 3 };  // in a row of `numbers`
+
+extern "C" __global__ void __launch_bounds__(STEP_THREADS) ENTRY(add_losses)(
+    const float* losses, double* sums, int count, int accumulate) {
+    __shared__ double exchange[STEP_THREADS];
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < count; i += STEP_THREADS) sum += losses[i];
+    exchange[threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    double total = accumulate ? sums[LOSS] : 0.0;
+    for (int i = 0; i < STEP_THREADS; i++) total += exchange[i];
+    sums[LOSS] = total;
+}
+
+extern "C" __global__ void __launch_bounds__(1) ENTRY(decide_step)(
+    const double* sums, const double* rate, int* counts, float* numbers, float* clip, int* skip, unsigned* draw,
+    double* outcome, double beta1, double beta2, double decay, double other_rate, double clip_norm, double largest,
+    int maximum_skipped) {
+    const double norm = sqrt(sums[SQUARED_NORM]);
+    const double factor = clip_norm > 0.0 ? fmin(1.0, clip_norm / (norm + 1e-6)) : 1.0;
+    const bool applied =
+        fabs(sums[LOSS]) <= LARGEST_DOUBLE && norm * factor < largest && counts[SKIPPED_IN_A_ROW] < maximum_skipped;
+    const int updates = counts[UPDATES];
+    *draw = updates;
+    *clip = float(factor);
+    *skip = !applied;
+    *outcome = !applied;
+    counts[UPDATES] = updates + applied;
+    counts[SKIPPED_IN_A_ROW] = applied ? 0 : counts[SKIPPED_IN_A_ROW] + 1;
+    const double correction1 = 1.0 - pow(beta1, double(updates + 1));
+    const double correction2 = 1.0 - pow(beta2, double(updates + 1));
+    for (int row = 0; row < 2; row++) {
+        const double own = row == 0 ? *rate : *rate * other_rate;
+        float* const out = numbers + row * NUMBERS;
+        out[STEP_SIZE] = float(own / correction1);
+        out[INVERSE_CORRECTION2] = float(1.0 / correction2);
+        out[DECOUPLED_DECAY] = float(own * decay);
+    }
+}

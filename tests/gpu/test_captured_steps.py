@@ -1,0 +1,78 @@
+"""Training steps that run ahead of the host, captured as a graph: the bits of the same steps launched one by one."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cllm_gpu.backend import Backend, get_backend
+from cllm_gpu.device_step import DeviceStep, Shape, StepResult
+from cllm_gpu.precision import Precision
+from cllm_gpu.reference.dropout import Dropout
+from tests.fused.devices import simulator_or_skip
+from tests.gpu.training_runs import BATCH, LENGTH, Run, tiny_architecture
+
+STEPS = {"simulator": 4, "cupy": 40}
+
+
+class _Steps(Run):
+    """A run whose steps are issued ahead of their results."""
+
+    def compute(
+        self, tokens: Any, targets: Any, gradients: Any, *, order: Any, dropout: Dropout | None, **named: Any
+    ) -> Any:
+        self.workspace.token_order = order
+        self.model.compute_gradients(self.workspace, tokens, targets, gradients, dropout=dropout, **named)
+        return self.workspace.losses
+
+    def run(self, steps: int, *, capture: bool) -> list[StepResult]:
+        """Two micro-batches a step, with dropout."""
+        assert self.backend.device is not None
+        shape = Shape(
+            architecture=self.architecture, batch=2 * BATCH, micro_batch=BATCH, length=LENGTH, seed=7,
+            maximum_skipped=5, capture=capture,
+        )  # fmt: skip
+        self.device_step = DeviceStep(
+            self.backend, self.backend.device, self.compute, self.optimizer, self.parameters, self.gradients, shape,
+            skipped_in_a_row=0,
+        )  # fmt: skip
+        results = []
+        for step in range(steps):
+            draws = self.generator.zipf(1.5, (2 * BATCH, LENGTH + 1)) % self.architecture.vocabulary
+            tokens, targets = (np.ascontiguousarray(x, np.int32) for x in (draws[:, :-1], draws[:, 1:]))
+            self.device_step.issue(step, tokens, targets, 3e-3 / (1 + step))
+            if step:
+                results.append(self.device_step.take())
+        return [*results, self.device_step.take()]
+
+
+def _backend(name: str, precision: Precision) -> Backend:
+    if name == "simulator":
+        simulator_or_skip()
+    return get_backend(name, precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", ["simulator", pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_a_replayed_step_is_the_step(name: str, precision: Precision) -> None:
+    """Also under a graph nothing may depend on what else the device was doing."""
+    runs = []
+    for capture in (True, False):
+        run = _Steps(_backend(name, precision), tiny_architecture(dropout=0.1))
+        results = run.run(STEPS[name], capture=capture)
+        runs.append((run, results))
+    (replayed, ours), (launched, theirs) = runs
+    refused = replayed.device_step.capture_refused
+    if name == "cupy" and importlib.util.find_spec("nvmath") is None:
+        assert refused is not None, "cuBLAS through CuPy cannot be captured"
+    else:
+        assert refused is None
+        assert replayed.device_step.captured
+    assert not launched.device_step.captured
+    assert ours == theirs
+    assert ours[-1].loss < ours[0].loss - 0.01, "the run learns nothing, so it proves nothing"
+    for a, b in zip(replayed.flats, launched.flats, strict=True):
+        assert np.array_equal(replayed.backend.to_host(a), launched.backend.to_host(b))

@@ -52,6 +52,10 @@ _OTHER_NUMBER = (
 )
 _NOT_READ = "changes the address only where the copy is not valid and reads nothing"
 
+_EQUAL_LAST = "where the two are equal either branch is the last position"
+_VOTE = ("if (n + 1 < MATCHES && !__any_sync(FULL_WARP, any)) return;", "#pragma unroll")
+_LAST_VOTE = "one vote more, after the last order: whether it returns or the loop ends, nothing follows but no match"
+
 EQUIVALENT: dict[Key, str] = {
     ("adam.cu", _FOUR, "if (i < count) four.v[i] = to_float(p[i]);", "< -> <=", 1): "count is at most 4",
     ("adam.cu", _FOUR, "if (i < count) store(p + i, four.v[i]);", "< -> <=", 1): "count is at most 4",
@@ -193,4 +197,27 @@ EQUIVALENT: dict[Key, str] = {
         1,
     ): "warps share the columns only where one can keep them all (_split in cllm_gpu.fused.layernorm), so that "
     "PACKS * step >= columns and the added round is left at once",
+    (
+        "score_terms.cuh",
+        "if (SAME_TOKEN) token.id = tokens[s < last ? s : last];",
+        "token.end = end, token.none = none;",
+        "< -> <=",
+        1,
+    ): _EQUAL_LAST,
+    (
+        "score_terms.cuh",
+        "return at < 0 ? token.none : tokens[at < last ? at : last];",
+        "}",
+        "< -> <=",
+        2,
+    ): _EQUAL_LAST,
+    ("score_terms.cuh", *_VOTE, "< -> <=", 1): _LAST_VOTE,
+    ("score_terms.cuh", *_VOTE, "+ -> -", 1): _LAST_VOTE,
+    (
+        "score_terms.cuh",
+        "sums[2] += a.z > b.z ? -dx * scalars[AT_PRIME_DISTANCE] : dx * scalars[AT_PRIME_DISTANCE];",
+        "}",
+        "> -> >=",
+        1,
+    ): "a.z and b.z differ: the condition before it says so",
 }

@@ -23,22 +23,26 @@
 //   attention_backward_delta_bfloat16+terms           32       0        0
 //   attention_backward_delta_float32                  30       0        0
 //   attention_backward_delta_float32+terms            30       0        0
-//   attention_backward_keys_bfloat16                 255       0       20
-//   attention_backward_keys_bfloat16+terms           255       0      124
+//   attention_backward_keys_bfloat16                 255       0        0
+//   attention_backward_keys_bfloat16+terms           255       0      772
 //   attention_backward_keys_float32                  168       0        0
-//   attention_backward_keys_float32+terms            182       0        0
-//   attention_backward_queries_bfloat16              255       0       56
-//   attention_backward_queries_bfloat16+terms        255       0       96
+//   attention_backward_keys_float32+terms            242       0        0
+//   attention_backward_queries_bfloat16              255       0       40
+//   attention_backward_queries_bfloat16+terms        255       0     1248
 //   attention_backward_queries_float32               136       0        0
-//   attention_backward_queries_float32+terms         152       0        0
-//   attention_forward_bfloat16                       255       0       20
-//   attention_forward_bfloat16+terms                 255       0       76
+//   attention_backward_queries_float32+terms         226       0        0
+//   attention_forward_bfloat16                       255       0       28
+//   attention_forward_bfloat16+terms                 255       0      132
 //   attention_forward_float32                        178       0        0
-//   attention_forward_float32+terms                  200       0        0
-//   attention_terms_finish_bfloat16                   56       0        0
-//   attention_terms_finish_bfloat16+terms             56       0        0
-//   attention_terms_finish_float32                    56       0        0
-//   attention_terms_finish_float32+terms              56       0        0
+//   attention_forward_float32+terms                  243       0        0
+//   attention_points_finish_bfloat16                  32       0        0
+//   attention_points_finish_bfloat16+terms            32       0        0
+//   attention_points_finish_float32                   32       0        0
+//   attention_points_finish_float32+terms             32       0        0
+//   attention_terms_finish_bfloat16                   11       0        0
+//   attention_terms_finish_bfloat16+terms             51       0        0
+//   attention_terms_finish_float32                    12       0        0
+//   attention_terms_finish_float32+terms              51       0        0
 #include "attention.cuh"
 #ifdef CLLM_BF16
 #include "attention_bfloat16.cuh"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -17,6 +17,7 @@ from cllm_gpu.config import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    SizeName,
     TrainingConfig,
     as_dict,
     from_dict,
@@ -117,8 +118,15 @@ def test_one_line_turns_crystalline_attention_on(tmp_path: Path) -> None:
     lattice = load_toml(path).model.architecture(257).lattice
     assert lattice is not None
     assert lattice.scalars == ("match_1", "match_2", "match_3", "match_4", "match_5")
-    path.write_text("[model.lattice]\nmatches = 5\n")  # what is not switched on changes nothing
-    assert load_toml(path).model.architecture(257) == ModelConfig().architecture(257)
+    path.write_text('[model]\nattention = "standard"\n[model.lattice]\nmatches = 5\n')  # not switched on: nothing
+    assert load_toml(path).model.architecture(257).lattice is None
+
+
+def test_the_cllm_sizes_are_crystalline_and_the_gpt2_sizes_are_not() -> None:
+    seen = {size: ModelConfig(size=size).architecture(257).lattice for size in get_args(SizeName) if size != "custom"}
+    assert {size for size, lattice in seen.items() if lattice == LatticeTerms()} == {"tiny", "mini", "small"}
+    assert {size for size, lattice in seen.items() if lattice is None} == set(seen) - {"tiny", "mini", "small"}
+    assert ModelConfig(size="gpt2", attention="crystalline").architecture(257).lattice == LatticeTerms()
 
 
 @pytest.mark.parametrize("lattice", [None, LatticeTerms(matches=1, symmetry_fraction=0.25)])

@@ -28,12 +28,13 @@ def lines(console: Console) -> list[str]:
     return [line for line in re.split(r"[\r\n]+", plain) if line.strip()]
 
 
+@pytest.mark.parametrize("mfu", [{}, {"mfu": 0.4567}])
 @pytest.mark.parametrize("width", [40, 80, 119, 120, 200])
-def test_the_live_line_of_training_fits(width: int) -> None:
+def test_the_live_line_of_training_fits(width: int, mfu: dict[str, float]) -> None:
     console = screen(width)
     display = Display(console, 100_000, lambda: None)
     with display.running(99_000):
-        display.step(RECORD)
+        display.step(RECORD | mfu)
     shown = lines(console)
     assert max(map(len, shown)) <= width
     assert "…" not in "".join(shown)

@@ -35,6 +35,8 @@ from cllm_gpu.reporters import Outcome
 
 WIDE, NARROW = 120, 80
 """Columns from which on the live line is written out in full, and below which only what matters most is shown."""
+WIDEST = 130
+"""Columns from which on it has room for the MFU too."""
 PLAIN_LINES = 40
 """Lines of progress a whole run prints where there is no terminal."""
 PLAIN_SECONDS = 10.0
@@ -159,7 +161,8 @@ class Display:
         utilisation = ""
         if "mfu" in record:
             self._speeds.append((record["tokens_per_second"], record["mfu"]))
-            utilisation = f"  MFU {record['mfu']:.0%}"
+            if self._progress is None or self.console.width >= WIDEST:
+                utilisation = f"  MFU {record['mfu']:.0%}"
         step, loss, smoothed, rate, norm, speed = (
             record[name] for name in ("step", "loss", "smoothed_loss", "rate", "gradient_norm", "tokens_per_second")
         )

@@ -29,7 +29,7 @@ def lines(console: Console) -> list[str]:
 
 
 @pytest.mark.parametrize("mfu", [{}, {"mfu": 0.4567}])
-@pytest.mark.parametrize("width", [40, 80, 119, 120, 200])
+@pytest.mark.parametrize("width", [40, 80, 119, 120, 130, 200])
 def test_the_live_line_of_training_fits(width: int, mfu: dict[str, float]) -> None:
     console = screen(width)
     display = Display(console, 100_000, lambda: None)
@@ -42,6 +42,7 @@ def test_the_live_line_of_training_fits(width: int, mfu: dict[str, float]) -> No
     assert re.search(r"loss 10\.\d{3}", last)
     assert re.search(r"\d:\d\d$|-:--$", last.rstrip())
     assert ("1,234,567" in last) == (width >= 80)
+    assert ("MFU 46%" in last) == (bool(mfu) and width >= 130)
 
 
 @pytest.mark.parametrize("width", [40, 80])

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 import statistics
 import sys
@@ -72,8 +73,8 @@ SIZES = {
     "10M": Size(256, batches=(4,), window_tokens=1 << 19, rate=1e-3, **NAMED["small"]),
 }
 """GPT-2's first two with the vocabulary padded to a multiple of 128, and the small size over bytes at B=4, T=256."""
-_TOY = Size(64, 16, 2, 2, 32, (2,), window_tokens=64, rate=1e-2, data_tokens=1 << 12)
-REHEARSED = {"124M": dataclasses.replace(_TOY, batches=(1, 2)), "350M": _TOY, "10M": _TOY}
+_TOY = Size(64, 16, 2, 2, 32, (4,), window_tokens=64, rate=3e-3, data_tokens=1 << 12)
+REHEARSED = {"124M": dataclasses.replace(_TOY, batches=(2, 4)), "350M": _TOY, "10M": _TOY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ def windows(times: list[float], steps: int) -> list[float]:
     [2.0, 2.0, 2.0, 2.0, 2.0]
     """
     marks = times[CHECKED - 1 :: steps]
-    return [after - before for before, after in zip(marks, marks[1:], strict=False)][:WINDOWS]
+    return [after - before for before, after in itertools.pairwise(marks)][:WINDOWS]
 
 
 def train_ours(size: Size, batch: int, *, rehearse: bool) -> Run:
@@ -183,12 +184,12 @@ def train_torch(size: Size, batch: int, *, rehearse: bool) -> Run:
     nanogpt.load_weights(model, layout.views(initial_values(layout, SEED)))
     model.to(device)
     optimizer = nanogpt.fused_adamw(model, rate=size.rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
-    compiled = torch.compile(model, dynamic=False, **({"backend": "eager"} if rehearse else {}))
+    compiled = torch.compile(model, dynamic=False, disable=rehearse)
     batches = Batches(random_tokens(size, size.data_tokens), batch=batch, context=size.context, seed=SEED)
     loop = TorchLoop(torch, compiled, model, optimizer, batches, device)
     losses, times = loop.run(CHECKED, size.window_steps(batch))
     held = None if before is None else before - torch.cuda.mem_get_info()[0]
-    seconds = [after - earlier for earlier, after in zip(times, times[1:], strict=False)]
+    seconds = [after - earlier for earlier, after in itertools.pairwise(times)]
     return Run(losses, seconds, held, f"PyTorch {torch.__version__}")
 
 

@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -178,7 +178,8 @@ def train_torch(size: Size, batch: int, *, rehearse: bool) -> Run:
 
     device = "cpu" if rehearse else "cuda"
     before = None if rehearse else torch.cuda.mem_get_info()[0]
-    torch.set_float32_matmul_precision("high")
+    if not rehearse:  # a rehearsal leaves the process as it was
+        torch.set_float32_matmul_precision("high")
     model = nanogpt.NanoGPT(size.architecture())
     layout = Layout(parameter_specs(size.architecture()), np.float32)
     nanogpt.load_weights(model, layout.views(initial_values(layout, SEED)))
@@ -187,10 +188,22 @@ def train_torch(size: Size, batch: int, *, rehearse: bool) -> Run:
     compiled = torch.compile(model, dynamic=False, disable=rehearse)
     batches = Batches(random_tokens(size, size.data_tokens), batch=batch, context=size.context, seed=SEED)
     loop = TorchLoop(torch, compiled, model, optimizer, batches, device)
-    losses, times = loop.run(CHECKED, size.window_steps(batch))
+    with _one_thread(torch) if rehearse else contextlib.nullcontext():
+        losses, times = loop.run(CHECKED, size.window_steps(batch))
     held = None if before is None else before - torch.cuda.mem_get_info()[0]
     seconds = [after - earlier for earlier, after in itertools.pairwise(times)]
     return Run(losses, seconds, held, f"PyTorch {torch.__version__}")
+
+
+@contextlib.contextmanager
+def _one_thread(torch: Any) -> Iterator[None]:
+    """Several would wait for each other for longer than a toy size computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class TorchLoop:

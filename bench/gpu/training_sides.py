@@ -50,7 +50,7 @@ class Size:
     heads: int
     width: int
     batches: tuple[int, ...]
-    """Sequences per step, from small to large."""
+    """Sequences per step, from large to small."""
     window_tokens: int
     rate: float
     data_tokens: int = 1 << 22
@@ -68,13 +68,13 @@ class Size:
 
 
 SIZES = {
-    "124M": Size(50_304, batches=(16, 32, 64), window_tokens=1 << 20, rate=3e-4, **NAMED["gpt2"]),
-    "350M": Size(50_304, batches=(8, 16, 32), window_tokens=1 << 19, rate=3e-4, **NAMED["gpt2-medium"]),
     "10M": Size(256, batches=(4,), window_tokens=1 << 19, rate=1e-3, **NAMED["small"]),
+    "124M": Size(50_304, batches=(64, 32, 16, 8), window_tokens=1 << 20, rate=3e-4, **NAMED["gpt2"]),
+    "350M": Size(50_304, batches=(32, 16, 8, 4), window_tokens=1 << 19, rate=3e-4, **NAMED["gpt2-medium"]),
 }
-"""GPT-2's first two with the vocabulary padded to a multiple of 128, and the small size over bytes at B=4, T=256."""
+"""The small size over bytes at B=4, T=256, and GPT-2's first two with the vocabulary padded to a multiple of 128."""
 _TOY = Size(64, 16, 2, 2, 32, (4,), window_tokens=64, rate=3e-3, data_tokens=1 << 12)
-REHEARSED = {"124M": dataclasses.replace(_TOY, batches=(2, 4)), "350M": _TOY, "10M": _TOY}
+REHEARSED = {"10M": _TOY, "124M": dataclasses.replace(_TOY, batches=(4, 2)), "350M": _TOY}
 
 
 @dataclasses.dataclass(frozen=True)

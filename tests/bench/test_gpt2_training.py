@@ -13,7 +13,7 @@ import pytest
 
 from bench import gpt2_training
 from bench.gpu import machine, training_sides
-from bench.gpu.parts import Finished
+from bench.gpu.parts import Finished, module, run_program
 from bench.gpu.training_bars import ALIKE, best, training_bars, trouble
 from bench.gpu.training_sides import CHECKED, REHEARSED, SIZES, WINDOWS, Size, empty_row, random_tokens, windows
 from cllm_gpu import gpu
@@ -64,7 +64,7 @@ def test_a_run_on_a_card_writes_rows_bars_and_mfu(monkeypatch: pytest.MonkeyPatc
     def measure(side: Any, name: str, batch: int, seconds: float) -> dict[str, Any]:
         assert 0 < seconds <= 600
         asked.append((side, name, batch))
-        if (side, batch) == ("PyTorch", 32):
+        if (side, batch) == ("PyTorch", 64):
             return row(side, name, batch, note=training_sides.OUT_OF_MEMORY)
         peak = (1e15, "made up") if side == "ours" else None
         return row(side, name, batch, batch * (1100.0 if peak else 1000.0), batch * 10, losses=falling(name), peak=peak)
@@ -74,19 +74,35 @@ def test_a_run_on_a_card_writes_rows_bars_and_mfu(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gpt2_training, "chosen_sides", lambda options: (training_sides.SIDES, "PyTorch 9"))
     monkeypatch.setattr(machine, "facts", lambda: MACHINE)
     assert gpt2_training.main(["--sizes", "124M", "--output", str(tmp_path)]) == 0
-    assert asked == [(side, "124M", b) for b in (16, 32, 64) for side in ("ours", "PyTorch")][:-1]
+    assert [b for side, _, b in asked if side == "ours"] == [64, 32]
+    assert [b for side, _, b in asked if side == "PyTorch"] == [64, 32, 16], "a smaller one for that which did not fit"
     (path,) = tmp_path.iterdir()
     assert path.name == "gpt2_training-nvidia-h200-not-real-2031-02-03.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["machine"] == MACHINE | {"beside": "PyTorch 9"}
     flop = flop_per_token(SIZES["124M"].architecture())
     assert content["sizes"]["124M"]["flop_per_token"] == flop
-    assert [r["mfu"] for r in content["rows"]][:2] == [16 * 1100.0 * flop / 1e15, 16 * 1000.0 * flop / 1e15]
+    expected = {("ours", 64): 64 * 1100.0, ("ours", 32): 32 * 1100.0, ("PyTorch", 32): 32e3, ("PyTorch", 16): 16e3}
+    found = {(r["side"], r["batch"]): r["mfu"] for r in content["rows"] if r["mfu"] is not None}
+    assert found == {which: speed * flop / 1e15 for which, speed in expected.items()}
     bars = {bar["what"]: bar for bar in content["bars"]}
-    assert bars["124M against PyTorch, B=64 and B=16"]["verdict"] == "reached"
-    assert bars["PyTorch's memory over ours, 124M, B=16"]["measured"] == 1.0
+    assert bars["124M against PyTorch, B=64 and B=32"]["verdict"] == "reached"
+    assert bars["PyTorch's memory over ours, 124M, B=32"]["measured"] == 1.0
     assert bars["124M at its best batch"]["verdict"] == "below"
     assert training_sides.OUT_OF_MEMORY in capsys.readouterr().out
+
+
+def test_a_loss_that_is_no_number_is_written_as_null_and_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    losses = [*falling("10M")[:3], *[math.nan] * (CHECKED - 3)]
+    monkeypatch.setattr(gpu, "missing", lambda driver, has_cupy: None)
+    monkeypatch.setattr(gpt2_training, "measure", lambda side, name, batch, _: row(side, name, batch, losses=losses))
+    monkeypatch.setattr(machine, "facts", lambda: MACHINE)
+    assert gpt2_training.main(["--no-torch", "--sizes", "10M", "--output", str(tmp_path)]) == 1
+    assert "wrong: ours, 10M, B=4: the loss does not fall" in capsys.readouterr().out
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text(encoding="utf-8"))["rows"][0]["losses"][2:4] == [losses[2], None]
 
 
 def test_what_is_out_of_time_is_not_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -96,14 +112,25 @@ def test_what_is_out_of_time_is_not_begun(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert [r["note"] for r in rows] == [gpt2_training.LEFT_OUT]
 
 
-def test_a_process_is_read_by_its_last_line_or_by_how_it_ended() -> None:
+def test_a_process_is_read_by_its_row_or_by_how_it_ended() -> None:
     good = json.dumps(row("ours", "10M", 4, 1.0))
-    assert gpt2_training.row_of(Finished(0, f"a message\n{good}\n", 1.0), "ours", "10M", 4) == json.loads(good)
+    assert gpt2_training.row_of(Finished(0, f"a message\n{good}\nlast words\n", 1.0), "ours", "10M", 4) == json.loads(
+        good
+    )
     late = gpt2_training.row_of(Finished(124, "", 1.0), "ours", "10M", 4)
     assert (late["note"], late["tokens_per_second"]) == (gpt2_training.LEFT_OUT, None)
+    silent = gpt2_training.row_of(Finished(0, "nothing\n", 1.0), "ours", "10M", 4)
+    assert silent["note"] == "failed: printed no row"
     failed = gpt2_training.row_of(Finished(1, "Traceback\nValueError: no\n", 1.0), "ours", "10M", 4)
     assert failed["note"] == "failed: ValueError: no"
     assert trouble([failed], VOCABULARIES) == ["ours, 10M, B=4: failed: ValueError: no"]
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="the simulator needs a C++ compiler")
+def test_a_process_of_its_own_gives_the_row(tmp_path: Path) -> None:
+    done = run_program(module("bench.gpu.training_sides", "ours", "10M", "4", "--rehearse"), 300, tmp_path / "log")
+    found = gpt2_training.row_of(done, "ours", "10M", 4)
+    assert (found["note"], found["tokens_per_second"], len(found["losses"])) == ("", None, CHECKED)
 
 
 def test_a_side_prints_its_row_alone(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

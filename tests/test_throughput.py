@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from cllm_gpu import backend as backend_module
 from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.backend import get_backend
 from cllm_gpu.config import Config, ModelConfig, TrainingConfig
@@ -81,8 +83,11 @@ def test_of_an_unknown_card_or_clock_no_peak_is_known() -> None:
 class Runtime:
     """As much of cupy.cuda.runtime as is asked."""
 
+    capability = (9, 0)
+
     def getDeviceProperties(self, device: int) -> dict[str, Any]:  # noqa: N802 (CuPy's name)
-        return {"name": b"NVIDIA H200", "major": 9, "minor": 0, "multiProcessorCount": 132}
+        major, minor = self.capability
+        return {"name": b"NVIDIA H200", "major": major, "minor": minor, "multiProcessorCount": 132}
 
     def deviceGetAttribute(self, attribute: int, device: int) -> int:  # noqa: N802
         return {(13, 2): 1_830_000}[attribute, device]
@@ -207,3 +212,35 @@ def test_progress_and_closing_lines_tell_it_where_there_is_one(has_peak: bool, t
     assert ("3,000 tokens/s  MFU 60%" in text) == has_peak
     assert ("speed: 2,000 tokens/s, MFU 40.0% (median of the steps)" in text) == has_peak
     assert ("MFU" in text) == has_peak
+
+
+class Cupy:
+    """As much of cupy as the peak of its current device takes."""
+
+    def __init__(self, capability: tuple[int, int]) -> None:
+        self.freed = 0
+        runtime = Runtime()
+        runtime.capability = capability
+        device = type("Device", (), {"id": 2, "synchronize": staticmethod(lambda: None)})
+        self.cuda = type("Cuda", (), {"Device": device, "runtime": runtime})
+        self.asarray, self.empty = np.asarray, np.empty
+
+    def get_default_memory_pool(self) -> Any:
+        return self
+
+    def free_all_blocks(self) -> None:
+        self.freed += 1
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (7, 77)])
+def test_the_backends_peak_is_measured_only_where_it_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(backend_module, "measured_peak", functools.partial(measured_peak, size=16))
+    cupy = Cupy(capability)
+    peak = backend_module._cupy_peak(cupy, get_backend("numpy").ops, "fp32")
+    known = capability == (9, 0)
+    assert ("132 multiprocessors" in peak.source) == known
+    assert ("measured in fp32 by a matrix product of 16³" in peak.source) == (not known)
+    assert cupy.freed == (0 if known else 1), "what the measurement took is given back"
+    assert peak.flop_per_second > 0

@@ -138,6 +138,7 @@ def all_parts() -> list[Part]:
     return [
         host_part("kernels on the simulator", 280, "-m", "bench.gpu.exercise", "--device", "simulator", "--quick"),
         host_part("benchmarks rehearsed", 180, "bench/kernels.py", "--rehearse"),
+        host_part("training beside PyTorch rehearsed", 90, "bench/gpt2_training.py", "--rehearse"),
         compile_part(50),
         pytest_part("tests", 130, *others, "tests/fused", "tests/gpu"),
         pytest_part("1000 repeats", 80, REPEATS),

@@ -26,6 +26,7 @@ from cllm_gpu.operations import REFERENCE, Operations, bind, bind_over
 from cllm_gpu.precision import PRECISIONS, Precision, storage_dtype
 from cllm_gpu.profiling import Ranges
 from cllm_gpu.reference.bfloat16 import in_bfloat16
+from cllm_gpu.throughput import Peak, card_peak, measured_peak
 
 NAMES = ("auto", "numpy", "native", "cupy", "simulator")
 CPU_WORKING_BYTES = 3 << 20
@@ -67,6 +68,8 @@ class Backend:
     """Those that this backend trains in on this machine."""
     device: Device | None = None
     """A stream and operations for steps that run without the host; None on a CPU."""
+    peak: Callable[[], Peak] | None = None
+    """What the device can do at most in `precision`, perhaps measured; None on a CPU."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -164,10 +167,11 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
 
     ranges = Ranges()
     launcher, products = gpu_launcher(cupy, tf32=precision == "tf32")
+    ops = fused_operations(launcher, ranges)
     return Backend(
         "cupy",
         cupy,
-        fused_operations(launcher, ranges),
+        ops,
         f"cupy: CUDA kernels on {device} ({reason})",
         products,
         precision=precision,
@@ -177,7 +181,18 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         working_bytes=CPU_WORKING_BYTES + (WORKSPACE_BYTES if launcher.lt is not None else 0),
         memory_held=cupy.get_default_memory_pool().total_bytes,
         device=fused_device(launcher, CudaStream(cupy), "captured as a CUDA graph"),
+        peak=lambda: _cupy_peak(cupy, ops, precision),
     )
+
+
+def _cupy_peak(cupy: Any, ops: Operations, precision: Precision) -> Peak:
+    device = cupy.cuda.Device()
+    peak = card_peak(cupy.cuda.runtime, device.id, precision)
+    if peak is not None:
+        return peak
+    peak = measured_peak(lambda x, w, out: ops.linear_forward(x, w, None, out), cupy, precision, device.synchronize)
+    cupy.get_default_memory_pool().free_all_blocks()
+    return peak
 
 
 def _simulator_backend(precision: Precision) -> Backend:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.errors import UserError
 from cllm_gpu.files import PARTIAL, clear_errors, remove, remove_partials, sync_folder
@@ -281,6 +282,15 @@ def _chosen(path: Path, which: Literal["best", "last"]) -> Path:
     if damaged is not None:
         return damaged  # reading it tells what is wrong with it
     raise UserError(f"{path} holds no checkpoint: expected {MANIFEST} in it, or {CHECKPOINTS}/step_… of a run")
+
+
+def require_architecture(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """UserError where the checkpoint is of a model of another shape."""
+    own = architecture.as_dict()
+    for name in own | checkpoint.architecture:
+        value, found = own.get(name), checkpoint.architecture.get(name)
+        if found != value:
+            raise UserError(f"the checkpoint is of another model: {name} is {found} in it, {value} here")
 
 
 def match_parameters(

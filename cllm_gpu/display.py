@@ -35,6 +35,8 @@ from cllm_gpu.reporters import Outcome
 
 WIDE, NARROW = 120, 80
 """Columns from which on the live line is written out in full, and below which only what matters most is shown."""
+WIDEST = 130
+"""Columns from which on it has room for the MFU too."""
 PLAIN_LINES = 40
 """Lines of progress a whole run prints where there is no terminal."""
 PLAIN_SECONDS = 10.0
@@ -102,6 +104,7 @@ class Display:
         self._memory_held = memory_held
         self._before: int | None = None
         self._most = 0
+        self._speeds: list[tuple[float, float]] = []  # of the steps of a run with an MFU: tokens/s, MFU
         self._started = 0.0
         self._first = 0
 
@@ -155,12 +158,17 @@ class Display:
     def step(self, record: dict[str, Any]) -> None:
         """Show a step's figures."""
         self._note_memory()
+        utilisation = ""
+        if "mfu" in record:
+            self._speeds.append((record["tokens_per_second"], record["mfu"]))
+            if self._progress is None or self.console.width >= WIDEST:
+                utilisation = f"  MFU {record['mfu']:.0%}"
         step, loss, smoothed, rate, norm, speed = (
             record[name] for name in ("step", "loss", "smoothed_loss", "rate", "gradient_norm", "tokens_per_second")
         )
         text = (
             f"step {step}/{self._steps}  loss {loss:.4f}  smoothed {smoothed:.4f}  rate {rate:.2e}  "
-            f"gradient {norm:.2f}  {speed:,.0f} tokens/s"
+            f"gradient {norm:.2f}  {speed:,.0f} tokens/s{utilisation}"
         )
         if self._progress is not None:
             if self.console.width < NARROW:  # a line of 40 columns, the time left included
@@ -203,6 +211,9 @@ class Display:
         """Where everything is, how long it took, what memory it held beside the plan."""
         seconds = time.perf_counter() - self._started
         self.message(f"{outcome.step - self._first} steps in {seconds:.1f} s; run folder {folder}")
+        if self._speeds:
+            speed, utilisation = sorted(self._speeds)[len(self._speeds) // 2]
+            self.message(f"speed: {speed:,.0f} tokens/s, MFU {utilisation:.1%} (median of the steps)")
         if outcome.skipped:
             self.message(f"{outcome.skipped} steps were skipped")
         if self._before is not None and self._most > self._before:

@@ -17,7 +17,7 @@ import numpy as np
 
 from cllm_gpu import config as configuration
 from cllm_gpu.backend import Backend
-from cllm_gpu.checkpoints import Checkpoint, match_parameters, save_checkpoint
+from cllm_gpu.checkpoints import Checkpoint, match_parameters, require_architecture, save_checkpoint
 from cllm_gpu.config import Config
 from cllm_gpu.data import IGNORE_INDEX, Batches, Dataset, evaluation_batches
 from cllm_gpu.diagnostics import DIAGNOSTICS, Look, is_due
@@ -38,6 +38,7 @@ from cllm_gpu.runs import METRICS
 from cllm_gpu.samples import keep_sample, sample_pieces
 from cllm_gpu.schedules import rate_at
 from cllm_gpu.steps_ahead import StepsAhead, how_steps_run, may_run_ahead
+from cllm_gpu.throughput import Throughput, flop_per_token
 from cllm_gpu.tokenizers import require_same
 from cllm_gpu.workspace import batch_dropout
 
@@ -98,6 +99,7 @@ class Trainer:
         self.origin: dict[str, Any] | None = None
         """The model that the run began from, as plain data; None: from the seed."""
         self._ahead: StepsAhead | None = None  # of a backend with a device
+        self._throughput: Throughput | None = None  # of a backend that has a peak
         self._due = False  # whether evaluation and checkpoint of the last step are still to be done
 
     def initialise(self) -> None:
@@ -115,9 +117,12 @@ class Trainer:
         """Steps until the configured number, Ctrl-C, or too many skipped ones (UserError, after saving)."""
         # what is not finite is the guard's to find and to report
         with Interrupts() as self._interrupts, np.errstate(all="ignore"):
-            self._clock = time.perf_counter()
             if self.backend.device is not None:
                 self.reporter.message(how_steps_run(self.config, self.backend.device))
+            if self.backend.peak is not None:
+                self._throughput = Throughput(flop_per_token(self.architecture), self.backend.peak())
+                self.reporter.message(self._throughput.description)
+            self._clock = time.perf_counter()
             if self._due:
                 self._look_after()
             while self._goes_on():
@@ -225,7 +230,7 @@ class Trainer:
             self._smoothed = (SMOOTHING * self._smoothed[0] + loss, SMOOTHING * self._smoothed[1] + 1.0)
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
-        record = {
+        record: dict[str, Any] = {
             "kind": "step",
             "step": self.done,
             "loss": loss,
@@ -238,6 +243,8 @@ class Trainer:
             "seconds": elapsed,
             "tokens_per_second": self.config.training.batch * self.architecture.context / elapsed,
         }
+        if self._throughput is not None:
+            record["mfu"] = self._throughput.utilisation(record["tokens_per_second"])
         if self.metrics:
             self.metrics.append(record)
         self.reporter.step(record)
@@ -246,8 +253,7 @@ class Trainer:
         """Evaluation and checkpoint where they are due; cut short by an interrupt, they stay due."""
         loop = self.config.training
         last = self.done == loop.steps
-        best = False
-        self._due = True
+        self._due, best = True, False
         if last or (loop.evaluate_every and self.done % loop.evaluate_every == 0):
             try:
                 best = self._evaluate()
@@ -381,11 +387,7 @@ class Trainer:
     def _require_same(self, checkpoint: Checkpoint) -> None:
         """UserError where the checkpoint's model, tokenizer or data are not this run's."""
         require_same(checkpoint.tokenizer, self.dataset.tokenizer)  # first: it decides on the model's vocabulary too
-        own = self.architecture.as_dict()
-        for name in own | checkpoint.architecture:
-            value, found = own.get(name), checkpoint.architecture.get(name)
-            if found != value:
-                raise UserError(f"the checkpoint is of another model: {name} is {found} in it, {value} here")
+        require_architecture(checkpoint, self.architecture)
         if checkpoint.state["data"] != self.dataset.identity:
             raise UserError(
                 f"{self.dataset.train.name} is not what the checkpoint was trained on, or has changed since: "

@@ -23,7 +23,7 @@ from cllm_gpu.metrics import read_metrics
 from cllm_gpu.training import Trainer
 
 MakeTrainer = Callable[..., Trainer]
-CLOCK = ("seconds", "tokens_per_second")
+CLOCK = ("seconds", "tokens_per_second", "mfu")
 SYMMETRY = LatticeTerms(distance=False, prime_distance=False, same_token=False, matches=0, symmetry_fraction=0.5)
 POINTS = LatticeTerms(matches=2, prime_distance=True, learned_points=True, start=0.5)
 STEPS = 6

@@ -22,7 +22,7 @@ from cllm_gpu.metrics import read_metrics
 from cllm_gpu.training import Trainer
 
 MakeTrainer = Callable[..., Trainer]
-CLOCK = ("seconds", "tokens_per_second")
+CLOCK = ("seconds", "tokens_per_second", "mfu")
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

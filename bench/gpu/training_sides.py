@@ -1,0 +1,302 @@
+"""One side of bench/gpt2_training.py, in a process of its own: trains one model at one batch and prints what it saw.
+
+    python -m bench.gpu.training_sides ours 124M 64
+
+Both sides start from the same weights and see the same batches of random tokens, so their losses must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from cllm_gpu.architecture import SIZES as NAMED
+from cllm_gpu.architecture import Architecture
+from cllm_gpu.backend import get_backend
+from cllm_gpu.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from cllm_gpu.data import Batches, Dataset
+from cllm_gpu.data.tokens import TokenSource, narrow
+from cllm_gpu.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.training import Trainer
+
+Side = Literal["ours", "PyTorch"]
+SIDES: tuple[Side, ...] = ("ours", "PyTorch")
+SEED = 1
+BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
+CHECKED = 20
+"""First steps: they compile, choose, capture and warm up, untimed; their losses are compared."""
+WINDOWS = 5
+OUT_OF_MEMORY = "out of memory"
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A model, the batches to try, and how long a timed window is."""
+
+    vocabulary: int
+    context: int
+    layers: int
+    heads: int
+    width: int
+    batches: tuple[int, ...]
+    """Sequences per step, from large to small."""
+    window_tokens: int
+    rate: float
+    data_tokens: int = 1 << 22
+
+    def architecture(self) -> Architecture:
+        """Learned positions, tied head, biases, no dropout, standard attention."""
+        return Architecture(
+            vocabulary=self.vocabulary, context=self.context, layers=self.layers, heads=self.heads,
+            kv_heads=self.heads, width=self.width, mlp_width=4 * self.width,
+        )  # fmt: skip
+
+    def window_steps(self, batch: int) -> int:
+        """Steps of a timed window."""
+        return max(2, self.window_tokens // (batch * self.context))
+
+
+SIZES = {
+    "10M": Size(256, batches=(4,), window_tokens=1 << 19, rate=1e-3, **NAMED["small"]),
+    "124M": Size(50_304, batches=(64, 32, 16, 8), window_tokens=1 << 20, rate=3e-4, **NAMED["gpt2"]),
+    "350M": Size(50_304, batches=(32, 16, 8, 4), window_tokens=1 << 19, rate=3e-4, **NAMED["gpt2-medium"]),
+}
+"""The small size over bytes at B=4, T=256, and GPT-2's first two with the vocabulary padded to a multiple of 128."""
+_TOY = Size(64, 16, 2, 2, 32, (4,), window_tokens=64, rate=3e-3, data_tokens=1 << 12)
+REHEARSED = {"10M": _TOY, "124M": dataclasses.replace(_TOY, batches=(4, 2)), "350M": _TOY}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a side's training gave."""
+
+    losses: list[float]
+    """Of the first CHECKED steps, nats."""
+    seconds: list[float]
+    """Of each timed window."""
+    held_bytes: int | None
+    """What the card has less of at the end than at the start; allocators keep what they once had. None on a CPU."""
+    description: str
+    peak: tuple[float, str] | None = None
+    """FLOP/s and where they are from, as our side knows them of the card."""
+
+
+def random_tokens(size: Size, count: int, seed: int = SEED) -> TokenSource:
+    """Random tokens, small ids more often (V·u³, u uniform), so that there is something to learn at once."""
+    uniform = np.random.default_rng(seed).random(count)
+    ids = (size.vocabulary * uniform**3).astype(np.uint32)
+    return TokenSource("random tokens", [narrow(ids, size.vocabulary)], vocabulary=size.vocabulary)
+
+
+class _Clock:
+    """A `reporters.Reporter` that notes when each step was done."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.losses: list[float] = []
+
+    def step(self, record: dict[str, Any]) -> None:
+        self.times.append(time.perf_counter())
+        self.losses.append(record["loss"])
+
+    def evaluation(self, record: dict[str, Any]) -> None: ...
+
+    def message(self, text: str) -> None:
+        print(text, flush=True)
+
+
+def windows(times: list[float], steps: int) -> list[float]:
+    """Seconds of the windows of so many steps after the first CHECKED, from the times at which steps were done.
+
+    >>> windows([float(t) for t in range(CHECKED + 2 * WINDOWS)], 2)
+    [2.0, 2.0, 2.0, 2.0, 2.0]
+    """
+    marks = times[CHECKED - 1 :: steps]
+    return [after - before for before, after in itertools.pairwise(marks)][:WINDOWS]
+
+
+def train_ours(size: Size, batch: int, *, rehearse: bool) -> Run:
+    """`cllm-gpu train --precision bf16`, without its files: steps run ahead, captured and replayed."""
+    steps = CHECKED + WINDOWS * size.window_steps(batch)
+    before = None if rehearse else _free_for_cupy()
+    backend = get_backend("simulator" if rehearse else "cupy", precision="bf16")
+    config = Config(
+        model=ModelConfig.of(size.architecture()),
+        optimizer=OptimizerConfig(
+            rate=size.rate, beta1=BETAS[0], beta2=BETAS[1], weight_decay=WEIGHT_DECAY, clip_norm=CLIP
+        ),
+        schedule=ScheduleConfig(name="constant", warmup_steps=0),
+        training=TrainingConfig(
+            steps=steps, batch=batch, seed=SEED, evaluate_every=0, evaluation_batches=1, checkpoint_every=0,
+            sample_tokens=0,
+        ),
+        backend=backend.name,
+        precision="bf16",
+    )  # fmt: skip
+    validation = random_tokens(size, batch * (size.context + 1), seed=SEED + 1)
+    dataset = Dataset(random_tokens(size, size.data_tokens), validation, None, size.vocabulary, None)
+    clock = _Clock()
+    trainer = Trainer(config, backend, dataset, reporter=clock)
+    try:
+        trainer.initialise()
+        trainer.train()
+        held = None if before is None else before - _free_for_cupy()
+    finally:
+        trainer.close()
+    peak = None if backend.peak is None else backend.peak()
+    return Run(
+        clock.losses[:CHECKED],
+        windows(clock.times, size.window_steps(batch)),
+        held,
+        f"{backend.description}, {backend.products}",
+        None if peak is None else (peak.flop_per_second, peak.source),
+    )
+
+
+def _free_for_cupy() -> int:
+    cupy = importlib.import_module("cupy")
+    cupy.cuda.Device().synchronize()
+    return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
+def train_torch(size: Size, batch: int, *, rehearse: bool) -> Run:
+    """The same training in PyTorch, as bench/gpu/nanogpt.py has it."""
+    import torch
+
+    from bench.gpu import nanogpt
+
+    device = "cpu" if rehearse else "cuda"
+    before = None if rehearse else torch.cuda.mem_get_info()[0]
+    if not rehearse:  # a rehearsal leaves the process as it was
+        torch.set_float32_matmul_precision("high")
+    model = nanogpt.NanoGPT(size.architecture())
+    layout = Layout(parameter_specs(size.architecture()), np.float32)
+    nanogpt.load_weights(model, layout.views(initial_values(layout, SEED)))
+    model.to(device)
+    optimizer = nanogpt.fused_adamw(model, rate=size.rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
+    compiled = torch.compile(model, dynamic=False, disable=rehearse)
+    batches = Batches(random_tokens(size, size.data_tokens), batch=batch, context=size.context, seed=SEED)
+    loop = TorchLoop(torch, compiled, model, optimizer, batches, device)
+    with _one_thread(torch) if rehearse else contextlib.nullcontext():
+        losses, times = loop.run(CHECKED, size.window_steps(batch))
+    held = None if before is None else before - torch.cuda.mem_get_info()[0]
+    seconds = [after - earlier for earlier, after in itertools.pairwise(times)]
+    return Run(losses, seconds, held, f"PyTorch {torch.__version__}")
+
+
+@contextlib.contextmanager
+def _one_thread(torch: Any) -> Iterator[None]:
+    """Several would wait for each other for longer than a toy size computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class TorchLoop:
+    """Steps as nanoGPT takes them: the next batch is copied while this one is computed, the host waits for nothing."""
+
+    def __init__(self, torch: Any, compiled: Any, model: Any, optimizer: Any, batches: Batches, device: str) -> None:
+        self._torch, self._compiled, self._model = torch, compiled, model
+        self._optimizer, self._batches, self._device = optimizer, batches, device
+
+    def run(self, checked: int, steps: int) -> tuple[list[float], list[float]]:
+        """(losses of the first `checked` steps, times at their end and at the end of each window of `steps`)."""
+        losses, times = [], []
+        following = self._batch(0)
+        for step in range(checked + WINDOWS * steps):
+            tokens, targets = following
+            loss, following = self._step(tokens, targets, step + 1)
+            if step < checked:
+                losses.append(loss)
+            if step + 1 >= checked and (step + 1 - checked) % steps == 0:
+                self._wait()
+                times.append(time.perf_counter())
+        return [float(loss.item()) for loss in losses], times
+
+    def _step(self, tokens: Any, targets: Any, following: int) -> tuple[Any, tuple[Any, Any]]:
+        attention = self._torch.nn.attention
+        with (
+            self._torch.autocast(self._device, self._torch.bfloat16),
+            attention.sdpa_kernel(attention.SDPBackend.FLASH_ATTENTION),
+        ):
+            loss = self._compiled(tokens, targets)
+        prepared = self._batch(following)
+        loss.backward()
+        self._torch.nn.utils.clip_grad_norm_(self._model.parameters(), CLIP)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), prepared
+
+    def _batch(self, step: int) -> tuple[Any, Any]:
+        pair = [self._torch.from_numpy(part).long() for part in self._batches.batch(step)]
+        if self._device == "cpu":
+            return pair[0], pair[1]
+        tokens, targets = (part.pin_memory().to(self._device, non_blocking=True) for part in pair)
+        return tokens, targets
+
+    def _wait(self) -> None:
+        if self._device != "cpu":
+            self._torch.cuda.synchronize()
+
+
+TRAIN: dict[Side, Callable[..., Run]] = {"ours": train_ours, "PyTorch": train_torch}
+
+
+def measure_side(side: Side, name: str, batch: int, *, rehearse: bool) -> dict[str, Any]:
+    """A row of the result, without what needs the other side. A rehearsal's has no times."""
+    size = (REHEARSED if rehearse else SIZES)[name]
+    row: dict[str, Any] = empty_row(side, name, batch)
+    try:
+        run = TRAIN[side](size, batch, rehearse=rehearse)
+    except Exception as error:  # cupy and torch have errors of their own for this
+        if OUT_OF_MEMORY not in str(error).lower() and "OutOfMemory" not in type(error).__name__:
+            raise
+        return row | {"note": OUT_OF_MEMORY}
+    tokens = batch * size.context * size.window_steps(batch)
+    speeds = [] if rehearse else [tokens / seconds for seconds in run.seconds]
+    return row | {
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "windows": speeds,
+        "held_bytes": run.held_bytes,
+        "losses": run.losses,
+        "description": run.description,
+        "peak": run.peak,
+    }
+
+
+def empty_row(side: Side, name: str, batch: int, note: str = "") -> dict[str, Any]:
+    """A row in which nothing was measured."""
+    nothing = dict.fromkeys(("tokens_per_second", "held_bytes", "description", "peak"))
+    return {"side": side, "size": name, "batch": batch, **nothing, "windows": [], "losses": [], "note": note}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure one side; what it says goes to standard error, the row alone to standard output."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("side", choices=SIDES)
+    parser.add_argument("size", choices=list(SIZES))
+    parser.add_argument("batch", type=int)
+    parser.add_argument("--rehearse", action="store_true")
+    options = parser.parse_args(arguments)
+    with contextlib.redirect_stdout(sys.stderr):
+        row = measure_side(options.side, options.size, options.batch, rehearse=options.rehearse)
+    print(json.dumps(row))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

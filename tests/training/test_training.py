@@ -44,7 +44,14 @@ def test_sgd_moves_by_exactly_minus_rate_times_gradient(make_trainer: MakeTraine
     rate = 0.25  # a power of two: the product is exact
     config = with_sections(
         config,
-        optimizer={"name": "sgd", "rate": rate, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.0},
+        optimizer={
+            "name": "sgd",
+            "rate": rate,
+            "lattice_rate": 1.0,
+            "momentum": 0.0,
+            "weight_decay": 0.0,
+            "clip_norm": 0.0,
+        },
         schedule={"name": "constant", "warmup_steps": 0, "minimum_rate": 0.0},
         training={"steps": 1},
     )

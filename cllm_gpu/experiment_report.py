@@ -103,7 +103,8 @@ def _colours(variants: int) -> Sequence[Any]:
     """A colour for every variant, up to 20; of more than 10, two that follow each other are shades of one."""
     from matplotlib import colormaps
 
-    return colormaps["tab10" if variants <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    chosen: Any = colormaps["tab10" if variants <= 10 else "tab20"]
+    return chosen.colors
 
 
 def _view(runs: Sequence[SeedRun]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bench import kernels
-from bench.gpu import report
+from bench.gpu import lattice, report
 from bench.gpu.bars import PRODUCTS
 from bench.gpu.jobs import Job, measure, trouble
 from bench.gpu.timing import Device
@@ -97,7 +97,7 @@ def test_a_whole_run_on_a_fake_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert content["machine"] == MACHINE
     assert {row["side"] for row in content["rows"]} == {
         "ours", "ours, separate kernels", "ours, fused", "ours, float32", "ours, bf16 gradient and copy",
-        "device copy", "cuBLAS",
+        "device copy", "cuBLAS", lattice.STANDARD, lattice.MATCHES, lattice.DISTANCES,
     }  # fmt: skip
     assert all(row["milliseconds"] == 2.0 for row in content["rows"])
     copy = next(row for row in content["rows"] if row["kernel"] == "copy ceiling")

@@ -131,12 +131,13 @@ def attention_backward(
         call.check(name, array, "B S K D")
     call.check("lse", lse, "B H T")
     call.expect_gradients(dterms)
+    chosen = _method(method, call)
     delta = launcher.scratch("attention_delta", lse.shape, "float32")
     _delta(launcher, call, dout, out, delta)
     operands = {"dout": dout, "q": q, "k": k, "v": v}
     saved = {"lse": lse, "delta": delta}
     gradients = {"dq": dq, "dk": dk, "dv": dv}
-    if _method(method, call) == "fused":
+    if chosen == "fused":
         partials = attention_fused.launch(launcher, call, operands, saved, gradients)
     else:
         partials = _two_kernels(launcher, call, operands, saved, gradients, dterms)
@@ -145,6 +146,7 @@ def attention_backward(
 
 
 def _method(method: BackwardMethod | None, call: AttentionCall) -> BackwardMethod:
+    """The one asked for, or the usual one that has the gradients this call wants."""
     if method is None:
         return "two kernels" if call.point_gradients else METHOD
     if method not in METHODS:

@@ -166,7 +166,7 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
     from cllm_gpu.fused.operations import fused_device, fused_operations
 
     ranges = Ranges()
-    launcher, products = gpu_launcher(cupy, tf32=precision == "tf32")
+    launcher, products = gpu_launcher(cupy, tf32=precision == "tf32", watched=ranges.kernel)
     ops = fused_operations(launcher, ranges)
     return Backend(
         "cupy",
@@ -205,7 +205,9 @@ def _simulator_backend(precision: Precision) -> Backend:
 
     require_compiler()
     ranges = Ranges()
-    launcher = Launcher(np, simulator.RawModule, empty=graphs.empty, library_call=graphs.library_call)
+    launcher = Launcher(
+        np, simulator.RawModule, empty=graphs.empty, library_call=graphs.library_call, watched=ranges.kernel
+    )
     ops = fused_operations(launcher, ranges)
     device = fused_device(launcher, SimulatedStream(), "recorded and replayed by the simulator")
     description = "simulator: CUDA kernels run on the CPU, as asked"

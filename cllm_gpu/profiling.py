@@ -1,15 +1,24 @@
 """Named ranges for a profiler (NVTX), in the domain `cllm_gpu`.
 
 With no profiler attached a range costs a dictionary look-up and two empty calls. Where the `nvtx` package has no wheel
-(macOS) ranges do nothing.
+(macOS) ranges do nothing. Whoever wants to time kernels without a profiler watches the ranges instead
+(`Ranges.watch`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
 DOMAIN = "cllm_gpu"
+KERNEL = "kernel/"
+"""Begins the names of ranges that hold one launch; only a watch sees them, since a profiler sees kernels by itself."""
+MATMUL = "matmul"
+"""The launch of a matrix product by a library."""
+Watch = Callable[[str], AbstractContextManager[None]]
+"""What to enter for the range of a name."""
 
 
 def _nvtx_domain() -> Any | None:
@@ -50,17 +59,32 @@ class _NoRange:
         pass
 
 
+_NONE = _NoRange()
+
+
+def unwatched(name: str) -> AbstractContextManager[None]:
+    """The range of a launch that nobody watches."""
+    return _NONE
+
+
 class Ranges:
     """`with ranges("forward/block_03/attention"): …`; each name's attributes are made once."""
 
     def __init__(self, domain: Any | None = None) -> None:
         self._domain = _nvtx_domain() if domain is None else domain
         self._known: dict[str, _Range] = {}
-        self._none = _NoRange()
+        self.watch: Watch | None = None
+        """Takes the profiler's place: called at each range, and at each launch of a kernel."""
 
-    def __call__(self, name: str) -> _Range | _NoRange:
+    def kernel(self, name: str) -> AbstractContextManager[None]:
+        """The range around one launch of the kernel `name`, or of a matrix product (MATMUL)."""
+        return _NONE if self.watch is None else self.watch(KERNEL + name)
+
+    def __call__(self, name: str) -> AbstractContextManager[None]:
+        if self.watch is not None:
+            return self.watch(name)
         if self._domain is None:
-            return self._none
+            return _NONE
         found = self._known.get(name)
         if found is None:
             found = self._known[name] = _Range(self._domain, name)

@@ -21,7 +21,7 @@ from cllm_gpu.fused.launcher import Launcher
 Call = Callable[[], Any]
 LEAST_REPEATS, MOST_REPEATS = 11, 201
 BLOCK = 1 << 22
-_DELAY = r"""
+DELAY = r"""
 extern "C" __global__ void delay(unsigned long long nanoseconds) {
     unsigned long long start, now;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
@@ -132,7 +132,7 @@ class Card(Device):
         launcher, self.products = gpu_launcher(cupy)
         super().__init__(cupy, cupy.RawModule, launcher)
         self._seconds = seconds
-        self._delay = cupy.RawKernel(_DELAY, "delay")
+        self._delay = cupy.RawKernel(DELAY, "delay")
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
         self._flush = cupy.zeros(4 * max(properties["l2CacheSize"], 1 << 24), dtype=cupy.uint8)
 

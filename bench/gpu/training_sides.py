@@ -23,11 +23,12 @@ import numpy as np
 
 from cllm_gpu.architecture import SIZES as NAMED
 from cllm_gpu.architecture import Architecture
-from cllm_gpu.backend import get_backend
+from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import Batches, Dataset
 from cllm_gpu.data.tokens import TokenSource, narrow
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.reporters import Reporter
 from cllm_gpu.training import Trainer
 
 Side = Literal["ours", "PyTorch"]
@@ -126,11 +127,16 @@ def windows(times: list[float], steps: int) -> list[float]:
     return [after - before for before, after in itertools.pairwise(marks)][:WINDOWS]
 
 
-def train_ours(size: Size, batch: int, *, rehearse: bool) -> Run:
-    """`cllm-gpu train --precision bf16`, without its files: steps run ahead, captured and replayed."""
-    steps = CHECKED + WINDOWS * size.window_steps(batch)
-    before = None if rehearse else _free_for_cupy()
-    backend = get_backend("simulator" if rehearse else "cupy", precision="bf16")
+def our_backend(*, rehearse: bool) -> Backend:
+    """What our side trains on."""
+    return get_backend("simulator" if rehearse else "cupy", precision="bf16")
+
+
+def our_trainer(
+    size: Size, batch: int, backend: Backend, reporter: Reporter, *, steps: int, capture: bool = True,
+    checkpoint_every: int = 0,
+) -> Trainer:  # fmt: skip
+    """`cllm-gpu train --precision bf16` of random tokens, without its files."""
     config = Config(
         model=ModelConfig.of(size.architecture()),
         optimizer=OptimizerConfig(
@@ -138,16 +144,22 @@ def train_ours(size: Size, batch: int, *, rehearse: bool) -> Run:
         ),
         schedule=ScheduleConfig(name="constant", warmup_steps=0),
         training=TrainingConfig(
-            steps=steps, batch=batch, seed=SEED, evaluate_every=0, evaluation_batches=1, checkpoint_every=0,
-            sample_tokens=0,
+            steps=steps, batch=batch, seed=SEED, evaluate_every=0, evaluation_batches=1,
+            checkpoint_every=checkpoint_every, sample_tokens=0, capture=capture,
         ),
         backend=backend.name,
         precision="bf16",
     )  # fmt: skip
     validation = random_tokens(size, batch * (size.context + 1), seed=SEED + 1)
     dataset = Dataset(random_tokens(size, size.data_tokens), validation, None, size.vocabulary, None)
-    clock = _Clock()
-    trainer = Trainer(config, backend, dataset, reporter=clock)
+    return Trainer(config, backend, dataset, reporter=reporter)
+
+
+def train_ours(size: Size, batch: int, *, rehearse: bool) -> Run:
+    """Steps run ahead, captured and replayed."""
+    before = None if rehearse else _free_for_cupy()
+    backend, clock = our_backend(rehearse=rehearse), _Clock()
+    trainer = our_trainer(size, batch, backend, clock, steps=CHECKED + WINDOWS * size.window_steps(batch))
     try:
         trainer.initialise()
         trainer.train()
@@ -262,8 +274,8 @@ def measure_side(side: Side, name: str, batch: int, *, rehearse: bool) -> dict[s
     row: dict[str, Any] = empty_row(side, name, batch)
     try:
         run = TRAIN[side](size, batch, rehearse=rehearse)
-    except Exception as error:  # cupy and torch have errors of their own for this
-        if OUT_OF_MEMORY not in str(error).lower() and "OutOfMemory" not in type(error).__name__:
+    except Exception as error:
+        if not says_no_memory(error):
             raise
         return row | {"note": OUT_OF_MEMORY}
     tokens = batch * size.context * size.window_steps(batch)
@@ -276,6 +288,11 @@ def measure_side(side: Side, name: str, batch: int, *, rehearse: bool) -> dict[s
         "description": run.description,
         "peak": run.peak,
     }
+
+
+def says_no_memory(error: Exception) -> bool:
+    """Whether the card's memory is what was missing: cupy and torch have errors of their own for it."""
+    return OUT_OF_MEMORY in str(error).lower() or "OutOfMemory" in type(error).__name__
 
 
 def empty_row(side: Side, name: str, batch: int, note: str = "") -> dict[str, Any]:

@@ -27,6 +27,7 @@ from cllm_gpu.errors import UserError
 from cllm_gpu.fused.column_major import CUDA_TYPES, Matrix, column_major
 from cllm_gpu.fused.epilogue import NONE, Epilogue
 from cllm_gpu.fused.launcher import address_of
+from cllm_gpu.profiling import MATMUL, Watch, unwatched
 
 WORKSPACE_BYTES = 32 << 20
 """What cuBLAS recommends for Hopper (its manual, cublasSetWorkspace)."""
@@ -73,11 +74,11 @@ class CublasLt:
     """Products on the GPU that is current when this is made.
 
     library: nvmath.bindings.cublasLt; binding: its name and version. gelu: take the epilogues with GELU, for bfloat16
-    only (their tanh is an approximation).
+    only (their tanh is an approximation). watched: as `Launcher.watched`.
     """
 
-    def __init__(self, library: Any, *, binding: str, gelu: bool) -> None:
-        self._library, self._binding, self._gelu = library, binding, gelu
+    def __init__(self, library: Any, *, binding: str, gelu: bool, watched: Watch = unwatched) -> None:
+        self._library, self._binding, self._gelu, self._watched = library, binding, gelu, watched
         self._handle = library.create()  # lives as long as the process: at its end CUDA may be gone before we are
         self._plans: dict[tuple[Any, ...], _Plan | None] = {}
         self._pointer = np.zeros(1, library.get_matmul_desc_attribute_dtype(library.MatmulDescAttribute.BIAS_POINTER))
@@ -142,11 +143,12 @@ class CublasLt:
         self._set_pointers(plan.operation, *addresses[3:])
         first, second, result = plan.layouts
         target = addresses[2]
-        self._library.matmul(
-            self._handle, plan.operation, self._scales[1], addresses[0], first, addresses[1], second,
-            self._scales[accumulate], target, result, target, result, plan.algorithm,
-            address_of(workspace), workspace.nbytes, stream,
-        )  # fmt: skip
+        with self._watched(MATMUL):
+            self._library.matmul(
+                self._handle, plan.operation, self._scales[1], addresses[0], first, addresses[1], second,
+                self._scales[accumulate], target, result, target, result, plan.algorithm,
+                address_of(workspace), workspace.nbytes, stream,
+            )  # fmt: skip
         return True
 
     def _set_pointers(self, operation: int, vector: int, hidden: int) -> None:
@@ -256,14 +258,17 @@ def _alignment(address: int) -> int:
     return lowest if address else 0
 
 
-def load_cublaslt(generation: int) -> CublasLt:
-    """cuBLASLt on the current GPU, of major compute capability `generation`; UserError in one line where it is not."""
+def load_cublaslt(generation: int, watched: Watch = unwatched) -> CublasLt:
+    """cuBLASLt on the current GPU, of major compute capability `generation`; UserError in one line where it is not.
+
+    watched: as `Launcher.watched`.
+    """
     if importlib.util.find_spec("nvmath") is None:
         raise UserError("nvmath-python is not installed; it comes with the extras cuda12 and cuda13")
     try:
         library = importlib.import_module("nvmath.bindings.cublasLt")
         binding = f"nvmath-python {importlib.metadata.version('nvmath-python')}"
-        return CublasLt(library, binding=binding, gelu=generation in GELU_GENERATIONS)
+        return CublasLt(library, binding=binding, gelu=generation in GELU_GENERATIONS, watched=watched)
     except Exception as error:  # a broken install, no library to load, a driver too old: each raises a kind of its own
         lines = str(error).splitlines()
         raise UserError(f"nvmath-python does not start: {type(error).__name__}: {lines[0] if lines else ''}") from error

@@ -15,6 +15,7 @@ from cllm_gpu.fused.column_major import COMPUTE_32F, COMPUTE_32F_FAST_TF32, CUDA
 from cllm_gpu.fused.cublaslt import WORKSPACE_BYTES
 from cllm_gpu.fused.epilogue import NONE, Epilogue
 from cllm_gpu.fused.launcher import Launcher
+from cllm_gpu.profiling import MATMUL
 
 _ALGORITHM_DEFAULT = -1
 
@@ -29,7 +30,8 @@ def matmul(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool = F
     if _by_cublaslt(launcher, a, b, out, NONE, accumulate=accumulate):
         return
     if launcher.xp is np:
-        launcher.library_call(_on_host, a, b, out, accumulate=accumulate)
+        with launcher.watched(MATMUL):
+            launcher.library_call(_on_host, a, b, out, accumulate=accumulate)
     elif out.size:
         _by_gemmex(launcher, a, b, out, accumulate=accumulate)
 
@@ -92,11 +94,12 @@ def _by_gemmex(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool
     previous = cublas.getPointerMode(handle)
     cublas.setPointerMode(handle, cublas.CUBLAS_POINTER_MODE_HOST)
     try:
-        cublas.gemmEx(
-            handle, int(first.transposed), int(second.transposed), n, m, k, one.ctypes.data,
-            b.data.ptr, kind, first.leading, a.data.ptr, kind, second.leading, beta.ctypes.data,
-            out.data.ptr, out_kind, n, _compute_type(launcher, a), _ALGORITHM_DEFAULT,
-        )  # fmt: skip
+        with launcher.watched(MATMUL):
+            cublas.gemmEx(
+                handle, int(first.transposed), int(second.transposed), n, m, k, one.ctypes.data,
+                b.data.ptr, kind, first.leading, a.data.ptr, kind, second.leading, beta.ctypes.data,
+                out.data.ptr, out_kind, n, _compute_type(launcher, a), _ALGORITHM_DEFAULT,
+            )  # fmt: skip
     finally:
         cublas.setPointerMode(handle, previous)
 

@@ -7,14 +7,18 @@ from typing import Any
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.cublaslt import load_cublaslt
 from cllm_gpu.fused.launcher import Launcher
+from cllm_gpu.profiling import Watch, unwatched
 
 
-def gpu_launcher(cupy: Any, *, tf32: bool = False) -> tuple[Launcher, str]:
-    """A launcher over `cupy`'s arrays, and who computes its matrix products, in one line: cuBLASLt, or why not."""
+def gpu_launcher(cupy: Any, *, tf32: bool = False, watched: Watch = unwatched) -> tuple[Launcher, str]:
+    """A launcher over `cupy`'s arrays, and who computes its matrix products, in one line: cuBLASLt, or why not.
+
+    watched: as `Launcher.watched`.
+    """
     generation = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["major"]
     try:
-        lt = load_cublaslt(generation)
+        lt = load_cublaslt(generation, watched)
     except UserError as error:
         line = f"matrix products by cuBLAS gemmEx, without epilogues ({error})"
-        return Launcher(cupy, cupy.RawModule, tf32=tf32), line
-    return Launcher(cupy, cupy.RawModule, tf32=tf32, lt=lt), f"matrix products by {lt.description}"
+        return Launcher(cupy, cupy.RawModule, tf32=tf32, watched=watched), line
+    return Launcher(cupy, cupy.RawModule, tf32=tf32, lt=lt, watched=watched), f"matrix products by {lt.description}"

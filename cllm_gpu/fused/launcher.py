@@ -16,6 +16,7 @@ import numpy as np
 
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.sources import Parameter, kernel_parameters, load_source
+from cllm_gpu.profiling import Watch, unwatched
 
 if TYPE_CHECKING:
     from cllm_gpu.fused.cublaslt import CublasLt
@@ -101,6 +102,7 @@ class Launcher:
         lt: CublasLt | None = None,
         empty: Callable[..., Any] | None = None,
         library_call: Callable[..., Any] | None = None,
+        watched: Watch = unwatched,
     ) -> None:
         self.xp = xp
         self._empty = empty  # makes the arrays of `scratch`: (size, dtype=…); None: xp.empty
@@ -111,6 +113,8 @@ class Launcher:
         """Matrix products of float32 on a GPU round their factors to TF32; sums are fp32 either way."""
         self.lt = lt
         """cuBLASLt for matrix products, where it can be had."""
+        self.watched = watched
+        """The range around one launch, by the kernel's name: `Ranges.kernel`."""
         self._module_class = module_class
         self._on_gpu = xp is not np
         self._null = np.uint64(0) if self._on_gpu else None  # CuPy cannot pass None for a pointer
@@ -158,7 +162,8 @@ class Launcher:
         if shared_bytes > MAXIMUM_SHARED_BYTES and kernel.max_dynamic_shared_size_bytes < shared_bytes:
             kernel.max_dynamic_shared_size_bytes = shared_bytes
         try:
-            kernel(grid, (block,), tuple(values), shared_mem=shared_bytes)
+            with self.watched(name):
+                kernel(grid, (block,), tuple(values), shared_mem=shared_bytes)
         except BaseException:
             self._counters = None  # a launch that ended midway leaves them anywhere
             raise

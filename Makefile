@@ -2,7 +2,7 @@
 # make test    set up and run the tests
 # make docs    set up, build docs/ as a site in build/docs and check every link
 # make gpu-check   check everything that needs an NVIDIA card, in under ten minutes; installs nothing
-# make gpu-training   train GPT-2 beside PyTorch on a card, in about ten minutes; installs nothing
+#                  make gpu-check ARGS="--only training": train GPT-2 beside PyTorch, in another ten
 # make profile     profile training steps with Nsight Systems; installs nothing
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ ARGS ?=
 # Where nothing is installed: the Python that was asked for, else .venv's where it is made, else python3.
 CARD_PYTHON = $(if $(filter file,$(origin PYTHON)),$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)),$(PYTHON))
 
-.PHONY: train test lint docs clean gpu-check gpu-training profile
+.PHONY: train test lint docs clean gpu-check profile
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
@@ -51,9 +51,6 @@ docs: $(VENV)/ready-docs
 
 gpu-check:
 	$(CARD_PYTHON) bench/gpu_check.py $(ARGS)
-
-gpu-training:
-	$(CARD_PYTHON) bench/gpt2_training.py $(ARGS)
 
 profile:
 	$(CARD_PYTHON) bench/profile_training.py $(ARGS)

@@ -5,8 +5,9 @@
 
 Ours: `cllm-gpu train --precision bf16`, steps captured and replayed. PyTorch: bench/gpu/nanogpt.py, compiled, flash
 attention, fused AdamW, bf16 autocast. Same weights, same batches, same number of tokens; each side at each batch in a
-process of its own, with the two largest batches that fit. tokens/s: the median of windows after a warm-up. Memory: what
-the card has less of at the end.
+process of its own, with the two largest batches that fit: first the largest of every model, then the kernels of a step
+of 124M by class (bench/gpu/step_profile.py), then the next batch of each. tokens/s: the median of windows after a
+warm-up. Memory: what the card has less of at the end.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import os
 import sys
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from bench.gpu import machine, report  # noqa: E402
 from bench.gpu.parts import TIMED_OUT, Finished, last_line, module, run_program  # noqa: E402
-from bench.gpu.training_bars import training_bars, trouble  # noqa: E402
+from bench.gpu.step_profile import empty_profile, profile, profile_text  # noqa: E402
+from bench.gpu.training_bars import TABLES, best, training_bars, trouble  # noqa: E402
 from bench.gpu.training_sides import (  # noqa: E402
     OUT_OF_MEMORY,
     REHEARSED,
@@ -46,22 +47,23 @@ RESULTS, LOGS = ROOT / "bench" / "results", ROOT / "build" / "gpu-check"
 LEFT_OUT = "not measured: out of time"
 BATCHES = 2
 """Of each side and model: the largest that fit. The best is one of them, and compiling takes most of the time."""
+ORDER = ("124M", "10M", "350M")
+"""The most asked for first: what is out of time is the end of it."""
+PROFILED = "124M"
+LEAST_SECONDS = 5.0
+"""With less time left nothing is begun."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train beside PyTorch on this machine's card.")
     parser.add_argument("--rehearse", action="store_true", help="run everything at toy sizes, time nothing")
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="which models")
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(ORDER), help="which models")
+    parser.add_argument("--batches", type=int, default=BATCHES, help="of each side and model, the largest that fit")
     parser.add_argument("--minutes", type=float, default=10.0, help="for everything together")
     parser.add_argument("--no-torch", action="store_true", help="measure our side alone")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
     return parser.parse_args(arguments)
-
-
-def cases(names: list[str], sides: tuple[Side, ...], sizes: dict[str, Size]) -> Iterator[tuple[Side, str, int]]:
-    """Both sides of a batch one after the other; batches from large to small, models in the order asked for."""
-    return ((side, name, batch) for name in names for batch in sizes[name].batches for side in sides)
 
 
 def row_of(finished: Finished, side: Side, name: str, batch: int) -> dict[str, Any]:
@@ -80,24 +82,80 @@ def measure(side: Side, name: str, batch: int, seconds: float) -> dict[str, Any]
     return row_of(run_program(command, seconds, LOGS / f"{side}-{name}-{batch}.log"), side, name, batch)
 
 
-def run(options: argparse.Namespace, sides: tuple[Side, ...], about: dict[str, Any]) -> list[dict[str, Any]]:
-    """All rows. What does not fit, and what is out of time, says so."""
-    end, rows = time.monotonic() + 60 * options.minutes, []
-    fitting: Counter[tuple[str, str]] = Counter()
-    for side, name, batch in cases(options.sizes, sides, REHEARSED if options.rehearse else SIZES):
-        if fitting[side, name] == BATCHES:
-            continue
-        print(f"{name}, B={batch}, {side} …", flush=True)
-        left = end - time.monotonic()
-        if options.rehearse:
-            row = measure_side(side, name, batch, rehearse=True)
-        else:
-            row = measure(side, name, batch, left) if left > 5 else empty_row(side, name, batch, LEFT_OUT)
-        rows.append(row)
-        fitting[side, name] += row["note"] != OUT_OF_MEMORY
-        add_utilisation(rows)
-        write(options, about, rows)
-    return rows
+def measure_profile(name: str, batch: int, seconds: float) -> dict[str, Any]:
+    """The kernels of a model's steps by class, in a process of their own."""
+    command = module("bench.gpu.step_profile", name, str(batch))
+    finished = run_program(command, seconds, LOGS / f"profile-{name}-{batch}.log")
+    if finished.status == TIMED_OUT:
+        return empty_profile(name, batch, LEFT_OUT)
+    printed = [line for line in finished.output.splitlines() if line.startswith('{"size"')]
+    if finished.status or not printed:
+        return empty_profile(name, batch, f"failed: {last_line(finished)}")
+    return json.loads(printed[-1])
+
+
+class Measurements:
+    """What is measured in one run, in the order in which it is worth most; every result is written as it comes."""
+
+    def __init__(self, options: argparse.Namespace, sides: tuple[Side, ...], about: dict[str, Any]) -> None:
+        self._options, self._sides, self._about = options, sides, about
+        self._end = time.monotonic() + 60 * options.minutes
+        self._sizes: dict[str, Size] = REHEARSED if options.rehearse else SIZES
+        self._untried = {(side, name): list(self._sizes[name].batches) for name in options.sizes for side in sides}
+        self.rows: list[dict[str, Any]] = []
+        self.profile: dict[str, Any] | None = None
+        """Of PROFILED at our best batch of the first round; None where it was not asked for or had no row."""
+
+    def run(self) -> None:
+        """Everything. What does not fit, and what is out of time, says so."""
+        for turn in range(self._options.batches):
+            for name in self._options.sizes:
+                for side in self._sides:
+                    self._largest_untried(side, name)
+            if turn == 0:
+                self._profile()
+
+    def _largest_untried(self, side: Side, name: str) -> None:
+        """The largest batch that has not been tried; while one does not fit, the next."""
+        batches = self._untried[side, name]
+        while batches:
+            batch = batches.pop(0)
+            print(f"{name}, B={batch}, {side} …", flush=True)
+            if self._options.rehearse:
+                row = measure_side(side, name, batch, rehearse=True)
+            else:
+                row = self._in_time(
+                    lambda left, batch=batch: measure(side, name, batch, left), empty_row(side, name, batch, LEFT_OUT)
+                )
+            self.rows.append(row)
+            add_utilisation(self.rows)
+            write(self._options, self._about, self.rows, self.profile)
+            if row["note"] != OUT_OF_MEMORY:
+                return
+
+    def _profile(self) -> None:
+        rows = [row for row in self.rows if (row["side"], row["size"]) == ("ours", PROFILED)]
+        chosen = best(rows, "ours", PROFILED) or (rows[-1] if rows and self._options.rehearse else None)
+        if chosen is None:
+            return
+        batch = chosen["batch"]
+        print(f"{PROFILED}, B={batch}, kernels by class …", flush=True)
+        if self._options.rehearse:
+            self.profile = profile(PROFILED, batch, rehearse=True)
+            return
+        left_out = empty_profile(PROFILED, batch, LEFT_OUT)
+        found = self._in_time(lambda left: measure_profile(PROFILED, batch, left), left_out)
+        self.profile = found | {"step_milliseconds": step_milliseconds(chosen)}
+        write(self._options, self._about, self.rows, self.profile)
+
+    def _in_time(self, measured: Callable[[float], dict[str, Any]], left_out: dict[str, Any]) -> dict[str, Any]:
+        left = self._end - time.monotonic()
+        return measured(left) if left > LEAST_SECONDS else left_out
+
+
+def step_milliseconds(row: dict[str, Any]) -> float:
+    """Of a step of a row that was timed."""
+    return 1e3 * row["batch"] * SIZES[row["size"]].context / row["tokens_per_second"]
 
 
 def add_utilisation(rows: list[dict[str, Any]]) -> None:
@@ -110,8 +168,10 @@ def add_utilisation(rows: list[dict[str, Any]]) -> None:
             row["mfu"] = Throughput(flop, Peak(*peaks[0])).utilisation(speed)
 
 
-def write(options: argparse.Namespace, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """The result so far: a run that is cut short keeps what it measured."""
+def write(
+    options: argparse.Namespace, about: dict[str, Any], rows: list[dict[str, Any]], found: dict[str, Any] | None
+) -> None:
+    """The result so far, with the profile that was found: a run that is cut short keeps what it measured."""
     if options.rehearse:
         return
     shapes = {name: vars(SIZES[name]) | {"flop_per_token": flop_per_token(SIZES[name].architecture())}
@@ -119,8 +179,13 @@ def write(options: argparse.Namespace, about: dict[str, Any], rows: list[dict[st
     bars = [bar.as_dict() for bar in training_bars(rows, about["card"])]
     finite = [row | {"losses": [x if math.isfinite(x) else None for x in row["losses"]]} for row in rows]
     content = {"machine": about, "flop_formula": FORMULA, "sizes": shapes, "rows": finite, "bars": bars}
-    path = options.output / f"gpt2_training-{machine.result_path(Path(), about).name}"
-    report.write_json(path, content)
+    content["profile"] = found
+    report.write_json(result_path(options, about), content)
+
+
+def result_path(options: argparse.Namespace, about: dict[str, Any]) -> Path:
+    """<output>/gpt2_training-<card>-<date>.json"""
+    return options.output / f"gpt2_training-{machine.result_path(Path(), about).name}"
 
 
 def training_table(rows: list[dict[str, Any]]) -> str:
@@ -171,16 +236,24 @@ def main(arguments: list[str] | None = None) -> int:
     sides, line = chosen_sides(options)
     print(line)
     about = {} if options.rehearse else machine.facts() | {"beside": line}
-    rows = run(options, sides, about)
-    print("\n" + training_table(rows))
+    measurements = Measurements(options, sides, about)
+    measurements.run()
+    rows, found = measurements.rows, measurements.profile
+    print(f"{TABLES}\n\n{training_table(rows)}")
+    if found is not None:
+        print("\n" + profile_text(found))
     sizes = REHEARSED if options.rehearse else SIZES
     wrong = trouble(rows, {name: size.vocabulary for name, size in sizes.items()})
+    if found is not None and found["note"].startswith("failed"):
+        wrong.append(f"kernels of {PROFILED} by class: {found['note']}")
     for problem in wrong:
         print(f"wrong: {problem}")
     if options.rehearse:
         print("rehearsal: nothing was timed, nothing was written")
-    else:
-        print("\n" + report.bar_table(training_bars(rows, about["card"])))
+        return 1 if wrong else 0
+    print("\n" + report.bar_table(training_bars(rows, about["card"])))
+    timed = sum(row["tokens_per_second"] is not None for row in rows)
+    print(f"\n{timed} of {len(rows)} rows timed, wrote {result_path(options, about)}")
     return 1 if wrong else 0
 
 

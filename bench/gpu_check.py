@@ -3,8 +3,10 @@
     python bench/gpu_check.py [--minutes 10] [--only PART …] [--output FOLDER]
 
 With an NVIDIA card and CuPy: every test on CuPy, 1000 repeats for equal bits, training against NumPy, compute-sanitizer
-over every kernel, the benchmarks; writes bench/results/<card>-<date>.json and prints a table against the bars. Needs no
-network: numpy, ml_dtypes, cupy and pytest, and this checkout. Logs of every part lie in build/gpu-check.
+over every kernel, the kernels' benchmarks, and in what time is left training beside PyTorch; with `--only training`
+that alone, and all of it. Writes bench/results/<card>-<date>.json and gpt2_training-<card>-<date>.json beside it, and
+prints tables against the bars. Needs no network: numpy, ml_dtypes, cupy and pytest, and this checkout. Logs of every
+part lie in build/gpu-check.
 
 Without a card: what needs none runs on the simulator, and one line says what was left out. That is a success, unless
 CLLM_REQUIRE_GPU=1. A bar that is not reached is reported and is no failure; a part that fails is.
@@ -52,11 +54,16 @@ from bench.gpu.parts import (  # noqa: E402
     tests_outcome,
 )
 from bench.gpu.sanitizer import INSTALL, TOOLS, find_sanitizer, read_verdict  # noqa: E402
+from bench.gpu.training_bars import TABLES  # noqa: E402
 from cllm_gpu import gpu  # noqa: E402
 from cllm_gpu.compiler import find_compiler  # noqa: E402
 
 RESULTS, LOGS = ROOT / "bench" / "results", ROOT / "build" / "gpu-check"
-REPEATS, TRAINING = "tests/gpu/test_repeats.py", ("tests/gpu/test_training.py", "tests/fused/test_training.py")
+REPEATS, TRAINED = "tests/gpu/test_repeats.py", ("tests/gpu/test_training.py", "tests/fused/test_training.py")
+TRAINING = "training"
+"""The part that trains whole models; it has a result file of its own."""
+WHOLE_TRAINING = 400.0
+"""Seconds from which on it tries more than one batch of every model."""
 
 
 def pytest_part(name: str, seconds: float, *selection: str) -> Part:
@@ -112,6 +119,21 @@ def benchmark_part(seconds: float) -> Part:
     return Part("benchmarks", seconds, True, run)
 
 
+def training_part(seconds: float, output: Path) -> Part:
+    """bench/gpt2_training.py, which ends by itself: what it has no time for it leaves out, and says so."""
+
+    def run(limit: float) -> Outcome:
+        minutes = str(max(0.1, (limit - 10) / 60))
+        batches = [] if limit >= WHOLE_TRAINING else ["--batches", "1"]
+        command = [sys.executable, "bench/gpt2_training.py", "--minutes", minutes, "--output", str(output), *batches]
+        done = run_program(command, limit, LOGS / "training.log")
+        plain = outcome_of(TRAINING, done)
+        tables = done.output.partition(TABLES)[2].strip()
+        return Outcome(TRAINING, plain.status, plain.detail, done.seconds, {"tables": tables})
+
+    return Part(TRAINING, seconds, True, run)
+
+
 def compile_part(seconds: float) -> Part:
     """Every kernel compiled for this card into CuPy's cache, which the other parts read."""
 
@@ -132,29 +154,30 @@ def host_part(name: str, seconds: float, *command: str) -> Part:
     return Part(name, seconds, False, run)
 
 
-def all_parts() -> list[Part]:
-    """In the order they run; the seconds add up to less than ten minutes with a card."""
-    others = [f"--ignore={path}" for path in (REPEATS, *TRAINING)]
+def all_parts(output: Path = RESULTS) -> list[Part]:
+    """In the order they run; the seconds add up to less than ten minutes with a card. output: folder of results."""
+    others = [f"--ignore={path}" for path in (REPEATS, *TRAINED)]
     return [
         host_part("kernels on the simulator", 280, "-m", "bench.gpu.exercise", "--device", "simulator", "--quick"),
         host_part("benchmarks rehearsed", 180, "bench/kernels.py", "--rehearse"),
         host_part("training beside PyTorch rehearsed", 90, "bench/gpt2_training.py", "--rehearse"),
-        compile_part(50),
-        pytest_part("tests", 130, *others, "tests/fused", "tests/gpu"),
-        pytest_part("1000 repeats", 80, REPEATS),
-        pytest_part("training against NumPy", 50, *TRAINING),
+        compile_part(45),
+        pytest_part("tests", 110, *others, "tests/fused", "tests/gpu"),
+        pytest_part("1000 repeats", 60, REPEATS),
+        pytest_part("training against NumPy", 40, *TRAINED),
         *(sanitizer_part(tool, 35) for tool in TOOLS),
-        benchmark_part(130),
+        benchmark_part(90),
+        training_part(100, output),
     ]
 
 
 def run_parts(parts: list[Part], *, card: bool, seconds: float, obstacle: str | None) -> list[Outcome]:
     """Run what this machine can, within `seconds` altogether, and say so of the rest.
 
-    What a part leaves of its time is the next one's.
+    What a part leaves of its time is the next one's, and what all together do not claim is the first's that wants it.
     """
     begun, outcomes, allotted = time.monotonic(), [], 0.0
-    for part in parts:
+    for number, part in enumerate(parts):
         elapsed = time.monotonic() - begun
         left = seconds - elapsed
         if part.needs_card and not card:
@@ -164,7 +187,8 @@ def run_parts(parts: list[Part], *, card: bool, seconds: float, obstacle: str | 
         else:
             allotted += part.seconds
             print(f"{part.name} …", flush=True)
-            outcome = part.run(min(max(part.seconds, allotted - elapsed), left))
+            unclaimed = left - sum(later.seconds for later in parts[number + 1 :])
+            outcome = part.run(min(max(part.seconds, allotted - elapsed, unclaimed), left))
         outcomes.append(outcome)
     return outcomes
 
@@ -197,7 +221,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def report_card(outcomes: list[Outcome], folder: Path) -> None:
-    """Write the result file and print the table against the bars."""
+    """Write the result file of everything but training, which wrote its own, and print the tables against the bars."""
+    training = next((o.data.get("tables") for o in outcomes if o.name == TRAINING), None)
+    if training:
+        print("\n" + training)
+    if all(outcome.name == TRAINING for outcome in outcomes):
+        return
     about = machine.facts()
     path = machine.result_path(folder, about)
     result = result_of(about, outcomes)
@@ -212,7 +241,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
     card = obstacle is None
-    chosen = [part for part in all_parts() if part.name in options.only] if options.only else all_parts()
+    parts = all_parts(options.output)
+    chosen = [part for part in parts if part.name in options.only] if options.only else parts
     if card and not options.only:
         chosen = [part for part in chosen if part.needs_card]  # the simulator's parts are in `make test`
     outcomes = run_parts(chosen, card=card, seconds=60 * options.minutes, obstacle=obstacle)

@@ -20,9 +20,9 @@ from cllm_gpu.profiling import MATMUL
 PRODUCTS, ATTENTION, LOSS = "matrix products", "attention", "softmax and cross-entropy"
 NORM, NORM_BACKWARD = "residual + layer norm forward", "layer norm backward"
 BIASES, GELU, GELU_BACKWARD = "biases and their gradients", "GELU forward", "GELU backward"
-SMALL, OPTIMIZER, LATTICE, OTHER = "embedding, gradient norm, decisions", "optimizer", "lattice terms", "other"
+EMBEDDING, OPTIMIZER, LATTICE, OTHER = "embedding, gradient norm, decisions", "optimizer", "lattice terms", "other"
 CLASSES = (
-    PRODUCTS, ATTENTION, LOSS, NORM, NORM_BACKWARD, BIASES, GELU, GELU_BACKWARD, SMALL, OPTIMIZER, LATTICE, OTHER
+    PRODUCTS, ATTENTION, LOSS, NORM, NORM_BACKWARD, BIASES, GELU, GELU_BACKWARD, EMBEDDING, OPTIMIZER, LATTICE, OTHER
 )  # fmt: skip
 CLASS_OF: dict[str, str] = {
     MATMUL: PRODUCTS,
@@ -39,13 +39,13 @@ CLASS_OF: dict[str, str] = {
     "column_sum_partial": BIASES,
     "gelu_forward": GELU,
     "gelu_backward": GELU_BACKWARD,
-    "embedding_forward": SMALL,
-    "embedding_backward": SMALL,
-    "embedding_backward_join": SMALL,
-    "embedding_backward_positions": SMALL,
-    "squared_norm": SMALL,
-    "add_losses": SMALL,
-    "decide_step": SMALL,
+    "embedding_forward": EMBEDDING,
+    "embedding_backward": EMBEDDING,
+    "embedding_backward_join": EMBEDDING,
+    "embedding_backward_positions": EMBEDDING,
+    "squared_norm": EMBEDDING,
+    "add_losses": EMBEDDING,
+    "decide_step": EMBEDDING,
     "adam_step": OPTIMIZER,
     "sgd_step": OPTIMIZER,
     "attention_terms_finish": LATTICE,
@@ -100,7 +100,7 @@ def step_work(a: Architecture, batch: int, *, fused: bool) -> dict[str, Work]:
         NORM: Work(2 * layers + 1, 0.0, (4 * 2 * layers + 2) * wide + _statistics(a, rows)),
         # the last has no gradient to add to; a kernel and two sums each
         NORM_BACKWARD: Work(3 * (2 * layers + 1), 0.0, (4 * 2 * layers + 3) * wide + _statistics(a, rows)),
-        SMALL: _small(a, rows, parameters),
+        EMBEDDING: _small(a, rows, parameters),
         OPTIMIZER: Work(2, 0.0, float(ADAM_BFLOAT16 * parameters)),
     }
     if not fused:

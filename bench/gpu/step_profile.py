@@ -84,23 +84,23 @@ def profile(name: str, batch: int, *, rehearse: bool) -> dict[str, Any]:
 
 
 def empty_profile(name: str, batch: int, note: str = "") -> dict[str, Any]:
-    """A profile in which nothing was measured."""
+    """A profile in which nothing was measured. step_milliseconds: of a step as it was timed for its tokens/s."""
     return {"size": name, "batch": batch, "note": note, "rows": [], "gaps": [], "ceilings": {},
-            "whole_milliseconds": None}  # fmt: skip
+            "whole_milliseconds": None, "step_milliseconds": None}  # fmt: skip
 
 
-def profile_text(found: dict[str, Any], step_milliseconds: float | None) -> str:
-    """The table and what stands around it; step_milliseconds: of a step as it was timed beside PyTorch."""
+def profile_text(found: dict[str, Any]) -> str:
+    """The table and what stands around it."""
     head = f"{found['size']}, B={found['batch']}, by class of kernel"
     if found["note"]:
         return f"{head}: {found['note']}"
     lines = [f"{head}:", profile_table(found["rows"]), gaps_sentence(found["gaps"])]
-    limits, whole = found["ceilings"], found["whole_milliseconds"]
+    limits, whole, timed = found["ceilings"], found["whole_milliseconds"], found["step_milliseconds"]
     if whole is not None:
         kernels = sum(row["milliseconds"] or 0.0 for row in found["rows"])
         lines.append(f"a step launched kernel by kernel, with events: {whole:.2f} ms, of it {kernels:.2f} in kernels")
-    if step_milliseconds is not None:
-        lines.append(f"a step as it was timed, without events: {step_milliseconds:.2f} ms")
+    if timed is not None:
+        lines.append(f"a step as it was timed beside PyTorch, without events: {timed:.2f} ms")
     if limits["copy_terabytes"] and limits["gemm_teraflops"]:
         lines.append(f"a copy: {limits['copy_terabytes']:.2f} TB/s; a product: {limits['gemm_teraflops']:.0f} TFLOP/s")
     return "\n".join(lines)

@@ -39,6 +39,8 @@ CHECKED = 20
 """First steps: they compile, choose, capture and warm up, untimed; their losses are compared."""
 WINDOWS = 5
 OUT_OF_MEMORY = "out of memory"
+NOT_COMPILED = "not compiled"
+"""Begins the note on PyTorch's side where torch.compile does not work: shown, and no bar is held against it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Run:
     description: str
     peak: tuple[float, str] | None = None
     """FLOP/s and where they are from, as our side knows them of the card."""
+    note: str = ""
+    """Why these figures are not what they are meant to be."""
 
 
 def random_tokens(size: Size, count: int, seed: int = SEED) -> TokenSource:
@@ -197,14 +201,25 @@ def train_torch(size: Size, batch: int, *, rehearse: bool) -> Run:
     nanogpt.load_weights(model, layout.views(initial_values(layout, SEED)))
     model.to(device)
     optimizer = nanogpt.fused_adamw(model, rate=size.rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
-    compiled = torch.compile(model, dynamic=False, disable=rehearse)
+    uncompiled = None if rehearse else compiler_trouble(torch)
+    compiled = torch.compile(model, dynamic=False, disable=rehearse or uncompiled is not None)
     batches = Batches(random_tokens(size, size.data_tokens), batch=batch, context=size.context, seed=SEED)
     loop = TorchLoop(torch, compiled, model, optimizer, batches, device)
     with _one_thread(torch) if rehearse else contextlib.nullcontext():
         losses, times = loop.run(CHECKED, size.window_steps(batch))
     held = None if before is None else before - torch.cuda.mem_get_info()[0]
     seconds = [after - earlier for earlier, after in itertools.pairwise(times)]
-    return Run(losses, seconds, held, f"PyTorch {torch.__version__}")
+    return Run(losses, seconds, held, f"PyTorch {torch.__version__}", note=uncompiled or "")
+
+
+def compiler_trouble(torch: Any) -> str | None:
+    """Why torch.compile does not work here (it needs Triton and a C compiler), in one line; None where it does."""
+    try:
+        torch.compile(lambda x: 2 * x + 1, dynamic=False)(torch.ones(8, device="cuda"))
+    except Exception as error:  # of Triton, Inductor, the compiler: each has its own
+        lines = str(error).strip().splitlines()
+        return f"{NOT_COMPILED}: {type(error).__name__}: {lines[0][:120] if lines else ''}"
+    return None
 
 
 @contextlib.contextmanager
@@ -287,6 +302,7 @@ def measure_side(side: Side, name: str, batch: int, *, rehearse: bool) -> dict[s
         "losses": run.losses,
         "description": run.description,
         "peak": run.peak,
+        "note": run.note,
     }
 
 

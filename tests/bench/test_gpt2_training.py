@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from bench import gpt2_training
 from bench.gpu import machine, training_sides
 from bench.gpu.parts import Finished, module, run_program
+from bench.gpu.step_profile import empty_profile
 from bench.gpu.training_bars import ALIKE, best, training_bars, trouble
 from bench.gpu.training_sides import CHECKED, REHEARSED, SIZES, WINDOWS, Size, empty_row, random_tokens, windows
 from cllm_gpu import gpu
@@ -69,13 +71,18 @@ def test_a_run_on_a_card_writes_rows_bars_and_mfu(monkeypatch: pytest.MonkeyPatc
         peak = (1e15, "made up") if side == "ours" else None
         return row(side, name, batch, batch * (1100.0 if peak else 1000.0), batch * 10, losses=falling(name), peak=peak)
 
+    def measure_profile(name: str, batch: int, seconds: float) -> dict[str, Any]:
+        asked.append(("profile", name, batch))
+        return empty_profile(name, batch) | {"ceilings": {"copy_terabytes": 4.0, "gemm_teraflops": 700.0}}
+
     monkeypatch.setattr(gpu, "missing", lambda driver, has_cupy: None)
     monkeypatch.setattr(gpt2_training, "measure", measure)
+    monkeypatch.setattr(gpt2_training, "measure_profile", measure_profile)
     monkeypatch.setattr(gpt2_training, "chosen_sides", lambda options: (training_sides.SIDES, "PyTorch 9"))
     monkeypatch.setattr(machine, "facts", lambda: MACHINE)
     assert gpt2_training.main(["--sizes", "124M", "--output", str(tmp_path)]) == 0
-    assert [b for side, _, b in asked if side == "ours"] == [64, 32]
-    assert [b for side, _, b in asked if side == "PyTorch"] == [64, 32, 16], "a smaller one for that which did not fit"
+    turns = [("ours", 64), ("PyTorch", 64), ("PyTorch", 32), ("profile", 64), ("ours", 32), ("PyTorch", 16)]
+    assert [(what, batch) for what, _, batch in asked] == turns, "a smaller one for that which did not fit"
     (path,) = tmp_path.iterdir()
     assert path.name == "gpt2_training-nvidia-h200-not-real-2031-02-03.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -89,7 +96,11 @@ def test_a_run_on_a_card_writes_rows_bars_and_mfu(monkeypatch: pytest.MonkeyPatc
     assert bars["124M against PyTorch, B=64 and B=32"]["verdict"] == "reached"
     assert bars["PyTorch's memory over ours, 124M, B=32"]["measured"] == 1.0
     assert bars["124M at its best batch"]["verdict"] == "below"
-    assert training_sides.OUT_OF_MEMORY in capsys.readouterr().out
+    assert content["profile"]["step_milliseconds"] == 1e3 * 64 * 1024 / (64 * 1100.0)
+    printed = capsys.readouterr().out
+    assert training_sides.OUT_OF_MEMORY in printed
+    assert "124M, B=64, by class of kernel:" in printed
+    assert printed.splitlines()[-1] == f"4 of 5 rows timed, wrote {path}"
 
 
 def test_a_loss_that_is_no_number_is_written_as_null_and_is_wrong(
@@ -107,9 +118,42 @@ def test_a_loss_that_is_no_number_is_written_as_null_and_is_wrong(
 
 def test_what_is_out_of_time_is_not_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpt2_training, "measure", lambda *arguments: pytest.fail("begun"))
-    options = gpt2_training.parse(["--minutes", "0.01", "--sizes", "10M", "--output", str(tmp_path)])
-    rows = gpt2_training.run(options, ("ours",), MACHINE)
-    assert [r["note"] for r in rows] == [gpt2_training.LEFT_OUT]
+    monkeypatch.setattr(gpt2_training, "measure_profile", lambda *arguments: pytest.fail("begun"))
+    options = gpt2_training.parse(["--minutes", "0.01", "--sizes", "10M", "124M", "--output", str(tmp_path)])
+    measurements = gpt2_training.Measurements(options, ("ours",), MACHINE)
+    measurements.run()
+    rows = [(r["size"], r["batch"], r["note"]) for r in measurements.rows]
+    assert rows == [(*which, gpt2_training.LEFT_OUT) for which in (("10M", 4), ("124M", 64), ("124M", 32))]
+    assert measurements.profile is None, "no best batch is known"
+
+
+@pytest.mark.parametrize(
+    ("finished", "note"),
+    [
+        (Finished(0, "x\n" + json.dumps(empty_profile("124M", 64)) + "\ny\n", 1.0), ""),
+        (Finished(124, "", 1.0), gpt2_training.LEFT_OUT),
+        (Finished(1, "Traceback\nValueError: no\n", 1.0), "failed: ValueError: no"),
+        (Finished(0, "nothing\n", 1.0), "failed: nothing"),
+    ],
+)
+def test_a_profile_is_read_or_says_how_it_ended(monkeypatch: pytest.MonkeyPatch, finished: Finished, note: str) -> None:
+    monkeypatch.setattr(gpt2_training, "run_program", lambda command, seconds, log: finished)
+    assert gpt2_training.measure_profile("124M", 64, 30.0) == empty_profile("124M", 64, note)
+
+
+def test_what_pytorch_cannot_compile_is_shown_and_no_bar_is_held_against_it() -> None:
+    torch = SimpleNamespace(compile=lambda function, dynamic: function, ones=lambda size, device: np.ones(size))
+    assert training_sides.compiler_trouble(torch) is None
+
+    def no_compiler(function: Any, dynamic: bool) -> Any:
+        raise RuntimeError("Failed to find C compiler\nmore")
+
+    note = training_sides.compiler_trouble(SimpleNamespace(compile=no_compiler, ones=torch.ones))
+    assert note == "not compiled: RuntimeError: Failed to find C compiler"
+    rows = [row("ours", "10M", 4, 2.0, 100), row("PyTorch", "10M", 4, 1.0, 200, note=note)]
+    bars = {bar.what: bar.verdict for bar in training_bars(rows, "x")}
+    assert bars["10M against PyTorch"] == bars["PyTorch's memory over ours, 10M"] == "not measured"
+    assert trouble(rows, VOCABULARIES) == []
 
 
 def test_a_process_is_read_by_its_row_or_by_how_it_ended() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import gpu_check
+from bench import gpt2_training, gpu_check
 from bench.gpu import machine, parts
 from bench.gpu.parts import FAILED, NOT_RUN, PASSED, Finished, Outcome, Part, outcome_of, read_junit, run_program
 from bench.gpu.sanitizer import Sanitizer
@@ -50,7 +50,7 @@ def check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> Any:
     def run(card: bool, chosen: list[Part], *flags: str) -> tuple[int, str]:
         obstacle = None if card else f"{NO_DRIVER}; install one"
         monkeypatch.setattr(gpu, "missing", lambda driver, has_cupy: obstacle)
-        monkeypatch.setattr(gpu_check, "all_parts", lambda: chosen)
+        monkeypatch.setattr(gpu_check, "all_parts", lambda output=tmp_path: chosen)
         monkeypatch.setattr(machine, "facts", lambda: MACHINE)
         status = gpu_check.main(["--output", str(tmp_path), *flags])
         return status, capsys.readouterr().out
@@ -132,10 +132,59 @@ def test_time_left_over_is_the_next_parts_and_none_begins_after_the_end(monkeypa
     assert outcomes[-1].detail == "not begun: out of time"
 
 
+def test_what_all_parts_together_do_not_claim_is_the_firsts() -> None:
+    """So a part that is asked for alone has the whole time."""
+    given = []
+
+    def part(name: str) -> Part:
+        return Part(name, 100, True, lambda seconds: (given.append(round(seconds)), Outcome(name, PASSED, ""))[1])
+
+    gpu_check.run_parts([part("training")], card=True, seconds=600, obstacle=None)
+    gpu_check.run_parts([part("a"), part("b")], card=True, seconds=600, obstacle=None)
+    assert given == [600, 500, 600]
+
+
 def test_the_cards_parts_take_less_than_ten_minutes() -> None:
     chosen = gpu_check.all_parts()
     assert sum(part.seconds for part in chosen if part.needs_card) < 600
     assert len({part.name for part in chosen}) == len(chosen)
+    assert chosen[-1].name == gpu_check.TRAINING, "what the others leave is what it needs"
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(590.0, None), (100.0, "1")])
+def test_training_has_its_limit_its_folder_and_prints_its_tables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: float, batches: str | None
+) -> None:
+    """One batch of every model where there is time for few; it ends by itself, before it would be ended."""
+    asked: list[list[str]] = []
+    output = "124M, B=64, ours …\n---- results\n\nmodel B\n124M 64\n\n2 of 3 rows timed\n"
+
+    def program(command: list[str], seconds: float, log: Path) -> Finished:
+        assert seconds == limit
+        asked.append(command)
+        return Finished(0, output, 1.0)
+
+    monkeypatch.setattr(gpu_check, "run_program", program)
+    outcome = gpu_check.training_part(100, tmp_path).run(limit)
+    assert (outcome.status, outcome.detail) == (PASSED, "2 of 3 rows timed")
+    assert outcome.data["tables"] == "model B\n124M 64\n\n2 of 3 rows timed"
+    options = gpt2_training.parse(asked[0][2:])
+    assert options.output == tmp_path
+    assert 0 < 60 * options.minutes < limit
+    assert options.batches == (gpt2_training.BATCHES if batches is None else int(batches))
+
+
+def test_training_alone_writes_no_result_of_kernels(check: Any, tmp_path: Path) -> None:
+    tables = {"tables": "what training printed"}
+    training = Part("training", 10, True, lambda seconds: Outcome("training", PASSED, "2 of 2", 1.0, tables))
+    status, printed = check(True, [*fake_parts(), training], "--only", "training")
+    assert status == 0
+    assert "what training printed" in printed
+    assert list(tmp_path.iterdir()) == [], "its own is written by itself"
+    assert "what training printed" in check(True, [*fake_parts(), training])[1]
+    (path,) = tmp_path.iterdir()
+    parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    assert [part["part"] for part in parts] == ["tests", "benchmarks", "training"]
 
 
 def test_a_program_that_hangs_is_ended_with_what_it_started_and_its_output_kept(tmp_path: Path) -> None:

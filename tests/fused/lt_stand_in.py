@@ -17,6 +17,7 @@ import numpy as np
 
 from cllm_gpu.fused.cublaslt import CublasLt
 from cllm_gpu.fused.launcher import Launcher
+from cllm_gpu.profiling import Watch, unwatched
 from cllm_gpu.reference.gelu import gelu_backward, gelu_forward
 
 VERSION = 120903
@@ -313,6 +314,9 @@ class NoKernel:
         raise AssertionError("a kernel was compiled")
 
 
-def launcher_with(stand_in: StandIn, *, gelu: bool = True, kernels: Any = NoKernel) -> Launcher:
+def launcher_with(
+    stand_in: StandIn, *, gelu: bool = True, kernels: Any = NoKernel, watched: Watch = unwatched
+) -> Launcher:
     """A launcher on the host whose products go to the stand-in."""
-    return Launcher(np, kernels, lt=CublasLt(stand_in, binding="a stand-in", gelu=gelu))
+    lt = CublasLt(stand_in, binding="a stand-in", gelu=gelu, watched=watched)
+    return Launcher(np, kernels, lt=lt, watched=watched)

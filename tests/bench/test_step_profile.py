@@ -1,0 +1,368 @@
+"""The kernels of a step by class: every kernel has one, the work is the fact sheet's, times are summed once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.gpu import step_profile, training_sides
+from bench.gpu.cases import SMALL, Bound
+from bench.gpu.exercise import CountingLauncher, all_kernels
+from bench.gpu.kernel_times import STEP, UNHELD, Clock, CudaClock, KernelTimes
+from bench.gpu.roofline import (
+    ATTENTION,
+    BIASES,
+    CLASS_OF,
+    CLASSES,
+    EMBEDDING,
+    FINISHES,
+    GELU,
+    GELU_BACKWARD,
+    LATTICE,
+    LOSS,
+    NORM,
+    NORM_BACKWARD,
+    OPTIMIZER,
+    PRODUCTS,
+    Measured,
+    classes_of,
+    gaps_sentence,
+    largest_gaps,
+    least_milliseconds,
+    profile_rows,
+    profile_table,
+    step_work,
+)
+from bench.gpu.table import NAMES, fused_side, make_case
+from bench.gpu.training_sides import SIZES
+from cllm_gpu.backend import Backend
+from cllm_gpu.compiler import find_compiler
+from cllm_gpu.fused.operations import fused_operations
+from cllm_gpu.operations import NAMES as OPERATIONS
+from cllm_gpu.profiling import MATMUL, Ranges
+from tests.bench.fakes import Clock as Seconds
+from tests.bench.test_exercise import NoKernels
+from tests.fused.devices import simulator_or_skip
+from tests.fused.lt_stand_in import StandIn, launcher_with
+from tests.gpu.training_runs import Run, tiny_architecture
+
+GPT2 = SIZES["124M"].architecture()
+BATCH, COPY, GEMM = 64, 4.3, 790.0
+"""Those of the fact sheet."""
+
+
+# ---- classes
+
+
+def test_every_kernel_has_one_class() -> None:
+    kernels = {kernel for _, kernel in all_kernels()}
+    assert set(CLASS_OF) - {MATMUL} | FINISHES == kernels
+    assert not set(CLASS_OF) & FINISHES
+    assert set(CLASS_OF.values()) == set(CLASSES)
+
+
+EXPECTED = {
+    "layernorm_backward": {NORM_BACKWARD: 3},
+    "linear_backward": {PRODUCTS: 2, BIASES: 2},
+    "mlp_backward": {PRODUCTS: 4, BIASES: 2, GELU_BACKWARD: 2},
+    "attention_backward": {ATTENTION: 3},
+    "adam_step": {OPTIMIZER: 2},
+    "squared_norm": {EMBEDDING: 2},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_operation_is_of_its_classes_and_no_launch_is_counted_twice(name: str) -> None:
+    """As the launcher itself counts launches; matrix products are no launches of ours."""
+    clock, ranges = Ticks(), Ranges()
+    launcher = CountingLauncher(np, NoKernels)
+    launcher.watched = ranges.kernel
+    ranges.watch = times = KernelTimes(clock, host=clock.seconds)
+    case = make_case(name, "bfloat16", SMALL)
+    bound = Bound(case, fused_side(case, launcher), np.copy)
+    with np.errstate(all="ignore"):
+        for _ in range(UNHELD + 1):
+            launcher.launches.clear()
+            with ranges(STEP), ranges(f"operation/{name}"):
+                bound.call()
+    found = {kind: seen.launches for kind, seen in times.by_class().items()}
+    products = found.get(PRODUCTS, 0)
+    assert sum(found.values()) == launcher.launches.total() + products
+    if name in EXPECTED:
+        assert found == EXPECTED[name]
+    if name != "attention_weights":  # NumPy's, for inspection: no step has it
+        assert found
+
+
+def test_the_operations_are_all_there() -> None:
+    assert set(OPERATIONS) <= set(NAMES)
+
+
+def test_a_sums_end_is_of_the_class_of_its_beginning() -> None:
+    launches = ["layernorm_backward", "column_sum_finish", "column_sum_finish", "column_sum_partial"]
+    assert classes_of([*launches, "column_sum_finish"]) == [NORM_BACKWARD] * 3 + [BIASES] * 2
+    with pytest.raises(KeyError, match="unheard_of"):
+        classes_of(["unheard_of"])
+
+
+# ---- the work
+
+
+def test_the_work_is_the_fact_sheets() -> None:
+    """GPT-2 124M at B=64, T=1024: TFLOP, GB and least ms of the sheet, to the last digit that it gives, but for:
+
+    products, 88.7 GB: it lets every weight's gradient be read before it is added to, 2 bytes of each parameter more;
+    layer norm backward, 10.1: it lets the last norm read a residual gradient, which there is not: 0.1 less;
+    embedding and norm, 1.3: it zeroes gradients and reads them to add, 4 bytes of each parameter: 0.5 less.
+    """
+    work = step_work(GPT2, BATCH, fused=True)
+    parameters = 124_475_904
+    beta = 2 * parameters / 1e9
+    assert work[PRODUCTS].flop / 1e12 == pytest.approx(48.6, abs=0.05)
+    assert work[PRODUCTS].bytes / 1e9 + beta == pytest.approx(88.7, abs=0.05)
+    assert work[ATTENTION].flop / 1e12 == pytest.approx(4.3, abs=0.05)
+    assert work[ATTENTION].bytes / 1e9 == pytest.approx(14.6, abs=0.05)
+    assert work[LOSS].bytes / 1e9 == pytest.approx(13.2, abs=0.05)
+    assert work[NORM].bytes / 1e9 == pytest.approx(9.9, abs=0.05)
+    assert work[NORM_BACKWARD].bytes / 1e9 + 0.1 == pytest.approx(10.1, abs=0.05)
+    assert work[EMBEDDING].bytes / 1e9 + 2 * beta == pytest.approx(1.3, abs=0.05)
+    assert work[OPTIMIZER].bytes / 1e9 == pytest.approx(3.5, abs=0.05)
+    least = {name: least_milliseconds(part, COPY, GEMM) for name, part in work.items()}
+    sheet = {PRODUCTS: 61.5, ATTENTION: 5.5, LOSS: 3.1, NORM: 2.3, NORM_BACKWARD: 2.3, EMBEDDING: 0.2,
+             OPTIMIZER: 0.8}  # fmt: skip
+    assert least == pytest.approx(sheet, abs=0.05)
+
+
+def test_the_work_outside_of_products_is_the_fact_sheets() -> None:
+    """Bias gradients, 10.9 GB in 48 sums: up's, 4 of 9 parts, is summed with GELU here; and what biases are added to
+    is read and written besides."""
+    fused, apart = (step_work(GPT2, BATCH, fused=fused) for fused in (True, False))
+    assert apart[GELU].bytes / 1e9 == pytest.approx(9.7, abs=0.05)
+    assert apart[GELU_BACKWARD].bytes / 1e9 == pytest.approx(14.5, abs=0.05)
+    assert apart[BIASES].bytes / 1e9 / 3 == pytest.approx(10.9 * 5 / 9, abs=0.05)
+    assert fused[PRODUCTS].bytes - apart[PRODUCTS].bytes == apart[GELU].bytes, "what GELU's gradient is computed from"
+    assert {GELU, GELU_BACKWARD, BIASES} == apart.keys() - fused.keys()
+
+
+def test_the_largest_size_has_more_of_everything() -> None:
+    larger = step_work(SIZES["350M"].architecture(), BATCH, fused=False)
+    for name, part in step_work(GPT2, BATCH, fused=False).items():
+        assert larger[name].bytes > part.bytes or name == LOSS  # of the vocabulary, which is the same
+        assert larger[name].flop >= part.flop
+
+
+# ---- times
+
+
+class Ticks(Clock):
+    """A clock that a test sets; `held` keeps what the card was held for."""
+
+    def __init__(self) -> None:
+        self.seconds = Seconds()
+        self.held: list[float] = []
+
+    def mark(self) -> float:
+        return self.seconds.now
+
+    def hold(self, seconds: float) -> None:
+        self.held.append(seconds)
+        self.seconds.now += seconds
+
+    def milliseconds(self, start: float, stop: float) -> float:
+        return 1e3 * (stop - start)
+
+
+def _step(ranges: Ranges, clock: Ticks, *, matmul: float, gap: float = 0.0) -> None:
+    with ranges(STEP), ranges("forward"):
+        for kernel, seconds in (("matmul", matmul), ("gelu_backward", 0.25), ("column_sum_finish", 0.5)):
+            with ranges.kernel(kernel):
+                clock.seconds.now += seconds
+            clock.seconds.now += gap
+
+
+def test_times_are_medians_over_the_steps_before_which_the_card_was_held() -> None:
+    clock, ranges = Ticks(), Ranges()
+    ranges.watch = times = KernelTimes(clock, host=clock.seconds)
+    for matmul in (100.0, 50.0, 1.0, 2.0, 6.0):
+        _step(ranges, clock, matmul=matmul, gap=0.125)
+    seen = times.by_class()
+    assert seen == {PRODUCTS: Measured(1, 2000.0), GELU_BACKWARD: Measured(2, 750.0)}
+    assert times.whole_step() == 2000.0 + 2 * 125.0 + 750.0, "what held the card is no part of a step"
+    first = 50.0 + 0.75 + 3 * 0.125
+    assert clock.held[0] == 1.5 * first + 1e-4
+    assert len(clock.held) == 3
+    assert max(clock.held) == clock.held[0], "not the longer for the time it held the card itself"
+
+
+def test_a_launch_within_a_launch_is_refused() -> None:
+    ranges = Ranges()
+    ranges.watch = KernelTimes(Ticks())
+    with ranges(STEP), ranges.kernel("matmul"), pytest.raises(RuntimeError, match="counted twice"):
+        ranges.kernel("gelu_forward").__enter__()
+
+
+def test_a_launch_that_fails_is_not_counted_and_leaves_the_watch_as_it_was() -> None:
+    clock, ranges = Ticks(), Ranges()
+    ranges.watch = times = KernelTimes(clock, host=clock.seconds)
+    for _ in range(UNHELD + 1):
+        with ranges(STEP):
+            with pytest.raises(OSError, match="no"), ranges.kernel("matmul"):
+                raise OSError("no")
+            with ranges.kernel("matmul"):
+                clock.seconds.now += 1.0
+    assert times.by_class() == {PRODUCTS: Measured(1, 1000.0)}
+
+
+def test_nobody_watching_there_are_no_ranges_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cllm_gpu.profiling._nvtx_domain", lambda: None)
+    ranges = Ranges()
+    assert ranges.kernel("matmul") is ranges.kernel("gelu_forward") is ranges("forward")
+
+
+def test_the_cards_clock_records_events_of_the_current_stream() -> None:
+    log: list[str] = []
+
+    class Event:
+        def record(self) -> None:
+            log.append("record")
+
+    class Cupy:
+        class cuda:  # noqa: N801 (CuPy's name)
+            pass
+
+        @staticmethod
+        def RawKernel(code: str, name: str) -> Any:  # noqa: N802
+            assert f"void {name}(" in code
+            return lambda grid, block, arguments: log.append(f"{name} {arguments[0]}")
+
+    Cupy.cuda.Event = Event  # type: ignore[attr-defined]
+    Cupy.cuda.get_elapsed_time = staticmethod(lambda start, stop: 2.5)  # type: ignore[attr-defined]
+    clock = CudaClock(Cupy)
+    clock.hold(1e-3)
+    assert clock.milliseconds(clock.mark(), clock.mark()) == 2.5
+    assert log == ["delay 1000000", "record", "record"]
+
+
+# ---- rows and what is said of them
+
+
+def _rows() -> list[dict[str, Any]]:
+    work = step_work(GPT2, BATCH, fused=True)
+    seen = {name: Measured(part.launches, 2.0 * (least_milliseconds(part, COPY, GEMM) or 0)) for name, part in
+            work.items()} | {LATTICE: Measured(3, 500.0)}  # fmt: skip
+    return profile_rows(work, seen, COPY, GEMM)
+
+
+def test_rows_and_the_two_largest_gaps() -> None:
+    rows = _rows()
+    assert [row["class"] for row in rows] == [name for name in CLASSES if name in {row["class"] for row in rows}]
+    by_class = {row["class"]: row for row in rows}
+    assert by_class[PRODUCTS]["times_the_least"] == pytest.approx(2.0)
+    assert by_class[LATTICE]["least_milliseconds"] is None, "nothing says what it could take at least"
+    gaps = largest_gaps(rows)
+    assert [gap["class"] for gap in gaps] == [PRODUCTS, ATTENTION]
+    assert gaps[0]["milliseconds"] == pytest.approx(61.5, abs=0.05)
+    assert gaps_sentence(gaps) == "the largest gaps to the least: matrix products 61.5 ms, attention 5.5 ms"
+    line = next(line for line in profile_table(rows).splitlines() if line.startswith(PRODUCTS))
+    assert line.split()[2:] == ["147", "147", "48.6", "88.5", "61.51", "123.01", "2.00"]
+    json.dumps(rows, allow_nan=False)
+
+
+def test_without_rates_there_is_no_least_and_no_gap() -> None:
+    work = step_work(GPT2, BATCH, fused=True)
+    rows = profile_rows(work, {PRODUCTS: Measured(147, 60.0)}, None, GEMM)
+    assert [row["least_milliseconds"] for row in rows] == [None] * len(rows)
+    assert largest_gaps(rows) == []
+    assert gaps_sentence([]) == "no gaps: nothing was timed"
+    assert rows[1]["launches"] == 0
+
+
+# ---- rehearsals
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="the simulator needs a C++ compiler")
+def test_a_rehearsed_step_launches_what_was_counted_and_has_no_times() -> None:
+    found = step_profile.profile("124M", 2, rehearse=True)
+    assert found["note"] == ""
+    assert {row["class"]: row["launches"] for row in found["rows"]} == {
+        row["class"]: row["launches_counted"] for row in found["rows"]
+    }
+    assert {row["class"] for row in found["rows"]} == set(step_work(GPT2, BATCH, fused=False))
+    assert all(row["milliseconds"] is None for row in found["rows"])
+    text = step_profile.profile_text(found)
+    assert text.startswith("124M, B=2, by class of kernel:\n")
+    assert text.endswith("no gaps: nothing was timed")
+
+
+def test_with_epilogues_a_step_launches_what_was_counted() -> None:
+    """Through the stand-in of cuBLASLt; without the two of a device's step, which this run has none of."""
+    ranges = Ranges()
+    launcher = launcher_with(StandIn(), kernels=simulator_or_skip(), watched=ranges.kernel)
+    backend = Backend("simulator", np, fused_operations(launcher, ranges), "with epilogues", precision="bf16")
+    architecture = tiny_architecture(layers=2)
+    run, clock = Run(backend, architecture), Clock()
+    ranges.watch = times = KernelTimes(clock)
+    for _ in range(UNHELD + 1):
+        with ranges(STEP):
+            run.step()
+    counted = {name: part.launches for name, part in step_work(architecture, 4, fused=True).items()}
+    counted[EMBEDDING] -= 2
+    assert {name: seen.launches for name, seen in times.by_class().items()} == counted
+
+
+def test_a_profile_without_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = type("OutOfMemoryError", (Exception,), {})
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error("x")
+
+    monkeypatch.setattr(step_profile, "kernel_times", fail)
+    found = step_profile.profile("124M", 4, rehearse=True)
+    assert found == step_profile.empty_profile("124M", 4, training_sides.OUT_OF_MEMORY)
+    assert step_profile.profile_text(found) == "124M, B=4, by class of kernel: out of memory"
+    error = ValueError
+    with pytest.raises(ValueError, match="x"):
+        step_profile.profile("124M", 4, rehearse=True)
+
+
+def test_what_is_printed_of_a_profile() -> None:
+    rows = _rows()
+    found = step_profile.empty_profile("124M", 64) | {
+        "rows": rows, "gaps": largest_gaps(rows), "ceilings": {"copy_terabytes": COPY, "gemm_teraflops": GEMM},
+        "whole_milliseconds": 700.0, "step_milliseconds": 131.5,
+    }  # fmt: skip
+    lines = step_profile.profile_text(found).splitlines()
+    assert lines[-4:] == [
+        "the largest gaps to the least: matrix products 61.5 ms, attention 5.5 ms",
+        f"a step launched kernel by kernel, with events: 700.00 ms, of it {sum(r['milliseconds'] for r in rows):.2f} "
+        "in kernels",
+        "a step as it was timed beside PyTorch, without events: 131.50 ms",
+        "a copy: 4.30 TB/s; a product: 790 TFLOP/s",
+    ]
+
+
+def test_a_process_prints_its_profile_alone(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def profiled(name: str, batch: int, *, rehearse: bool) -> dict[str, Any]:
+        print("a message")
+        return step_profile.empty_profile(name, batch)
+
+    monkeypatch.setattr(step_profile, "profile", profiled)
+    assert step_profile.main(["124M", "64"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == step_profile.empty_profile("124M", 64)
+    assert captured.out.startswith('{"size"')
+    assert captured.err == "a message\n"
+
+
+def test_counts_are_of_sequences_of_the_whole_context() -> None:
+    """Twice the batch is twice the products, the attention and the loss; parameters are read once either way."""
+    one, two = (step_work(GPT2, batch, fused=False) for batch in (8, 16))
+    for name in (ATTENTION, LOSS, GELU, GELU_BACKWARD, BIASES, NORM, NORM_BACKWARD):
+        assert two[name].bytes == 2 * one[name].bytes, name
+    assert two[OPTIMIZER] == one[OPTIMIZER]
+    assert two[PRODUCTS].flop == 2 * one[PRODUCTS].flop
+    assert Counter(name for name in two if two[name].launches != one[name].launches) == Counter()

@@ -18,8 +18,21 @@ class Graph(Protocol):
         """Enqueue all of it once more, with the arguments of its capture."""
 
 
+class Mark(Protocol):
+    """A place in a stream: all that was enqueued before it."""
+
+    def wait(self) -> None:
+        """Return, on the host, when all of it is done."""
+
+
 class Stream(Protocol):
-    """Work in order on one device: what is enqueued is done later, after what was enqueued before."""
+    """Work in order on one device: what is enqueued is done later, after what was enqueued before.
+
+    Between two streams there is no order but what `follow` makes.
+    """
+
+    def another(self) -> Stream:
+        """A new stream of the same device."""
 
     def empty(self, size: int, dtype: Any) -> Any:
         """An uninitialised flat array on the device."""
@@ -39,11 +52,17 @@ class Stream(Protocol):
     def upload(self, host: np.ndarray[Any, Any], array: Any) -> None:
         """Enqueue the copy of a pinned array to the device."""
 
+    def copy(self, source: Any, target: Any) -> None:
+        """Enqueue the copy of an array of the device to another of its size and dtype; both contiguous."""
+
     def download(self, array: Any, host: np.ndarray[Any, Any]) -> None:
         """Enqueue the copy of an array to a pinned one."""
 
-    def mark(self) -> Callable[[], None]:
-        """A function that waits until all that was enqueued so far is done."""
+    def mark(self) -> Mark:
+        """This place in the stream."""
+
+    def follow(self, mark: Mark) -> None:
+        """Enqueue the wait for a place in another stream: what comes after it sees what was done before that."""
 
 
 @dataclass(frozen=True)

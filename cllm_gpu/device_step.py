@@ -23,8 +23,9 @@ import numpy as np
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.buffers import Plan
-from cllm_gpu.device import Device, Graph
+from cllm_gpu.device import Device, Graph, Mark
 from cllm_gpu.errors import UserError
+from cllm_gpu.inlet import Inlet
 from cllm_gpu.optimizers import Decision, Optimizer
 from cllm_gpu.parameters import FlatParameters
 from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
@@ -75,7 +76,7 @@ class _Slot:
 @dataclasses.dataclass(frozen=True)
 class _UnderWay:
     slot: _Slot
-    wait: Callable[[], None]
+    end: Mark
     counted: int
     rate: float
     tokens: int
@@ -106,8 +107,9 @@ class DeviceStep:
         self._ranges = backend.ranges
         self._storage = parameters.layout.dtype.name
         plan = _inputs_plan(shape)
-        self._inputs = backend.zeros(plan.bytes, np.uint8)
-        self._views = plan.allocate(lambda _: self._inputs)
+        inputs, staging = (backend.zeros(plan.bytes, np.uint8) for _ in range(2))
+        self._views = plan.allocate(lambda _: inputs)
+        self._inlet = Inlet(device.stream, staging, inputs)
         self._decision = _decision(backend, self._views["rate"])
         # fewer than the limit, which only a skip of this run may reach
         counts = [optimizer.updates, min(skipped_in_a_row, shape.maximum_skipped - 1)]
@@ -143,7 +145,7 @@ class DeviceStep:
         slot = self._slots[self._issued % AHEAD]
         self._fill(slot.views, step, tokens, targets, rate)
         counted = int(np.count_nonzero(targets != IGNORE_INDEX))
-        self._stream.upload(slot.inputs, self._inputs)
+        self._inlet.send(slot.inputs)
         self._enqueue(counted)
         self._stream.download(self._decision.results, slot.results)
         self._under_way.append(_UnderWay(slot, self._stream.mark(), counted, rate, tokens.size))
@@ -152,7 +154,7 @@ class DeviceStep:
     def take(self) -> StepResult:
         """The results of the oldest step under way, waiting for it."""
         done = self._under_way.popleft()
-        done.wait()
+        done.end.wait()
         loss, squared, *moved, skipped = map(float, done.slot.results)
         return StepResult(
             loss=loss / max(1, done.counted),
@@ -168,7 +170,7 @@ class DeviceStep:
         behind which the device applies none.
         """
         while self._under_way:
-            self._under_way.popleft().wait()
+            self._under_way.popleft().end.wait()
 
     def _fill(self, views: dict[str, Any], step: int, tokens: Any, targets: Any, rate: float) -> None:
         views["tokens"][...] = tokens

@@ -19,6 +19,10 @@ class CudaStream:
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
 
+    def another(self) -> CudaStream:
+        """A new stream of the same GPU."""
+        return CudaStream(self._cupy)
+
     @functools.cached_property
     def _stream(self) -> Any:
         return self._cupy.cuda.Stream(non_blocking=True)
@@ -70,12 +74,30 @@ class CudaStream:
         """Enqueue the copy of an array to a pinned one."""
         array.get(stream=self._stream, out=host, blocking=False)
 
-    def mark(self) -> Callable[[], None]:
-        """A function that waits until all that was enqueued so far is done."""
+    def copy(self, source: Any, target: Any) -> None:
+        """Enqueue the copy of an array of the GPU to another of its size and dtype; both contiguous."""
+        target.data.copy_from_device_async(source.data, source.nbytes, stream=self._stream)
+
+    def mark(self) -> _CudaMark:
+        """This place in the stream."""
         event = self._cupy.cuda.Event(disable_timing=True)
         event.record(self._stream)
-        wait: Callable[[], None] = event.synchronize
-        return wait
+        return _CudaMark(event)
+
+    def follow(self, mark: Any) -> None:
+        """Enqueue the wait for a place in another stream of this kind."""
+        self._stream.wait_event(mark.event)
+
+
+class _CudaMark:
+    """An event that was recorded."""
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
+
+    def wait(self) -> None:
+        """Return when all before it is done."""
+        self.event.synchronize()
 
 
 class _CudaGraph:

@@ -1,7 +1,14 @@
-"""The simulated device's stream: work is done as it is enqueued, and a capture is a tape (graphs.py)."""
+"""The simulated device's streams, each at one extreme of what a card may do, and a capture as a tape (graphs.py).
+
+A card does what is in two streams in any order that their waits for each other allow. A stream here does its work
+either at once, as it is enqueued, or as late as it may: when someone waits for it. Of two streams, one of either kind,
+a wait that is missing therefore gives other numbers: what reads a late stream's result finds it not there yet, and what
+writes to memory that a late stream still has to read is too early.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +16,20 @@ import numpy as np
 
 from cllm_gpu.simulator import graphs
 
+Task = Callable[[], None]
+
 
 class SimulatedStream:
-    """As `cllm_gpu.device.Stream`."""
+    """As `cllm_gpu.device.Stream`. late: work is done when someone waits for it, otherwise as it is enqueued."""
+
+    def __init__(self, *, late: bool = False) -> None:
+        self._late = late
+        self._waiting: deque[Task] = deque()
+        self._done = 0  # tasks, of all that were ever enqueued
+
+    def another(self) -> SimulatedStream:
+        """A stream of the other kind."""
+        return SimulatedStream(late=not self._late)
 
     def empty(self, size: int, dtype: Any) -> Any:
         """An uninitialised flat array of the device."""
@@ -25,22 +43,65 @@ class SimulatedStream:
         """A host array."""
         return np.zeros(shape, dtype)
 
-    def run(self, work: Callable[[], None]) -> None:
-        """Do it."""
+    def run(self, work: Task) -> None:
+        """Do it, after all that waits: its host side (allocations, compiling) is done at once on a card too."""
+        self._advance(self._done + len(self._waiting))
         work()
 
-    def capture(self, work: Callable[[], None]) -> graphs.Graph:
+    def capture(self, work: Task) -> _SimulatedGraph:
         """Record it. CaptureError where it breaks the rules of a captured step."""
-        return graphs.capture(work)
+        return _SimulatedGraph(graphs.capture(work), self)
 
     def upload(self, host: np.ndarray[Any, Any], array: Any) -> None:
-        """Copy now."""
-        array[...] = host
+        """Enqueue the copy."""
+        self.enqueue(lambda: array.__setitem__(..., host))
+
+    def copy(self, source: Any, target: Any) -> None:
+        """Enqueue the copy."""
+        self.enqueue(lambda: target.__setitem__(..., source))
 
     def download(self, array: Any, host: np.ndarray[Any, Any]) -> None:
-        """Copy now."""
-        host[...] = array
+        """Enqueue the copy."""
+        self.enqueue(lambda: host.__setitem__(..., array))
 
-    def mark(self) -> Callable[[], None]:
-        """Nothing is ever outstanding."""
-        return lambda: None
+    def mark(self) -> _SimulatedMark:
+        """This place in the stream."""
+        return _SimulatedMark(self, self._done + len(self._waiting))
+
+    def follow(self, mark: Any) -> None:
+        """Enqueue the wait for a place in another stream of this kind."""
+        self.enqueue(mark.wait)
+
+    def enqueue(self, task: Task) -> None:
+        """Do the task, at once or when someone waits for it."""
+        self._waiting.append(task)
+        if not self._late:
+            self._advance(self._done + 1)
+
+    def _advance(self, count: int) -> None:
+        """Do what is left of the first `count` tasks."""
+        while self._done < count:
+            self._done += 1
+            self._waiting.popleft()()
+
+
+class _SimulatedMark:
+    """A number of tasks of a stream."""
+
+    def __init__(self, stream: SimulatedStream, count: int) -> None:
+        self._stream, self._count = stream, count
+
+    def wait(self) -> None:
+        """Have them done."""
+        self._stream._advance(self._count)
+
+
+class _SimulatedGraph:
+    """A captured tape and the stream it is launched into."""
+
+    def __init__(self, graph: graphs.Graph, stream: SimulatedStream) -> None:
+        self._graph, self._stream = graph, stream
+
+    def launch(self) -> None:
+        """Enqueue it."""
+        self._stream.enqueue(self._graph.launch)

@@ -20,8 +20,12 @@ class _CudaError(Exception):
 class _Stream:
     """As cupy.cuda.Stream: keeps what it is asked, and fails where it is told to."""
 
-    def __init__(self, calls: list[str], fails: set[str]) -> None:
-        self._calls, self._fails = calls, fails
+    def __init__(self, calls: list[str], fails: set[str], number: int) -> None:
+        self._calls, self._fails, self.number = calls, fails, number
+
+    def wait_event(self, event: _Event) -> None:
+        assert event.recorded is not None
+        self._call(f"{self.number} waits for {event.recorded.number}")
 
     def _call(self, name: str) -> None:
         self._calls.append(name)
@@ -42,6 +46,22 @@ class _Stream:
         return SimpleNamespace(launch=lambda stream: self._call(f"launch in {'ours' if stream is self else 'another'}"))
 
 
+class _Event:
+    """As cupy.cuda.Event."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self._calls = calls
+        self.recorded: _Stream | None = None
+
+    def record(self, stream: _Stream) -> None:
+        self.recorded = stream
+        self._calls.append(f"record in {stream.number}")
+
+    def synchronize(self) -> None:
+        assert self.recorded is not None
+        self._calls.append(f"the host waits for {self.recorded.number}")
+
+
 @pytest.fixture
 def calls() -> list[str]:
     return []
@@ -58,13 +78,19 @@ def _made(calls: list[str], *fails: str) -> CudaStream:
         finally:
             allocators.pop()
 
+    made: list[_Stream] = []
+
     def stream(*, non_blocking: bool) -> _Stream:
         assert non_blocking
-        return _Stream(calls, set(fails))
+        made.append(_Stream(calls, set(fails), len(made) + 1))
+        return made[-1]
 
-    event = SimpleNamespace(record=lambda s: calls.append("record"), synchronize=lambda: calls.append("wait"))
+    def event(*, disable_timing: bool) -> _Event:
+        assert disable_timing
+        return _Event(calls)
+
     cuda = SimpleNamespace(
-        Stream=stream, Event=lambda *, disable_timing: event, using_allocator=using_allocator,
+        Stream=stream, Event=event, using_allocator=using_allocator,
         runtime=SimpleNamespace(CUDARuntimeError=_CudaError),
     )  # fmt: skip
     empty = lambda size, dtype: allocators[-1](size * 4) if allocators else f"{size} {dtype}"  # noqa: E731
@@ -82,8 +108,32 @@ def test_a_capture_and_its_launches(calls: list[str]) -> None:
 def test_work_that_is_not_captured(calls: list[str]) -> None:
     stream = _made(calls)
     stream.run(lambda: calls.append("work"))
-    stream.mark()()
-    assert calls == ["enter", "work", "leave", "record", "wait"]
+    stream.mark().wait()
+    assert calls == ["enter", "work", "leave", "record in 1", "the host waits for 1"]
+
+
+def test_copies_go_into_their_stream_and_one_stream_waits_for_another(calls: list[str]) -> None:
+    """By the calls that CuPy 14 has for it: ndarray.set, MemoryPointer.copy_from_device_async, ndarray.get."""
+    stream = _made(calls)
+    copies = stream.another()
+    array = SimpleNamespace(
+        set=lambda host, stream: calls.append(f"set {host} in {stream.number}"),
+        get=lambda stream, out, blocking: calls.append(f"get {out} in {stream.number}, blocking {blocking}"),
+        data="its memory", nbytes=12,
+    )  # fmt: skip
+
+    def copied(source: Any, size: int, stream: _Stream) -> None:
+        calls.append(f"copy {size} bytes of {source} in {stream.number}")
+
+    target = SimpleNamespace(data=SimpleNamespace(copy_from_device_async=copied))
+    copies.upload("pinned", array)  # type: ignore[arg-type]
+    stream.follow(copies.mark())
+    stream.copy(array, target)
+    stream.download(array, "pinned")  # type: ignore[arg-type]
+    assert calls == [
+        "set pinned in 1", "record in 1", "2 waits for 1", "copy 12 bytes of its memory in 2",
+        "get pinned in 2, blocking False",
+    ]  # fmt: skip
 
 
 def test_what_allocates_is_not_captured(calls: list[str]) -> None:

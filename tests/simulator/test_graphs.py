@@ -12,7 +12,6 @@ from cllm_gpu.compiler import find_compiler
 from cllm_gpu.simulator import RawModule
 from cllm_gpu.simulator.errors import CaptureError
 from cllm_gpu.simulator.graphs import DeviceArray, array, capture, empty, library_call
-from cllm_gpu.simulator.stream import SimulatedStream
 
 SCALE = 'extern "C" __global__ void scale(const float* f, float* x, float more) { x[threadIdx.x] *= *f + more; }'
 
@@ -127,15 +126,3 @@ def test_outside_of_a_capture_results_are_plain_arrays() -> None:
     x += 1.0
     assert type(x) is DeviceArray
     assert x.tolist() == [2, 2, 2]
-
-
-def test_the_stream_copies_at_once() -> None:
-    stream = SimulatedStream()
-    host = stream.pinned((2,), np.float32)
-    device = stream.array(np.zeros(2, np.float32))
-    host[...] = 5.0
-    stream.upload(host, device)
-    device *= 2
-    stream.download(device, host)
-    stream.mark()()
-    assert host.tolist() == [10, 10]

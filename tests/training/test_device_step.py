@@ -19,7 +19,9 @@ from cllm_gpu.compiler import find_compiler
 from cllm_gpu.config import Config
 from cllm_gpu.data import IGNORE_INDEX
 from cllm_gpu.errors import UserError
+from cllm_gpu.inlet import Inlet
 from cllm_gpu.metrics import read_metrics
+from cllm_gpu.simulator.stream import SimulatedStream
 from cllm_gpu.training import Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -119,6 +121,44 @@ def test_a_replayed_step_is_the_step(make_trainer: MakeTrainer, config: Config, 
             # a sum in float64 whose order the host chooses
             assert same or abs(value - theirs[name]) <= 1e-13 * abs(value), name
     assert len({step["update_norm"] for step in replayed[1].steps if step["kind"] == "step"}) == STEPS
+
+
+def _late(backend: Backend) -> Backend:
+    """The backend with steps as late as they may be, and copies to the device as early."""
+    assert backend.device is not None
+    return dataclasses.replace(backend, device=dataclasses.replace(backend.device, stream=SimulatedStream(late=True)))
+
+
+def _forgetting(which: str) -> Callable[..., None]:
+    """An inlet's `send` that forgets one of its two waits."""
+
+    def send(inlet: Any, host: Any) -> None:
+        if which != "taken" and inlet._taken is not None:
+            inlet._copies.follow(inlet._taken)
+        inlet._copies.upload(host, inlet._staging)
+        if which != "sent":
+            inlet._stream.follow(inlet._copies.mark())
+        inlet._stream.copy(inlet._staging, inlet._inputs)
+        inlet._taken = inlet._stream.mark()
+
+    return send
+
+
+@pytest.mark.parametrize("forgets", ["sent", "taken", "nothing"])
+def test_a_wait_between_the_steps_and_their_copies_is_missed(
+    make_trainer: MakeTrainer, config: Config, monkeypatch: pytest.MonkeyPatch, forgets: str
+) -> None:
+    """With both waits the bits do not depend on when the card does what; without one of them they do."""
+    config = dataclasses.replace(_short(config, evaluate_every=0), precision="bf16")
+    backend = _simulator()
+    want, records = _run(make_trainer, config, backend)
+    monkeypatch.setattr(Inlet, "send", _forgetting(forgets))
+    same = []
+    for changed in (backend, _late(backend)):
+        trainer, found = _run(make_trainer, config, changed)
+        assert _captured(trainer)
+        same.append(_same(trainer, want) and found.steps == records.steps)
+    assert same == [forgets != "sent", forgets != "taken"]
 
 
 def _at(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, actions: dict[int, Callable[[Trainer], None]]) -> None:

@@ -1,0 +1,128 @@
+"""The simulated streams: one does its work at once, one as late as it may, and a missing wait between them shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cllm_gpu.inlet import Inlet
+from cllm_gpu.simulator.stream import SimulatedStream
+
+
+def _arrays(stream: SimulatedStream, *values: float) -> list[Any]:
+    return [stream.array(np.full(2, value)) for value in values]
+
+
+def test_work_is_done_at_once() -> None:
+    stream = SimulatedStream()
+    host, (x, y) = stream.pinned((2,), np.float64), _arrays(stream, 1.0, 2.0)
+    host[...] = 5.0
+    stream.upload(host, x)
+    stream.copy(x, y)
+    x *= 2
+    stream.download(x, host)
+    assert (x.tolist(), y.tolist(), host.tolist()) == ([10, 10], [5, 5], [10, 10])
+    stream.mark().wait()
+
+
+def test_work_is_done_as_late_as_it_may() -> None:
+    """Up to the place that is waited for, in order, and once."""
+    stream = SimulatedStream().another()
+    host, (x, y) = stream.pinned((2,), np.float64), _arrays(stream, 1.0, 2.0)
+    stream.copy(x, y)
+    first = stream.mark()
+    stream.download(y, host)
+    last = stream.mark()
+    x[...] = 7.0
+    assert y.tolist() == [2, 2]
+    first.wait()
+    assert (y.tolist(), host.tolist()) == ([7, 7], [0, 0])
+    last.wait()
+    assert host.tolist() == [7, 7]
+    x[...] = y[...] = 9.0
+    first.wait()
+    last.wait()
+    assert host.tolist() == [7, 7]
+
+
+def test_a_late_stream_is_done_before_work_that_python_makes() -> None:
+    """Such work allocates and compiles as it is enqueued, so it cannot be put off."""
+    stream = SimulatedStream(late=True)
+    x, y = _arrays(stream, 1.0, 2.0)
+    stream.copy(x, y)
+    stream.run(lambda: y.__iadd__(1.0))
+    assert y.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_stream_follows_another(late: bool) -> None:
+    stream = SimulatedStream(late=late)
+    other = stream.another()
+    x, y, z = _arrays(stream, 1.0, 2.0, 3.0)
+    other.copy(x, y)
+    stream.follow(other.mark())
+    stream.copy(y, z)
+    x[...] = 4.0
+    stream.mark().wait()
+    assert (y.tolist(), z.tolist()) == ([1, 1], [1, 1])
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_graph_is_launched_in_order(late: bool) -> None:
+    stream = SimulatedStream(late=late)
+    x, y = (stream.empty(2, np.float64) for _ in range(2))
+    x[...], y[...] = 1.0, 2.0
+    graph = stream.capture(lambda: np.add(x, x, out=x))
+    stream.copy(x, y)
+    graph.launch()
+    stream.copy(x, y)
+    assert (x.tolist(), y.tolist()) == ([1.0, 1.0], [2.0, 2.0]) if late else ([2.0, 2.0], [2.0, 2.0])
+    stream.mark().wait()
+    assert (x.tolist(), y.tolist()) == ([2.0, 2.0], [2.0, 2.0])
+
+
+# ---- what an inlet relies on
+
+
+class Unordered(Inlet):
+    """An inlet of which one of its two waits is forgotten."""
+
+    def __init__(self, *arguments: Any, forgets: str) -> None:
+        super().__init__(*arguments)
+        forgetful = self._copies if forgets == "taken" else self._stream
+        forgetful.follow = lambda mark: None  # type: ignore[method-assign]
+
+
+def _steps(*, late: bool, forgets: str | None = None) -> list[float]:
+    """Three numbers sent, each while the step before has not been waited for, as each step saw its own."""
+    stream = SimulatedStream(late=late)
+    staging, inputs = _arrays(stream, -1.0, -2.0)
+    arrays = stream, staging, inputs
+    inlet = Inlet(*arrays) if forgets is None else Unordered(*arrays, forgets=forgets)
+    hosts, results = ([stream.pinned((2,), np.float64) for _ in range(2)] for _ in range(2))
+    marks, seen = [], []
+    for step in range(4):
+        if step < 3:
+            hosts[step % 2][...] = step
+            inlet.send(hosts[step % 2])
+            stream.download(inputs, results[step % 2])
+            marks.append(stream.mark())
+        if step > 0:
+            marks[step - 1].wait()
+            seen.append(float(results[(step - 1) % 2][0]))
+    return seen
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_every_step_sees_what_was_sent_for_it(late: bool) -> None:
+    assert _steps(late=late) == [0, 1, 2]
+
+
+def test_a_step_that_does_not_wait_for_what_is_sent_is_caught() -> None:
+    assert _steps(late=False, forgets="sent") != [0, 1, 2]
+
+
+def test_sending_that_does_not_wait_for_what_is_taken_is_caught() -> None:
+    assert _steps(late=True, forgets="taken") != [0, 1, 2]

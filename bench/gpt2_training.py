@@ -189,7 +189,7 @@ def result_path(options: argparse.Namespace, about: dict[str, Any]) -> Path:
 
 
 def training_table(rows: list[dict[str, Any]]) -> str:
-    """Every side at every batch: tokens/s, MFU, memory, first and last checked loss."""
+    """Every side at every batch: tokens/s, MFU, memory, power, first and last checked loss."""
 
     def cell(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -202,12 +202,14 @@ def training_table(rows: list[dict[str, Any]]) -> str:
             cell(row["tokens_per_second"], ",.0f"),
             cell(row["mfu"], ".1%"),
             cell(row["held_bytes"] and row["held_bytes"] / 1e9, ".2f"),
+            cell(row["watts"], ".0f"),
+            cell(row["joules_per_token"], ".3g"),
             " → ".join(f"{loss:.4f}" for loss in (row["losses"][:1] + row["losses"][-1:])),
             row["note"],
         ]
         for row in rows
     ]
-    return report.table(["model", "B", "side", "tokens/s", "MFU", "GB", "loss", "note"], lines)
+    return report.table(["model", "B", "side", "tokens/s", "MFU", "GB", "W", "J/token", "loss", "note"], lines)
 
 
 def chosen_sides(options: argparse.Namespace) -> tuple[tuple[Side, ...], str]:

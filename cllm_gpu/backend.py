@@ -23,6 +23,7 @@ from cllm_gpu.device import Device
 from cllm_gpu.errors import UserError
 from cllm_gpu.memory import anonymous_bytes
 from cllm_gpu.operations import REFERENCE, Operations, bind, bind_over
+from cllm_gpu.power import EnergyMeter, find_meter
 from cllm_gpu.precision import PRECISIONS, Precision, storage_dtype
 from cllm_gpu.profiling import Ranges
 from cllm_gpu.reference.bfloat16 import in_bfloat16
@@ -70,6 +71,8 @@ class Backend:
     """A stream and operations for steps that run without the host; None on a CPU."""
     peak: Callable[[], Peak] | None = None
     """What the device can do at most in `precision`, perhaps measured; None on a CPU."""
+    energy_meter: Callable[[], EnergyMeter | None] | None = None
+    """The counter of the energy that the device takes, where it has one; None on a CPU."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -182,6 +185,7 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         memory_held=cupy.get_default_memory_pool().total_bytes,
         device=fused_device(launcher, CudaStream(cupy), "captured as a CUDA graph"),
         peak=lambda: _cupy_peak(cupy, ops, precision),
+        energy_meter=lambda: find_meter(cupy.cuda.Device().id),
     )
 
 

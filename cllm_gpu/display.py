@@ -7,6 +7,7 @@ goes through the console that `terminal` makes.
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -35,8 +36,8 @@ from cllm_gpu.reporters import Outcome
 
 WIDE, NARROW = 120, 80
 """Columns from which on the live line is written out in full, and below which only what matters most is shown."""
-WIDEST = 130
-"""Columns from which on it has room for the MFU too."""
+WITH_MFU, WITH_POWER = 130, 140
+"""Columns from which on it has room for these too."""
 PLAIN_LINES = 40
 """Lines of progress a whole run prints where there is no terminal."""
 PLAIN_SECONDS = 10.0
@@ -105,6 +106,7 @@ class Display:
         self._before: int | None = None
         self._most = 0
         self._speeds: list[tuple[float, float]] = []  # of the steps of a run with an MFU: tokens/s, MFU
+        self._power: list[tuple[float, float]] = []  # of one whose card counts energy: W, J/token
         self._started = 0.0
         self._first = 0
 
@@ -158,17 +160,13 @@ class Display:
     def step(self, record: dict[str, Any]) -> None:
         """Show a step's figures."""
         self._note_memory()
-        utilisation = ""
-        if "mfu" in record:
-            self._speeds.append((record["tokens_per_second"], record["mfu"]))
-            if self._progress is None or self.console.width >= WIDEST:
-                utilisation = f"  MFU {record['mfu']:.0%}"
+        card = self._card_figures(record)
         step, loss, smoothed, rate, norm, speed = (
             record[name] for name in ("step", "loss", "smoothed_loss", "rate", "gradient_norm", "tokens_per_second")
         )
         text = (
             f"step {step}/{self._steps}  loss {loss:.4f}  smoothed {smoothed:.4f}  rate {rate:.2e}  "
-            f"gradient {norm:.2f}  {speed:,.0f} tokens/s{utilisation}"
+            f"gradient {norm:.2f}  {speed:,.0f} tokens/s{card}"
         )
         if self._progress is not None:
             if self.console.width < NARROW:  # a line of 40 columns, the time left included
@@ -180,6 +178,17 @@ class Display:
             self._progress.update(self._task, completed=record["step"], description=text)
         elif record["step"] % max(1, self._steps // PLAIN_LINES) == 0 or record["step"] in (1, self._steps):
             self.message(f"{text}  {self._remaining(record['step'])} left")
+
+    def _card_figures(self, record: dict[str, Any]) -> str:
+        """MFU and power as far as the record has them and the line has room for them; kept for the end."""
+        text, width = "", self.console.width
+        if "mfu" in record:
+            self._speeds.append((record["tokens_per_second"], record["mfu"]))
+            text += f"  MFU {record['mfu']:.0%}" if self._progress is None or width >= WITH_MFU else ""
+        if "watts" in record:
+            self._power.append((record["watts"], record["joules_per_token"]))
+            text += f"  {record['watts']:.0f} W" if self._progress is None or width >= WITH_POWER else ""
+        return text
 
     def _note_memory(self) -> None:
         self._most = max(self._most, self._memory_held() or 0)
@@ -214,6 +223,9 @@ class Display:
         if self._speeds:
             speed, utilisation = sorted(self._speeds)[len(self._speeds) // 2]
             self.message(f"speed: {speed:,.0f} tokens/s, MFU {utilisation:.1%} (median of the steps)")
+        if self._power:
+            watts, joules = (statistics.median(figures) for figures in zip(*self._power, strict=True))
+            self.message(f"power: {watts:.0f} W, {joules:.3g} J/token (median of the steps)")
         if outcome.skipped:
             self.message(f"{outcome.skipped} steps were skipped")
         if self._before is not None and self._most > self._before:

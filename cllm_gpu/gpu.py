@@ -29,12 +29,23 @@ class Driver:
         return f"cuda{min(self.cuda[0], NEWEST_CUDA)}"
 
 
+def load_library(name: str) -> ctypes.CDLL | None:
+    """A shared library of this machine, or None."""
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None
+
+
+def driver_library() -> ctypes.CDLL | None:
+    """The library of the NVIDIA driver (CUDA driver API), or None."""
+    return load_library("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
 def find_driver() -> Driver | None:
     """The driver of this machine, or None. Loads the driver's library and asks it; starts no context."""
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        library = ctypes.CDLL(name)
-    except OSError:
+    library = driver_library()
+    if library is None:
         return None
     version, devices = ctypes.c_int(0), ctypes.c_int(0)
     if library.cuDriverGetVersion(ctypes.byref(version)) != 0:

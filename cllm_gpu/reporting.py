@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # a table of one thing does not load what makes another
     from cllm_gpu.verification import GroupCheck
 
 NONE = "–"
+CARD_FIGURES = {"mfu": ("MFU", ".1%"), "watts": ("W", ".0f"), "joules_per_token": ("J/token", ".3g")}
+"""What only a card's runs have of a step: name → title and form in a table."""
 
 
 def write_sheet(sheet: Sheet, data: Any, folder: Path, name: str) -> tuple[Path, Path]:
@@ -180,13 +182,18 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
 
 
 def runs_sheet(runs: Sequence[RunRecord]) -> Sheet:
-    """A row for every run: how far it came, its losses, its speed."""
+    """A row for every run: how far it came, its losses, its speed; MFU and power where one of them has them."""
+    summaries = [run_summary(run) for run in runs]
+    added = {name: form for name, form in CARD_FIGURES.items() if any(s[name] is not None for s in summaries)}
     return Sheet(
         title="Runs",
         header=("run", "steps", "tokens", "training loss", "best validation loss", "at step", "bits per byte",
-                "tokens/s", "skipped"),
-        rows=tuple(_run_row(run) for run in runs),
-        notes=("Training loss is smoothed; tokens/s is the median over the steps.",),
+                "tokens/s", "skipped", *(title for title, _ in added.values())),
+        rows=tuple(
+            (*_run_row(s), *(_number(s[name], form) for name, (_, form) in added.items())) for s in summaries
+        ),
+        notes=(f"Training loss is smoothed; tokens/s{''.join(', ' + title for title, _ in added.values())}: the median "
+               "over the steps.",),
     )  # fmt: skip
 
 
@@ -221,7 +228,6 @@ def run_summary(run: RunRecord) -> dict[str, Any]:
     """The figures of a run's row, as plain data."""
     last = run.steps[-1]
     best = min((e for e in run.evaluations if math.isfinite(e["loss"])), key=lambda e: e["loss"], default=None)
-    speeds = sorted(r["tokens_per_second"] for r in run.steps)
     return {
         "name": run.name,
         "steps": last["step"],
@@ -230,13 +236,19 @@ def run_summary(run: RunRecord) -> dict[str, Any]:
         "best_loss": best["loss"] if best else None,
         "best_step": best["step"] if best else None,
         "bits_per_byte": best["bits_per_byte"] if best else None,
-        "tokens_per_second": speeds[len(speeds) // 2],
+        "tokens_per_second": _median(run, "tokens_per_second"),
         "skipped": sum(1 for r in run.steps if r["skipped"] is not None),
+        **{name: _median(run, name) for name in CARD_FIGURES},
     }
 
 
-def _run_row(run: RunRecord) -> tuple[str, ...]:
-    s = run_summary(run)
+def _median(run: RunRecord, name: str) -> float | None:
+    """The middle one of a figure over the steps that have it; None where none has."""
+    found = sorted(r[name] for r in run.steps if r.get(name) is not None)
+    return found[len(found) // 2] if found else None
+
+
+def _run_row(s: dict[str, Any]) -> tuple[str, ...]:
     return (
         s["name"],
         f"{s['steps']:,}",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from cllm_gpu.interrupts import Interrupts
 from cllm_gpu.metrics import MetricsLog
 from cllm_gpu.model import Transformer
 from cllm_gpu.optimizers import Optimizer
+from cllm_gpu.pace import Pace
 from cllm_gpu.parallel import GradientWorkers
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.precision import is_narrow
@@ -38,7 +38,6 @@ from cllm_gpu.runs import METRICS
 from cllm_gpu.samples import keep_sample, sample_pieces
 from cllm_gpu.schedules import rate_at
 from cllm_gpu.steps_ahead import StepsAhead, how_steps_run, may_run_ahead
-from cllm_gpu.throughput import Throughput, flop_per_token
 from cllm_gpu.tokenizers import require_same
 from cllm_gpu.workspace import batch_dropout
 
@@ -94,12 +93,11 @@ class Trainer:
         self._last_evaluation: Evaluation | None = None
         self._last_checkpoint: Path | None = None
         self._saved_step = -1
-        self._clock = time.perf_counter()
+        self._pace = Pace(backend, self.architecture, loop.batch)
         self._interrupts = Interrupts()
         self.origin: dict[str, Any] | None = None
         """The model that the run began from, as plain data; None: from the seed."""
         self._ahead: StepsAhead | None = None  # of a backend with a device
-        self._throughput: Throughput | None = None  # of a backend that has a peak
         self._due = False  # whether evaluation and checkpoint of the last step are still to be done
 
     def initialise(self) -> None:
@@ -119,10 +117,8 @@ class Trainer:
         with Interrupts() as self._interrupts, np.errstate(all="ignore"):
             if self.backend.device is not None:
                 self.reporter.message(how_steps_run(self.config, self.backend.device))
-            if self.backend.peak is not None:
-                self._throughput = Throughput(flop_per_token(self.architecture), self.backend.peak())
-                self.reporter.message(self._throughput.description)
-            self._clock = time.perf_counter()
+            if (line := self._pace.begin()) is not None:
+                self.reporter.message(line)
             if self._due:
                 self._look_after()
             while self._goes_on():
@@ -228,8 +224,6 @@ class Trainer:
     def _record(self, loss: float, rate: float, norm: float, update: float, reason: str | None) -> None:
         if math.isfinite(loss):
             self._smoothed = (SMOOTHING * self._smoothed[0] + loss, SMOOTHING * self._smoothed[1] + 1.0)
-        now = time.perf_counter()
-        elapsed, self._clock = now - self._clock, now
         record: dict[str, Any] = {
             "kind": "step",
             "step": self.done,
@@ -240,11 +234,8 @@ class Trainer:
             "update_norm": update,
             "skipped": reason,
             "tokens": self.tokens_seen,
-            "seconds": elapsed,
-            "tokens_per_second": self.config.training.batch * self.architecture.context / elapsed,
+            **self._pace.step(),
         }
-        if self._throughput is not None:
-            record["mfu"] = self._throughput.utilisation(record["tokens_per_second"])
         if self.metrics:
             self.metrics.append(record)
         self.reporter.step(record)
@@ -293,7 +284,7 @@ class Trainer:
         self.reporter.evaluation(record)
         better = found.loss < self.best_loss
         self.best_loss = min(self.best_loss, found.loss)
-        self._clock = time.perf_counter()
+        self._pace.restart()
         return better
 
     def _until_interrupted(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -310,7 +301,7 @@ class Trainer:
         text = "".join(sample_pieces(self.config, self.model, tokenizer))
         keep_sample(self.metrics, self.done, self.config.prompt, text)
         self.reporter.message(f"sample at step {self.done}: {visible(self.config.prompt + text)}")
-        self._clock = time.perf_counter()
+        self._pace.restart()
 
     def _losses(self, tokens: Any, targets: Any) -> tuple[Any, Any]:
         return self.workers.losses(self.backend.asarray(tokens), self.backend.asarray(targets))
@@ -325,7 +316,7 @@ class Trainer:
                 self.metrics.sync()  # no checkpoint counts a step whose metrics a power failure could take
             kept = save_checkpoint(self.folder, self.snapshot(), keep_last=self.config.training.keep_last, best=best)
         self._last_checkpoint, self._saved_step = kept, self.done
-        self._clock = time.perf_counter()
+        self._pace.restart()
 
     def snapshot(self) -> Checkpoint:
         """Everything a run needs to go on, on the host."""

@@ -28,13 +28,13 @@ def lines(console: Console) -> list[str]:
     return [line for line in re.split(r"[\r\n]+", plain) if line.strip()]
 
 
-@pytest.mark.parametrize("mfu", [{}, {"mfu": 0.4567}])
-@pytest.mark.parametrize("width", [40, 80, 119, 120, 130, 200])
-def test_the_live_line_of_training_fits(width: int, mfu: dict[str, float]) -> None:
+@pytest.mark.parametrize("card", [{}, {"mfu": 0.4567}, {"mfu": 0.4567, "watts": 1234.5, "joules_per_token": 1e-3}])
+@pytest.mark.parametrize("width", [40, 80, 119, 120, 130, 139, 140, 200])
+def test_the_live_line_of_training_fits(width: int, card: dict[str, float]) -> None:
     console = screen(width)
     display = Display(console, 100_000, lambda: None)
     with display.running(99_000):
-        display.step(RECORD | mfu)
+        display.step(RECORD | card)
     shown = lines(console)
     assert max(map(len, shown)) <= width
     assert "…" not in "".join(shown)
@@ -42,7 +42,8 @@ def test_the_live_line_of_training_fits(width: int, mfu: dict[str, float]) -> No
     assert re.search(r"loss 10\.\d{3}", last)
     assert re.search(r"\d:\d\d$|-:--$", last.rstrip())
     assert ("1,234,567" in last) == (width >= 80)
-    assert ("MFU 46%" in last) == (bool(mfu) and width >= 130)
+    assert ("MFU 46%" in last) == (bool(card) and width >= 130)
+    assert (" 1234 W" in last) == ("watts" in card and width >= 140)
 
 
 @pytest.mark.parametrize("width", [40, 80])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -192,10 +193,23 @@ def test_a_run_is_read_from_its_folder_or_its_file(tmp_path):
         "bits_per_byte": 1.5 / math.log(2),
         "tokens_per_second": 4000.0,
         "skipped": 1,
+        "mfu": None,
+        "watts": None,
+        "joules_per_token": None,
     }
     assert record.series("steps", "loss") == ([1, 2, 4, 5, 6], [5.0, 2.5, 1.25, 1.0, 5.0 / 6])
     assert record.series("evaluations", "loss") == ([2, 4, 6], [4.0, 1.5, 1.75])
     assert runs_sheet([record]).rows == (("007", "6", "600", "1.0000", "1.5000", "4", "2.1640", "4,000", "1"),)
+
+
+def test_a_run_on_a_card_adds_its_figures_to_the_table(tmp_path):
+    plain = read_run(write_run(tmp_path / "007"))
+    steps = [step | {"mfu": 0.1 * number, "watts": 100.0 * number} for number, step in enumerate(plain.steps)]
+    card = dataclasses.replace(plain, name="008", steps=(steps[0], plain.steps[1], *steps[2:]))
+    sheet = runs_sheet([plain, card])
+    assert sheet.header[-3:] == ("skipped", "MFU", "W")
+    assert [row[-2:] for row in sheet.rows] == [("–", "–"), ("30.0%", "300")]
+    assert sheet.notes == ("Training loss is smoothed; tokens/s, MFU, W: the median over the steps.",)
 
 
 def test_a_run_without_evaluation_has_no_best(tmp_path):

@@ -21,6 +21,7 @@ from cllm_gpu.data import Dataset
 from cllm_gpu.data.tokens import TokenSource
 from cllm_gpu.display import Display
 from cllm_gpu.metrics import read_metrics
+from cllm_gpu.pace import FIGURES
 from cllm_gpu.parameters import Layout, parameter_specs
 from cllm_gpu.precision import Precision
 from cllm_gpu.throughput import (
@@ -182,9 +183,8 @@ def test_a_device_with_a_peak_adds_mfu_to_the_metrics_and_nothing_else(tmp_path:
     assert asked == [1]
     assert plain.messages == []
     assert [line for line in card.messages if line.startswith("MFU: ")] == card.messages != []
-    clock = ("seconds", "tokens_per_second", "mfu")
     lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("plain", "card")]
-    without = [[{k: v for k, v in record.items() if k not in clock} for record in one] for one in lines]
+    without = [[{k: v for k, v in record.items() if k not in FIGURES} for record in one] for one in lines]
     assert without[0] == without[1]
     assert [list(r) for r in lines[0]] == [[k for k in r if k != "mfu"] for r in lines[1]], "same names, same order"
     assert all("mfu" not in r for r in lines[0])

@@ -28,6 +28,7 @@ from cllm_gpu.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig
 from cllm_gpu.data import Batches, Dataset
 from cllm_gpu.data.tokens import TokenSource, narrow
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.power import EnergyMeter, find_meter
 from cllm_gpu.reporters import Reporter
 from cllm_gpu.training import Trainer
 
@@ -93,6 +94,8 @@ class Run:
     description: str
     peak: tuple[float, str] | None = None
     """FLOP/s and where they are from, as our side knows them of the card."""
+    joules: float | None = None
+    """That the card took over all timed windows; None where it does not count."""
     note: str = ""
     """Why these figures are not what they are meant to be."""
 
@@ -104,16 +107,38 @@ def random_tokens(size: Size, count: int, seed: int = SEED) -> TokenSource:
     return TokenSource("random tokens", [narrow(ids, size.vocabulary)], vocabulary=size.vocabulary)
 
 
-class _Clock:
-    """A `reporters.Reporter` that notes when each step was done."""
+class Energy:
+    """What the card takes between the first and the last reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: EnergyMeter | None) -> None:
+        self._meter = meter
+        self._read: list[float | None] = []
+
+    def read(self) -> None:
+        """Once at the beginning of what is timed and once at its end: the counter is slower than a step."""
+        self._read.append(None if self._meter is None else self._meter.joules())
+
+    @property
+    def joules(self) -> float | None:
+        """None where there is no counter or a reading failed."""
+        known = [joules for joules in self._read if joules is not None]
+        return known[-1] - known[0] if len(known) == len(self._read) > 1 else None
+
+
+class _Clock:
+    """A `reporters.Reporter` that notes when each step was done, and reads the energy where the timed ones begin and
+    end."""
+
+    def __init__(self, energy: Energy, last: int) -> None:
         self.times: list[float] = []
         self.losses: list[float] = []
+        self._energy, self._ends = energy, (CHECKED, last)
 
     def step(self, record: dict[str, Any]) -> None:
         self.times.append(time.perf_counter())
         self.losses.append(record["loss"])
+        if len(self.times) in self._ends:
+            self._energy.read()
 
     def evaluation(self, record: dict[str, Any]) -> None: ...
 
@@ -162,8 +187,10 @@ def our_trainer(
 def train_ours(size: Size, batch: int, *, rehearse: bool) -> Run:
     """Steps run ahead, captured and replayed."""
     before = None if rehearse else _free_for_cupy()
-    backend, clock = our_backend(rehearse=rehearse), _Clock()
-    trainer = our_trainer(size, batch, backend, clock, steps=CHECKED + WINDOWS * size.window_steps(batch))
+    backend, steps = our_backend(rehearse=rehearse), CHECKED + WINDOWS * size.window_steps(batch)
+    energy = Energy(None if rehearse else find_meter())
+    clock = _Clock(energy, steps)
+    trainer = our_trainer(size, batch, backend, clock, steps=steps)
     try:
         trainer.initialise()
         trainer.train()
@@ -177,6 +204,7 @@ def train_ours(size: Size, batch: int, *, rehearse: bool) -> Run:
         held,
         f"{backend.description}, {backend.products}",
         None if peak is None else (peak.flop_per_second, peak.source),
+        joules=energy.joules,
     )
 
 
@@ -204,12 +232,13 @@ def train_torch(size: Size, batch: int, *, rehearse: bool) -> Run:
     uncompiled = None if rehearse else compiler_trouble(torch)
     compiled = torch.compile(model, dynamic=False, disable=rehearse or uncompiled is not None)
     batches = Batches(random_tokens(size, size.data_tokens), batch=batch, context=size.context, seed=SEED)
-    loop = TorchLoop(torch, compiled, model, optimizer, batches, device)
+    energy = Energy(None if rehearse else find_meter())
+    loop = TorchLoop(torch, compiled, model, optimizer, batches, device, energy)
     with _one_thread(torch) if rehearse else contextlib.nullcontext():
         losses, times = loop.run(CHECKED, size.window_steps(batch))
     held = None if before is None else before - torch.cuda.mem_get_info()[0]
     seconds = [after - earlier for earlier, after in itertools.pairwise(times)]
-    return Run(losses, seconds, held, f"PyTorch {torch.__version__}", note=uncompiled or "")
+    return Run(losses, seconds, held, f"PyTorch {torch.__version__}", joules=energy.joules, note=uncompiled or "")
 
 
 def compiler_trouble(torch: Any) -> str | None:
@@ -236,9 +265,11 @@ def _one_thread(torch: Any) -> Iterator[None]:
 class TorchLoop:
     """Steps as nanoGPT takes them: the next batch is copied while this one is computed, the host waits for nothing."""
 
-    def __init__(self, torch: Any, compiled: Any, model: Any, optimizer: Any, batches: Batches, device: str) -> None:
+    def __init__(
+        self, torch: Any, compiled: Any, model: Any, optimizer: Any, batches: Batches, device: str, energy: Energy
+    ) -> None:
         self._torch, self._compiled, self._model = torch, compiled, model
-        self._optimizer, self._batches, self._device = optimizer, batches, device
+        self._optimizer, self._batches, self._device, self._energy = optimizer, batches, device, energy
 
     def run(self, checked: int, steps: int) -> tuple[list[float], list[float]]:
         """(losses of the first `checked` steps, times at their end and at the end of each window of `steps`)."""
@@ -252,6 +283,8 @@ class TorchLoop:
             if step + 1 >= checked and (step + 1 - checked) % steps == 0:
                 self._wait()
                 times.append(time.perf_counter())
+                if len(times) in (1, 1 + WINDOWS):
+                    self._energy.read()
         return [float(loss.item()) for loss in losses], times
 
     def _step(self, tokens: Any, targets: Any, following: int) -> tuple[Any, tuple[Any, Any]]:
@@ -295,6 +328,8 @@ def measure_side(side: Side, name: str, batch: int, *, rehearse: bool) -> dict[s
         return row | {"note": OUT_OF_MEMORY}
     tokens = batch * size.context * size.window_steps(batch)
     speeds = [] if rehearse else [tokens / seconds for seconds in run.seconds]
+    if run.joules is not None:
+        row |= {"watts": run.joules / sum(run.seconds), "joules_per_token": run.joules / (tokens * len(run.seconds))}
     return row | {
         "tokens_per_second": statistics.median(speeds) if speeds else None,
         "windows": speeds,
@@ -313,7 +348,7 @@ def says_no_memory(error: Exception) -> bool:
 
 def empty_row(side: Side, name: str, batch: int, note: str = "") -> dict[str, Any]:
     """A row in which nothing was measured."""
-    nothing = dict.fromkeys(("tokens_per_second", "held_bytes", "description", "peak"))
+    nothing = dict.fromkeys(("tokens_per_second", "watts", "joules_per_token", "held_bytes", "description", "peak"))
     return {"side": side, "size": name, "batch": batch, **nothing, "windows": [], "losses": [], "note": note}
 
 

@@ -113,7 +113,7 @@ def _run(
         save_plan(folder, plan)
         with contextlib.ExitStack() as shown:
             if config.training.tensorboard:
-                trainer.reporter = shown.enter_context(events(folder, trainer.done, display))
+                trainer.reporter = shown.enter_context(events(folder, trainer.done, display, backend.memory_held))
             shown.enter_context(display.running(trainer.done))
             outcome = trainer.train()
         display.outcome(outcome, folder)

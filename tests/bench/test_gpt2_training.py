@@ -17,7 +17,7 @@ from bench.gpu import machine, training_sides
 from bench.gpu.parts import Finished, module, run_program
 from bench.gpu.step_profile import empty_profile
 from bench.gpu.training_bars import ALIKE, best, training_bars, trouble
-from bench.gpu.training_sides import CHECKED, REHEARSED, SIZES, WINDOWS, Size, empty_row, random_tokens, windows
+from bench.gpu.training_sides import CHECKED, REHEARSED, SIZES, WINDOWS, Energy, Size, empty_row, random_tokens, windows
 from cllm_gpu import gpu
 from cllm_gpu.compiler import find_compiler
 from cllm_gpu.parameters import Layout, parameter_specs
@@ -242,6 +242,37 @@ def test_sides_that_do_not_train_alike_are_wrong(ours: list[float], said: list[s
     for text, line in zip(said, found, strict=True):
         assert text in line
         assert line.startswith("ours, 10M, B=4: ")
+
+
+def test_energy_is_between_the_first_and_the_last_reading() -> None:
+    found = iter((100.0, 700.0, None))
+    meter: Any = SimpleNamespace(joules=lambda: next(found))
+    energy = Energy(meter)
+    energy.read()
+    assert energy.joules is None
+    energy.read()
+    assert energy.joules == 600.0
+    energy.read()
+    assert energy.joules is None, "a reading that failed"
+    nothing = Energy(None)
+    nothing.read()
+    nothing.read()
+    assert nothing.joules is None
+
+
+def test_power_is_of_the_timed_windows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = training_sides.Run([5.0], [2.0] * WINDOWS, None, "x", joules=3000.0)
+    monkeypatch.setitem(training_sides.TRAIN, "ours", lambda size, batch, rehearse: run)
+    found = training_sides.measure_side("ours", "10M", 4, rehearse=False)
+    tokens = WINDOWS * 4 * 256 * SIZES["10M"].window_steps(4)
+    assert (found["watts"], found["joules_per_token"]) == (3000.0 / (2.0 * WINDOWS), 3000.0 / tokens)
+    read: list[int] = []
+    energy: Any = SimpleNamespace(read=lambda: read.append(len(clock.times)))
+    clock = training_sides._Clock(energy, CHECKED + WINDOWS * 3)
+    for _ in range(CHECKED + WINDOWS * 3):
+        clock.step({"loss": 1.0})
+    assert read == [CHECKED, CHECKED + WINDOWS * 3]
+    assert len(windows(clock.times, 3)) == WINDOWS
 
 
 def test_windows_and_sizes() -> None:

@@ -21,11 +21,11 @@ from cllm_gpu.data import IGNORE_INDEX
 from cllm_gpu.errors import UserError
 from cllm_gpu.inlet import Inlet
 from cllm_gpu.metrics import read_metrics
+from cllm_gpu.pace import FIGURES
 from cllm_gpu.simulator.stream import SimulatedStream
 from cllm_gpu.training import Trainer
 
 MakeTrainer = Callable[..., Trainer]
-CLOCK = ("seconds", "tokens_per_second", "mfu")
 SYMMETRY = LatticeTerms(distance=False, prime_distance=False, same_token=False, matches=0, symmetry_fraction=0.5)
 POINTS = LatticeTerms(matches=2, prime_distance=True, learned_points=True, start=0.5)
 STEPS = 6
@@ -60,7 +60,7 @@ class Records:
         self.messages: list[str] = []
 
     def step(self, record: dict[str, Any]) -> None:
-        self.steps.append({name: value for name, value in record.items() if name not in CLOCK})
+        self.steps.append({name: value for name, value in record.items() if name not in FIGURES})
 
     def evaluation(self, record: dict[str, Any]) -> None:
         self.steps.append(record)
@@ -271,7 +271,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     second.train()
     assert _same(whole, second)
     lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
-    without = [[{k: v for k, v in line.items() if k not in CLOCK} for line in one] for one in lines]
+    without = [[{k: v for k, v in line.items() if k not in FIGURES} for line in one] for one in lines]
     assert without[0] == without[1]
 
 

@@ -18,6 +18,7 @@ from cllm_gpu.config import Config, TrainingConfig
 from cllm_gpu.diagnostics import DIAGNOSTICS, KINDS, is_due, largest, largest_activations
 from cllm_gpu.errors import UserError
 from cllm_gpu.metrics import read_metrics
+from cllm_gpu.pace import FIGURES
 from cllm_gpu.training import Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -148,7 +149,7 @@ def test_a_look_changes_no_bit(make_trainer: MakeTrainer, config: Config, tmp_pa
         trainer.train()
         state = [trainer.parameters.flat.copy(), *(moments.flat.copy() for moments in trainer.optimizer.state.values())]
         lines = [
-            {name: value for name, value in record.items() if name not in ("seconds", "tokens_per_second", "mfu")}
+            {name: value for name, value in record.items() if name not in FIGURES}
             for record in read_metrics(tmp_path / str(every) / "metrics.jsonl")
         ]
         runs[every] = state, lines

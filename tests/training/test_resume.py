@@ -19,16 +19,16 @@ from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
 from cllm_gpu.errors import UserError
 from cllm_gpu.metrics import read_metrics
+from cllm_gpu.pace import FIGURES
 from cllm_gpu.training import Trainer
 
 MakeTrainer = Callable[..., Trainer]
-CLOCK = ("seconds", "tokens_per_second", "mfu")
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """The metrics without what a clock gave."""
     lines = read_metrics(folder / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+    return [{name: value for name, value in line.items() if name not in FIGURES} for line in lines]
 
 
 def same_state(first: Trainer, second: Trainer) -> bool:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 sys.path.insert(0, str(ROOT))
 
-from bench import mutation_record, performance_tables  # noqa: E402
+from bench import card_tables, mutation_record, performance_tables  # noqa: E402
 
 
 def load(name: str) -> Any:
@@ -189,6 +189,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "gradient_flow": performance_tables.gradient_flow,
         "stability": performance_tables.stability,
         "kernels": performance_tables.kernels,
+        "training_on_a_card": card_tables.training,
         "cpu_training": cpu_training,
         "lattice_cpu": lattice_cpu,
         "prepare_memory": prepare_memory,

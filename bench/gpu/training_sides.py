@@ -73,8 +73,8 @@ class Size:
 
 SIZES = {
     "10M": Size(256, batches=(4,), window_tokens=1 << 19, rate=1e-3, **NAMED["small"]),
-    "124M": Size(50_304, batches=(64, 32, 16, 8), window_tokens=1 << 20, rate=3e-4, **NAMED["gpt2"]),
-    "350M": Size(50_304, batches=(32, 16, 8, 4), window_tokens=1 << 19, rate=3e-4, **NAMED["gpt2-medium"]),
+    "124M": Size(50_304, batches=(64, 32, 16, 8), window_tokens=1 << 19, rate=3e-4, **NAMED["gpt2"]),
+    "350M": Size(50_304, batches=(32, 16, 8, 4), window_tokens=1 << 18, rate=3e-4, **NAMED["gpt2-medium"]),
 }
 """The small size over bytes at B=4, T=256, and GPT-2's first two with the vocabulary padded to a multiple of 128."""
 _TOY = Size(64, 16, 2, 2, 32, (4,), window_tokens=64, rate=3e-3, data_tokens=1 << 12)

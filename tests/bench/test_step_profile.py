@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from typing import Any
 
@@ -296,6 +297,43 @@ def test_a_rehearsed_step_launches_what_was_counted_and_has_no_times() -> None:
     text = step_profile.profile_text(found)
     assert text.startswith("124M, B=2, by class of kernel:\n")
     assert text.endswith("no gaps: nothing was timed")
+
+
+class HostClock(Clock):
+    """The host's clock in the card's place: on the simulator the two are one."""
+
+    def __init__(self, cupy: Any) -> None:
+        self.held = 0
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def hold(self, seconds: float) -> None:
+        self.held += 1
+
+    def milliseconds(self, start: float, stop: float) -> float:
+        return 1e3 * (stop - start)
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="the simulator needs a C++ compiler")
+def test_a_step_that_is_timed_has_a_ratio_for_every_class_and_names_two_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a measurement but the card."""
+    monkeypatch.setattr(step_profile, "SIZES", training_sides.REHEARSED)
+    monkeypatch.setattr(step_profile, "our_backend", lambda rehearse: training_sides.our_backend(rehearse=True))
+    monkeypatch.setattr(step_profile, "CudaClock", HostClock)
+    monkeypatch.setattr(step_profile.importlib, "import_module", lambda name: None)
+    rates = {"copy_terabytes": COPY, "gemm_teraflops": GEMM}
+    monkeypatch.setattr(step_profile, "measure_ceilings", lambda rehearse: rates)
+    found = step_profile.profile("124M", 2, rehearse=False)
+    assert all(row["milliseconds"] > row["least_milliseconds"] > 0 for row in found["rows"])
+    assert all(row["times_the_least"] > 1 for row in found["rows"])
+    kernels = sum(row["milliseconds"] for row in found["rows"])
+    # medians of sums are no sum of medians, and between two kernels Python has its turn
+    assert 0.5 * kernels < found["whole_milliseconds"]
+    assert len(found["gaps"]) == 2
+    lines = step_profile.profile_text(json.loads(json.dumps(found, allow_nan=False))).splitlines()
+    assert lines[-3].startswith("the largest gaps to the least: ")
+    assert lines[-1] == "a copy: 4.30 TB/s; a product: 790 TFLOP/s"
 
 
 def test_with_epilogues_a_step_launches_what_was_counted() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -321,7 +323,7 @@ def test_a_step_that_is_timed_has_a_ratio_for_every_class_and_names_two_gaps(mon
     monkeypatch.setattr(step_profile, "SIZES", training_sides.REHEARSED)
     monkeypatch.setattr(step_profile, "our_backend", lambda rehearse: training_sides.our_backend(rehearse=True))
     monkeypatch.setattr(step_profile, "CudaClock", HostClock)
-    monkeypatch.setattr(step_profile.importlib, "import_module", lambda name: None)
+    monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
     rates = {"copy_terabytes": COPY, "gemm_teraflops": GEMM}
     monkeypatch.setattr(step_profile, "measure_ceilings", lambda rehearse: rates)
     found = step_profile.profile("124M", 2, rehearse=False)

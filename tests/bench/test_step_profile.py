@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
 from types import ModuleType
 from typing import Any
 
@@ -23,25 +22,16 @@ from bench.gpu.roofline import (
     CLASSES,
     EMBEDDING,
     FINISHES,
-    GELU,
     GELU_BACKWARD,
-    LATTICE,
-    LOSS,
-    NORM,
     NORM_BACKWARD,
     OPTIMIZER,
     PRODUCTS,
     Measured,
     classes_of,
-    gaps_sentence,
     largest_gaps,
-    least_milliseconds,
-    profile_rows,
-    profile_table,
     step_work,
 )
 from bench.gpu.table import NAMES, fused_side, make_case
-from bench.gpu.training_sides import SIZES
 from cllm_gpu.backend import Backend
 from cllm_gpu.compiler import find_compiler
 from cllm_gpu.fused.operations import fused_operations
@@ -49,14 +39,10 @@ from cllm_gpu.operations import NAMES as OPERATIONS
 from cllm_gpu.profiling import MATMUL, Ranges
 from tests.bench.fakes import Clock as Seconds
 from tests.bench.test_exercise import NoKernels
+from tests.bench.test_roofline import BATCH, COPY, GEMM, GPT2, doubled_rows
 from tests.fused.devices import simulator_or_skip
 from tests.fused.lt_stand_in import StandIn, launcher_with
 from tests.gpu.training_runs import Run, tiny_architecture
-
-GPT2 = SIZES["124M"].architecture()
-BATCH, COPY, GEMM = 64, 4.3, 790.0
-"""Those of the fact sheet."""
-
 
 # ---- classes
 
@@ -110,52 +96,6 @@ def test_a_sums_end_is_of_the_class_of_its_beginning() -> None:
     assert classes_of([*launches, "column_sum_finish"]) == [NORM_BACKWARD] * 3 + [BIASES] * 2
     with pytest.raises(KeyError, match="unheard_of"):
         classes_of(["unheard_of"])
-
-
-# ---- the work
-
-
-def test_the_work_is_the_fact_sheets() -> None:
-    """GPT-2 124M at B=64, T=1024: TFLOP, GB and least ms of the sheet, to the last digit that it gives, but for:
-
-    products, 88.7 GB: it lets every weight's gradient be read before it is added to, 2 bytes of each parameter more;
-    layer norm backward, 10.1: it lets the last norm read a residual gradient, which there is not: 0.1 less;
-    embedding and norm, 1.3: it zeroes gradients and reads them to add, 4 bytes of each parameter: 0.5 less.
-    """
-    work = step_work(GPT2, BATCH, fused=True)
-    parameters = 124_475_904
-    beta = 2 * parameters / 1e9
-    assert work[PRODUCTS].flop / 1e12 == pytest.approx(48.6, abs=0.05)
-    assert work[PRODUCTS].bytes / 1e9 + beta == pytest.approx(88.7, abs=0.05)
-    assert work[ATTENTION].flop / 1e12 == pytest.approx(4.3, abs=0.05)
-    assert work[ATTENTION].bytes / 1e9 == pytest.approx(14.6, abs=0.05)
-    assert work[LOSS].bytes / 1e9 == pytest.approx(13.2, abs=0.05)
-    assert work[NORM].bytes / 1e9 == pytest.approx(9.9, abs=0.05)
-    assert work[NORM_BACKWARD].bytes / 1e9 + 0.1 == pytest.approx(10.1, abs=0.05)
-    assert work[EMBEDDING].bytes / 1e9 + 2 * beta == pytest.approx(1.3, abs=0.05)
-    assert work[OPTIMIZER].bytes / 1e9 == pytest.approx(3.5, abs=0.05)
-    least = {name: least_milliseconds(part, COPY, GEMM) for name, part in work.items()}
-    sheet = {PRODUCTS: 61.5, ATTENTION: 5.5, LOSS: 3.1, NORM: 2.3, NORM_BACKWARD: 2.3, EMBEDDING: 0.2,
-             OPTIMIZER: 0.8}  # fmt: skip
-    assert least == pytest.approx(sheet, abs=0.05)
-
-
-def test_the_work_outside_of_products_is_the_fact_sheets() -> None:
-    """Bias gradients, 10.9 GB in 48 sums: up's, 4 of 9 parts, is summed with GELU here; and what biases are added to
-    is read and written besides."""
-    fused, apart = (step_work(GPT2, BATCH, fused=fused) for fused in (True, False))
-    assert apart[GELU].bytes / 1e9 == pytest.approx(9.7, abs=0.05)
-    assert apart[GELU_BACKWARD].bytes / 1e9 == pytest.approx(14.5, abs=0.05)
-    assert apart[BIASES].bytes / 1e9 / 3 == pytest.approx(10.9 * 5 / 9, abs=0.05)
-    assert fused[PRODUCTS].bytes - apart[PRODUCTS].bytes == apart[GELU].bytes, "what GELU's gradient is computed from"
-    assert {GELU, GELU_BACKWARD, BIASES} == apart.keys() - fused.keys()
-
-
-def test_the_largest_size_has_more_of_everything() -> None:
-    larger = step_work(SIZES["350M"].architecture(), BATCH, fused=False)
-    for name, part in step_work(GPT2, BATCH, fused=False).items():
-        assert larger[name].bytes > part.bytes or name == LOSS  # of the vocabulary, which is the same
-        assert larger[name].flop >= part.flop
 
 
 # ---- times
@@ -250,40 +190,6 @@ def test_the_cards_clock_records_events_of_the_current_stream() -> None:
     assert log == ["delay 1000000", "record", "record"]
 
 
-# ---- rows and what is said of them
-
-
-def _rows() -> list[dict[str, Any]]:
-    work = step_work(GPT2, BATCH, fused=True)
-    seen = {name: Measured(part.launches, 2.0 * (least_milliseconds(part, COPY, GEMM) or 0)) for name, part in
-            work.items()} | {LATTICE: Measured(3, 500.0)}  # fmt: skip
-    return profile_rows(work, seen, COPY, GEMM)
-
-
-def test_rows_and_the_two_largest_gaps() -> None:
-    rows = _rows()
-    assert [row["class"] for row in rows] == [name for name in CLASSES if name in {row["class"] for row in rows}]
-    by_class = {row["class"]: row for row in rows}
-    assert by_class[PRODUCTS]["times_the_least"] == pytest.approx(2.0)
-    assert by_class[LATTICE]["least_milliseconds"] is None, "nothing says what it could take at least"
-    gaps = largest_gaps(rows)
-    assert [gap["class"] for gap in gaps] == [PRODUCTS, ATTENTION]
-    assert gaps[0]["milliseconds"] == pytest.approx(61.5, abs=0.05)
-    assert gaps_sentence(gaps) == "the largest gaps to the least: matrix products 61.5 ms, attention 5.5 ms"
-    line = next(line for line in profile_table(rows).splitlines() if line.startswith(PRODUCTS))
-    assert line.split()[2:] == ["147", "147", "48.6", "88.5", "61.51", "123.01", "2.00"]
-    json.dumps(rows, allow_nan=False)
-
-
-def test_without_rates_there_is_no_least_and_no_gap() -> None:
-    work = step_work(GPT2, BATCH, fused=True)
-    rows = profile_rows(work, {PRODUCTS: Measured(147, 60.0)}, None, GEMM)
-    assert [row["least_milliseconds"] for row in rows] == [None] * len(rows)
-    assert largest_gaps(rows) == []
-    assert gaps_sentence([]) == "no gaps: nothing was timed"
-    assert rows[1]["launches"] == 0
-
-
 # ---- rehearsals
 
 
@@ -370,7 +276,7 @@ def test_a_profile_without_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_is_printed_of_a_profile() -> None:
-    rows = _rows()
+    rows = doubled_rows()
     found = step_profile.empty_profile("124M", 64) | {
         "rows": rows, "gaps": largest_gaps(rows), "ceilings": {"copy_terabytes": COPY, "gemm_teraflops": GEMM},
         "whole_milliseconds": 700.0, "step_milliseconds": 131.5,
@@ -396,13 +302,3 @@ def test_a_process_prints_its_profile_alone(monkeypatch: pytest.MonkeyPatch, cap
     assert json.loads(captured.out) == step_profile.empty_profile("124M", 64)
     assert captured.out.startswith('{"size"')
     assert captured.err == "a message\n"
-
-
-def test_counts_are_of_sequences_of_the_whole_context() -> None:
-    """Twice the batch is twice the products, the attention and the loss; parameters are read once either way."""
-    one, two = (step_work(GPT2, batch, fused=False) for batch in (8, 16))
-    for name in (ATTENTION, LOSS, GELU, GELU_BACKWARD, BIASES, NORM, NORM_BACKWARD):
-        assert two[name].bytes == 2 * one[name].bytes, name
-    assert two[OPTIMIZER] == one[OPTIMIZER]
-    assert two[PRODUCTS].flop == 2 * one[PRODUCTS].flop
-    assert Counter(name for name in two if two[name].launches != one[name].launches) == Counter()

@@ -19,7 +19,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,7 @@ class Measurements:
             if self._options.rehearse:
                 row = measure_side(side, name, batch, rehearse=True)
             else:
-                row = self._in_time(
-                    lambda left, batch=batch: measure(side, name, batch, left), empty_row(side, name, batch, LEFT_OUT)
-                )
+                row = self._in_time(partial(measure, side, name, batch), empty_row(side, name, batch, LEFT_OUT))
             self.rows.append(row)
             add_utilisation(self.rows)
             write(self._options, self._about, self.rows, self.profile)
@@ -144,7 +143,7 @@ class Measurements:
             self.profile = profile(PROFILED, batch, rehearse=True)
             return
         left_out = empty_profile(PROFILED, batch, LEFT_OUT)
-        found = self._in_time(lambda left: measure_profile(PROFILED, batch, left), left_out)
+        found = self._in_time(partial(measure_profile, PROFILED, batch), left_out)
         self.profile = found | {"step_milliseconds": step_milliseconds(chosen)}
         write(self._options, self._about, self.rows, self.profile)
 
@@ -153,7 +152,7 @@ class Measurements:
         return measured(left) if left > LEAST_SECONDS else left_out
 
 
-def step_milliseconds(row: dict[str, Any]) -> float:
+def step_milliseconds(row: Mapping[str, Any]) -> float:
     """Of a step of a row that was timed."""
     return 1e3 * row["batch"] * SIZES[row["size"]].context / row["tokens_per_second"]
 
@@ -178,8 +177,8 @@ def write(
               for name in options.sizes}  # fmt: skip
     bars = [bar.as_dict() for bar in training_bars(rows, about["card"])]
     finite = [row | {"losses": [x if math.isfinite(x) else None for x in row["losses"]]} for row in rows]
-    content = {"machine": about, "flop_formula": FORMULA, "sizes": shapes, "rows": finite, "bars": bars}
-    content["profile"] = found
+    content = {"machine": about, "flop_formula": FORMULA, "sizes": shapes, "rows": finite, "bars": bars,
+               "profile": found}  # fmt: skip
     report.write_json(result_path(options, about), content)
 
 

@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,43 +59,46 @@ class CudaClock(Clock):
         return float(self._cuda.get_elapsed_time(start, stop))
 
 
-@dataclass
-class _Step:
-    """Launches of one step in order: kernel, start, stop."""
-
-    launches: list[tuple[str, Any, Any]] = field(default_factory=list)
+_Launches = list[tuple[str, Any, Any]]
+"""Of one step in order: kernel, start, stop."""
 
 
 class KernelTimes:
     """A `profiling.Watch` over steps that are launched kernel by kernel, each with nothing else under way.
 
-    The card is held back until the host has enqueued the step, so that no kernel waits for Python.
+    The card is held back until the host has enqueued the step, so that no kernel waits for Python. What is launched
+    outside of a step (an evaluation, say) is not watched.
     """
 
     def __init__(self, clock: Clock, host: Callable[[], float] = time.perf_counter) -> None:
         self._clock, self._host = clock, host
-        self._steps: list[_Step] = []
-        self._open = False
+        self._steps: list[_Launches] = []
+        self._in_step = self._in_launch = False
         self._enqueuing: list[float] = []  # seconds of the host, of each step
 
     def __call__(self, name: str) -> AbstractContextManager[None]:
         """The range called `name`."""
         if name == STEP:
             return self._step()
-        return self._launch(name.removeprefix(KERNEL)) if name.startswith(KERNEL) else unwatched(name)
+        if self._in_step and name.startswith(KERNEL):
+            return self._launch(name.removeprefix(KERNEL))
+        return unwatched(name)
 
     @contextmanager
     def _step(self) -> Iterator[None]:
-        self._steps.append(_Step())
-        begun = self._host()
-        yield
-        self._enqueuing.append(self._host() - begun)
+        self._steps.append([])
+        begun, self._in_step = self._host(), True
+        try:
+            yield
+        finally:
+            self._in_step = False
+            self._enqueuing.append(self._host() - begun)
 
     @contextmanager
     def _launch(self, kernel: str) -> Iterator[None]:
-        if self._open:
+        if self._in_launch:
             raise RuntimeError(f"{kernel} is launched within another launch and would be counted twice")
-        launches, self._open = self._steps[-1].launches, True
+        launches, self._in_launch = self._steps[-1], True
         try:
             if not launches and len(self._steps) > UNHELD:
                 # the least so far: where the queue is full, the host waits for the card, and for what holds it
@@ -105,15 +107,15 @@ class KernelTimes:
             yield
             launches.append((kernel, start, self._clock.mark()))
         finally:
-            self._open = False
+            self._in_launch = False
 
     def by_class(self) -> dict[str, Measured]:
         """Launches and milliseconds of each class of kernel: medians over the steps that the card was held before."""
         counts, times = defaultdict(list), defaultdict(list)
         for step in self._steps[UNHELD:]:
             found: dict[str, list[float | None]] = defaultdict(list)
-            names = classes_of(kernel for kernel, _, _ in step.launches)
-            for name, (_, start, stop) in zip(names, step.launches, strict=True):
+            names = classes_of(kernel for kernel, _, _ in step)
+            for name, (_, start, stop) in zip(names, step, strict=True):
                 found[name].append(self._clock.milliseconds(start, stop))
             for name, parts in found.items():
                 counts[name].append(len(parts))
@@ -122,8 +124,7 @@ class KernelTimes:
 
     def whole_step(self) -> float | None:
         """Milliseconds from the start of a step's first kernel to the end of its last, the median."""
-        held = [step.launches for step in self._steps[UNHELD:]]
-        return _median([self._clock.milliseconds(launches[0][1], launches[-1][2]) for launches in held])
+        return _median([self._clock.milliseconds(step[0][1], step[-1][2]) for step in self._steps[UNHELD:]])
 
 
 def _sum(parts: list[float | None]) -> float | None:

@@ -29,25 +29,12 @@ COPIED, MULTIPLIED = 2 << 30, 8192
 """Bytes of the copy and side of the product that are taken for what the card can do."""
 
 
-class _Until(Silent):
-    """Ends the watch with the last step: what comes after it is no part of a step."""
-
-    def __init__(self, ranges: Any) -> None:
-        self._ranges = ranges
-
-    def step(self, record: dict[str, Any]) -> None:
-        if record["step"] == STEPS:
-            self._ranges.watch = None
-
-
 def kernel_times(size: Size, batch: int, clock: Clock, *, rehearse: bool) -> KernelTimes:
     """Train STEPS steps one by one, every launch watched."""
     backend = our_backend(rehearse=rehearse)
     times = KernelTimes(clock)
     # a checkpoint is due after every step, so no other is under way; without a folder none is written
-    trainer = our_trainer(
-        size, batch, backend, _Until(backend.ranges), steps=STEPS, capture=False, checkpoint_every=1
-    )  # fmt: skip
+    trainer = our_trainer(size, batch, backend, Silent(), steps=STEPS, capture=False, checkpoint_every=1)
     try:
         trainer.initialise()
         backend.ranges.watch = times
@@ -62,8 +49,8 @@ def measure_ceilings(*, rehearse: bool) -> dict[str, float | None]:
     """A copy's TB/s and a product's TFLOP/s on this card; None in a rehearsal."""
     device: Device = Rehearsal() if rehearse else Card(importlib.import_module("cupy"))
     size, side = (1 << 12, 32) if rehearse else (COPIED, MULTIPLIED)
-    rows = [row for problem in (CopyCeiling(size), GemmCeiling(side)) for row in measure(problem, device, None)]
-    return ceilings(rows)
+    problems = CopyCeiling(size), GemmCeiling(side)
+    return ceilings([row for problem in problems for row in measure(problem, device, None)])
 
 
 def profile(name: str, batch: int, *, rehearse: bool) -> dict[str, Any]:

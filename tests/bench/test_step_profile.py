@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bench import gpt2_training
 from bench.gpu import step_profile, training_sides
 from bench.gpu.cases import SMALL, Bound
 from bench.gpu.exercise import CountingLauncher, all_kernels
 from bench.gpu.kernel_times import STEP, UNHELD, Clock, CudaClock, KernelTimes
+from bench.gpu.parts import Finished, run_program
 from bench.gpu.roofline import (
     ATTENTION,
     BIASES,
@@ -141,6 +144,19 @@ def test_times_are_medians_over_the_steps_before_which_the_card_was_held() -> No
     assert max(clock.held) == clock.held[0], "not the longer for the time it held the card itself"
 
 
+def test_what_is_launched_outside_of_a_step_is_not_watched() -> None:
+    clock, ranges = Ticks(), Ranges()
+    ranges.watch = times = KernelTimes(clock, host=clock.seconds)
+    for _ in range(UNHELD + 1):
+        with ranges.kernel("matmul"):
+            clock.seconds.now += 5.0
+        _step(ranges, clock, matmul=1.0)
+        with ranges("evaluation"), ranges.kernel("matmul"):
+            clock.seconds.now += 5.0
+    seen = times.by_class()[PRODUCTS]
+    assert (seen.launches, seen.milliseconds) == (1, pytest.approx(1000.0))
+
+
 def test_a_launch_within_a_launch_is_refused() -> None:
     ranges = Ranges()
     ranges.watch = KernelTimes(Ticks())
@@ -258,6 +274,17 @@ def test_with_epilogues_a_step_launches_what_was_counted() -> None:
     counted = {name: part.launches for name, part in step_work(architecture, 4, fused=True).items()}
     counted[EMBEDDING] -= 2
     assert {name: seen.launches for name, seen in times.by_class().items()} == counted
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="the simulator needs a C++ compiler")
+def test_a_process_of_its_own_gives_the_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def rehearsed(command: list[str], seconds: float, log: Path) -> Finished:
+        return run_program([*command, "--rehearse"], seconds, tmp_path / log.name)
+
+    monkeypatch.setattr(gpt2_training, "run_program", rehearsed)
+    found = gpt2_training.measure_profile("124M", 2, 300.0)
+    assert found["note"] == ""
+    assert len(found["rows"]) == len(step_work(GPT2, BATCH, fused=False))
 
 
 def test_a_profile_without_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

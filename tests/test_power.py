@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import io
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cllm_gpu import power
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend, get_backend
+from cllm_gpu.display import Display
 from cllm_gpu.gpu import load_library
 from cllm_gpu.pace import FIGURES, Pace
 from cllm_gpu.power import Drawn, EnergyMeter, MeanPower, find_meter, meter_of
+from cllm_gpu.reporters import Outcome
 from cllm_gpu.throughput import Peak
 from tests.bench.fakes import Clock
 
@@ -169,3 +174,16 @@ def test_a_card_without_a_counter_has_no_power() -> None:
     assert pace.begin() is None
     clock.now = 2.0
     assert set(pace.step()) == {"seconds", "tokens_per_second"}
+
+
+def test_the_end_of_a_run_tells_power_where_there_is_one(tmp_path: Path) -> None:
+    record = {"step": 1, "loss": 1.0, "smoothed_loss": 1.0, "rate": 1e-3, "gradient_norm": 1.0}
+    for drawn in ({}, {"watts": 600.4, "joules_per_token": 0.00123}):
+        console = Console(file=io.StringIO(), width=200, soft_wrap=True, highlight=False)
+        display = Display(console, 1, lambda: None)
+        with display.running(0):
+            display.step(record | {"tokens_per_second": 5e5} | drawn)
+        display.outcome(Outcome(1, False, 0, None, None), tmp_path)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("500,000 tokens/s  600 W" in text) == bool(drawn)
+        assert ("power: 600 W, 0.00123 J/token (median of the steps)" in text) == bool(drawn)

@@ -97,10 +97,7 @@ def largest_activations(model: Transformer, workspaces: Sequence[Workspace]) -> 
 
 
 def _layer_array(workspace: Workspace, kind: str, layer: int) -> Any:
-    """A layer's array; the first block's residual stream is the embedding itself."""
-    if kind == "attention_residual" and layer == 0:
-        return workspace.embedding
-    return getattr(workspace.layers[layer], kind)
+    return workspace.block_input(layer) if kind == "attention_residual" else getattr(workspace.layers[layer], kind)
 
 
 def _wide(x: Any) -> Any:

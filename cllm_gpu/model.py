@@ -19,6 +19,7 @@ from cllm_gpu.backend import Backend
 from cllm_gpu.crystalline import LatticeSide
 from cllm_gpu.parameters import FlatParameters
 from cllm_gpu.precision import wide_dtype
+from cllm_gpu.recompute import is_kept
 from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
@@ -124,8 +125,11 @@ class Transformer:
     def attention_weights(self, workspace: Workspace, layer: int, *, terms: bool = True) -> Any:
         """Weights (B, H, T, T) of a layer in the last forward of a training workspace, for inspection: O(T²) memory.
 
-        Without `terms`, as they would be had the lattice added nothing to the scores.
+        Without `terms`, as they would be had the lattice added nothing to the scores. ValueError where the workspace
+        does not keep every block's queries and keys.
         """
+        if not is_kept(workspace.recompute, "qkv"):
+            raise ValueError(f"a workspace with recompute {workspace.recompute!r} keeps no queries and keys")
         q, k, _ = workspace.split_heads(workspace.layers[layer].qkv)
         added = self._lattice.terms(workspace.lattice, layer) if terms else None
         return self.ops.attention_weights(q, k, causal=True, scale=self.scale, terms=added)
@@ -148,7 +152,7 @@ class Transformer:
             with ranges(f"forward/block_{layer:02d}/attention"):
                 residual, branch = self._attention_forward(w, layer, residual, branch, dropout, cache)
             with ranges(f"forward/block_{layer:02d}/mlp"):
-                residual, branch = self._mlp_forward(w, layer, residual, branch, dropout)
+                residual, branch = self._mlp_forward(w, layer, residual, branch, dropout, w.branch)
         site = w.dropout(dropout, 2 * self.architecture.layers)
         self._norm_forward("final_norm", residual, branch, w.final_residual, w.final_normed, w.final_statistics, site)
 
@@ -188,7 +192,7 @@ class Transformer:
         return residual_out, w.branch
 
     def _mlp_forward(
-        self, w: Workspace, layer: int, residual: Any, branch: Any, dropout: Dropout | None
+        self, w: Workspace, layer: int, residual: Any, branch: Any, dropout: Dropout | None, out: Any | None
     ) -> tuple[Any, Any]:
         p, name, a = self.parameters, f"blocks.{layer}", w.layers[layer]
         site = w.dropout(dropout, 2 * layer + 1)
@@ -196,9 +200,9 @@ class Transformer:
         up, down = f"{name}.mlp_up", f"{name}.mlp_down"
         self.ops.mlp_forward(
             a.mlp_normed, p[f"{up}.weight"], p.get(f"{up}.bias"), p[f"{down}.weight"], p.get(f"{down}.bias"),
-            a.hidden, a.activated, w.branch,
+            a.hidden, a.activated, out,
         )  # fmt: skip
-        return a.mlp_residual, w.branch
+        return a.mlp_residual, out
 
     def _rotate(self, rotation: Any, q: Any, k: Any, first: int) -> None:
         assert self._rotary is not None
@@ -243,6 +247,9 @@ class Transformer:
         depth = self.architecture.layers
         self._norm_backward("final_norm", w, w.final_residual, w.final_statistics, gradients, accumulate, first=True)
         for layer in reversed(range(depth)):
+            if w.recompute != "none" and layer < depth - 1:  # the last block's arrays are as its forward left them
+                with ranges(f"backward/block_{layer:02d}/recompute"):
+                    self._recompute(w, layer, dropout)
             with ranges(f"backward/block_{layer:02d}/mlp"):
                 self._mlp_backward(w, layer, gradients, w.dropout(dropout, 2 * layer + 2), accumulate)
             with ranges(f"backward/block_{layer:02d}/attention"):
@@ -260,6 +267,23 @@ class Transformer:
                 order=w.token_order,
             )
             self._lattice.point_gradients(w, tokens, gradients, accumulate=accumulate)
+
+    def _recompute(self, w: Workspace, layer: int, dropout: Dropout | None) -> None:
+        """What the backward of a block needs and its arrays do not hold any more, by the operations of the forward.
+
+        The residual streams that are kept have the branches before them added already, dropout included.
+        """
+        name, a, x = f"blocks.{layer}", w.layers[layer], w.block_input(layer)
+        if w.recompute == "block":
+            residual, branch = self._attention_forward(w, layer, x, None, None, None)
+            self._mlp_forward(w, layer, residual, branch, dropout, None)
+            return
+        for norm, stream, normed, statistics in (
+            ("attention_norm", x, a.attention_normed, a.attention_statistics),
+            ("mlp_norm", a.mlp_residual, a.mlp_normed, a.mlp_statistics),
+        ):
+            self._norm_forward(f"{name}.{norm}", stream, None, stream, normed, statistics, None)
+        self.ops.gelu_forward(a.hidden, None, a.activated)
 
     def _norm_backward(
         self,
@@ -328,5 +352,5 @@ class Transformer:
             w.dqkv, a.attention_normed, p[f"{qkv}.weight"], w.dnormed, g[f"{qkv}.weight"], g.get(f"{qkv}.bias"),
             accumulate=accumulate,
         )  # fmt: skip
-        x = w.embedding if layer == 0 else a.attention_residual
+        x = w.block_input(layer)
         self._norm_backward(f"{name}.attention_norm", w, x, a.attention_statistics, gradients, accumulate)

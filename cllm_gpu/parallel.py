@@ -24,6 +24,7 @@ from cllm_gpu.backend import Backend
 from cllm_gpu.model import Transformer
 from cllm_gpu.operations import Operations
 from cllm_gpu.parameters import FlatParameters, Layout
+from cllm_gpu.recompute import Recompute
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.workspace import Workspace, workspace_plan
 
@@ -42,14 +43,19 @@ class WorkersPlan:
 
 
 def workers_plan(
-    architecture: Architecture, backend: Backend, layout: Layout, batch: int, length: int, *, training: bool = True
+    architecture: Architecture,
+    backend: Backend,
+    layout: Layout,
+    batch: int,
+    length: int,
+    *,
+    training: bool = True,
+    recompute: Recompute = "none",
 ) -> WorkersPlan:
     """What training (or, without `training`, evaluating) on batches (batch, length) takes, before it is allocated."""
     parts = batch_parts(batch, backend.workers)
-    activations = sum(
-        workspace_plan(architecture, part.stop - part.start, length, layout.dtype, training=training).bytes
-        for part in parts
-    )
+    plan = partial(workspace_plan, architecture, training=training, recompute=recompute)
+    activations = sum(plan(part.stop - part.start, length, layout.dtype).bytes for part in parts)
     return WorkersPlan(activations, layout.bytes * (len(parts) - 1) if training else 0)
 
 
@@ -68,14 +74,16 @@ class GradientWorkers:
     same threads. While it is open and has several workers, NumPy's matrix products are single-threaded.
     """
 
-    def __init__(self, model: Transformer, batch: int, length: int, *, training: bool = True) -> None:
+    def __init__(
+        self, model: Transformer, batch: int, length: int, *, training: bool = True, recompute: Recompute = "none"
+    ) -> None:
         backend, layout = model.backend, model.parameters.layout
         self._model, self._shape = model, (batch, length)
         self._parts = batch_parts(batch, backend.workers)
         self._workspaces = [
             Workspace(
                 model.architecture, backend, part.stop - part.start, length, layout.dtype,
-                training=training, first_row=part.start * length,
+                training=training, recompute=recompute, first_row=part.start * length,
             )
             for part in self._parts
         ]  # fmt: skip

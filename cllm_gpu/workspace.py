@@ -11,6 +11,7 @@ from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.buffers import Plan
 from cllm_gpu.precision import is_narrow, wide_dtype
+from cllm_gpu.recompute import Recompute, is_kept
 from cllm_gpu.reference.dropout import Dropout
 
 LOGIT_BYTES = 64 << 20
@@ -23,7 +24,7 @@ STATISTICS = ("attention_mean", "attention_rstd", "lse", "mlp_mean", "mlp_rstd")
 
 @dataclasses.dataclass(frozen=True)
 class LayerArrays:
-    """What one block keeps from its forward for its backward. N = B·T rows."""
+    """What one block's forward leaves for its backward, its own or shared with the others. N = B·T rows."""
 
     attention_residual: Any  # (N, C) residual stream before the attention's layer norm
     attention_normed: Any  # (N, C)
@@ -47,13 +48,14 @@ class LatticeInputs:
     elements: Any  # (B, T), or None where the symmetry does not act
 
 
-def workspace_plan(a: Architecture, batch: int, length: int, dtype: Any, *, training: bool) -> Plan:
+def workspace_plan(
+    a: Architecture, batch: int, length: int, dtype: Any, *, training: bool, recompute: Recompute = "none"
+) -> Plan:
     """Every array of a workspace. Without `training` the layers share one set, and no gradient is planned."""
     rows = batch * length
     plan = Plan()
     plan.add("embedding", (rows, a.width), dtype)
-    for layer in range(a.layers if training else 1):
-        _plan_layer(plan, f"layer{layer}.", a, batch, length, dtype, shared=not training)
+    _plan_layers(plan, a, batch, length, dtype, recompute if training else None)
     plan.add("branch", (rows, a.width), dtype)
     plan.add("final_residual", (rows, a.width), dtype)
     plan.add("final_normed", (rows, a.width), dtype)
@@ -87,27 +89,37 @@ def _plan_points(plan: Plan, a: Architecture, rows: int, dtype: Any, *, training
             plan.add("dpoint_table", (a.vocabulary, 3), wide)
 
 
-def _plan_layer(plan: Plan, prefix: str, a: Architecture, batch: int, length: int, dtype: Any, *, shared: bool) -> None:
+def _plan_layers(plan: Plan, a: Architecture, batch: int, length: int, dtype: Any, recompute: Recompute | None) -> None:
+    """What every block keeps, then what all blocks share; with None they share everything."""
+    shapes = _layer_shapes(a, batch, length)
+    kinds = {name: wide_dtype(dtype) if name in STATISTICS else dtype for name in shapes}
+    kept = [name for name in shapes if recompute is not None and is_kept(recompute, name)]
+    for layer in range(a.layers):
+        for name in kept:
+            if layer > 0 or name != "attention_residual":  # the first block's residual stream is the embedding itself
+                plan.add(f"layer{layer}.{name}", shapes[name], kinds[name])
+    for name in shapes:
+        if name not in kept:
+            plan.add(f"shared.{name}", shapes[name], kinds[name])
+
+
+def _layer_shapes(a: Architecture, batch: int, length: int) -> dict[str, tuple[int, ...]]:
     rows = batch * length
-    for name, shape in (
-        ("attention_residual", (rows, a.width)),
-        ("attention_normed", (rows, a.width)),
-        ("attention_mean", (rows,)),
-        ("attention_rstd", (rows,)),
-        ("qkv", (rows, a.qkv_width)),
-        ("attended", (rows, a.width)),
-        ("lse", (batch, a.heads, length)),
-        ("mlp_residual", (rows, a.width)),
-        ("mlp_normed", (rows, a.width)),
-        ("mlp_mean", (rows,)),
-        ("mlp_rstd", (rows,)),
-        ("hidden", (rows, a.mlp_width)),
-        ("activated", (rows, a.mlp_width)),
-    ):
-        first_needs_none = name == "attention_residual" and prefix == "layer0." and not shared
-        if not first_needs_none:  # the first block's residual stream is the embedding itself
-            kind = wide_dtype(dtype) if name in STATISTICS else dtype
-            plan.add(prefix + name, shape, kind)
+    return {
+        "attention_residual": (rows, a.width),
+        "attention_normed": (rows, a.width),
+        "attention_mean": (rows,),
+        "attention_rstd": (rows,),
+        "qkv": (rows, a.qkv_width),
+        "attended": (rows, a.width),
+        "lse": (batch, a.heads, length),
+        "mlp_residual": (rows, a.width),
+        "mlp_normed": (rows, a.width),
+        "mlp_mean": (rows,),
+        "mlp_rstd": (rows,),
+        "hidden": (rows, a.mlp_width),
+        "activated": (rows, a.mlp_width),
+    }
 
 
 def batch_dropout(a: Architecture, *, seed: int, step: Any, first: int) -> Dropout | None:
@@ -132,11 +144,12 @@ class Workspace:
         dtype: Any,
         *,
         training: bool,
+        recompute: Recompute = "none",
         first_row: int = 0,
     ) -> None:
-        self.architecture, self.batch, self.length = architecture, batch, length
+        self.architecture, self.batch, self.length, self.recompute = architecture, batch, length, recompute
         self._first_element = first_row * architecture.width
-        plan = workspace_plan(architecture, batch, length, dtype, training=training)
+        plan = workspace_plan(architecture, batch, length, dtype, training=training, recompute=recompute)
         views = plan.allocate(backend.empty_bytes)
         self.bytes = plan.bytes
         self.embedding = views["embedding"]
@@ -155,8 +168,7 @@ class Workspace:
         """What the last forward told its layers of the tokens."""
         self.token_order: Any = None
         """(N,) int64, the positions sorted by their token, where who gives the tokens has sorted them already."""
-        layers = range(architecture.layers)
-        self.layers = [_layer_arrays(views, f"layer{layer if training else 0}.") for layer in layers]
+        self.layers = [_layer_arrays(views, layer) for layer in range(architecture.layers)]
         if training:
             self._allocate_gradients(views)
 
@@ -168,6 +180,10 @@ class Workspace:
         shared = views["dhidden"].reshape(-1)
         self.dhidden = shared[: rows * a.mlp_width].reshape(rows, a.mlp_width)
         self.dqkv = shared[: rows * a.qkv_width].reshape(rows, a.qkv_width)
+
+    def block_input(self, layer: int) -> Any:
+        """Residual stream (N, C) at a block's beginning; the first block's is the embedding."""
+        return self.embedding if layer == 0 else self.layers[layer].attention_residual
 
     def heads(self, x: Any) -> Any:
         """x (N, H·D) as (B, T, H, D)."""
@@ -190,9 +206,9 @@ class Workspace:
         return dataclasses.replace(dropout, site=site, first_element=dropout.first_element + self._first_element)
 
 
-def _layer_arrays(views: dict[str, Any], prefix: str) -> LayerArrays:
+def _layer_arrays(views: dict[str, Any], layer: int) -> LayerArrays:
     def view(name: str) -> Any:
-        return views.get(prefix + name)
+        return views.get(f"layer{layer}.{name}", views.get(f"shared.{name}"))
 
     return LayerArrays(
         attention_residual=view("attention_residual"),

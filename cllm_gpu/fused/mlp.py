@@ -24,10 +24,10 @@ def mlp_forward(
     down_bias: Any | None,
     hidden: Any,
     activated: Any,
-    out: Any,
+    out: Any | None,
 ) -> None:
     """hidden (N, M) = x (N, C) · up_weight (M, C)ᵀ + up_bias (M), activated (N, M) = gelu(hidden), and
-    out (N, C) = activated · down_weight (C, M)ᵀ + down_bias (C)."""
+    out (N, C) = activated · down_weight (C, M)ᵀ + down_bias (C); None: only what the backward needs."""
     check = Shapes("mlp_forward")
     for name, array, letters in (
         ("x", x, "N C"),
@@ -40,7 +40,8 @@ def mlp_forward(
     if not matmul_with(launcher, x, up_weight.T, activated, Epilogue("gelu", up_bias, hidden)):
         linear_forward(launcher, x, up_weight, None, hidden)
         gelu_forward(launcher, hidden, up_bias, activated)
-    linear_forward(launcher, activated, down_weight, down_bias, out)
+    if out is not None:
+        linear_forward(launcher, activated, down_weight, down_bias, out)
 
 
 def mlp_backward(

@@ -29,13 +29,14 @@ def forward_of(linear_forward: Operation, gelu_forward: Operation) -> Operation:
         down_bias: Any | None,
         hidden: Any,
         activated: Any,
-        out: Any,
+        out: Any | None,
     ) -> None:
         """hidden (N, M) = x (N, C) · up_weight (M, C)ᵀ + up_bias (M), activated (N, M) = gelu(hidden), and
-        out (N, C) = activated · down_weight (C, M)ᵀ + down_bias (C)."""
+        out (N, C) = activated · down_weight (C, M)ᵀ + down_bias (C); None: only what the backward needs."""
         linear_forward(xp, x, up_weight, None, hidden)
         gelu_forward(xp, hidden, up_bias, activated)
-        linear_forward(xp, activated, down_weight, down_bias, out)
+        if out is not None:
+            linear_forward(xp, activated, down_weight, down_bias, out)
 
     mlp_forward.__module__ = linear_forward.__module__  # whose operation it is
     return mlp_forward

@@ -21,7 +21,7 @@ from cllm_gpu import gpu
 from cllm_gpu.buffers import ALIGNMENT
 from cllm_gpu.device import Device
 from cllm_gpu.errors import UserError
-from cllm_gpu.memory import anonymous_bytes
+from cllm_gpu.memory import anonymous_bytes, available_bytes
 from cllm_gpu.operations import REFERENCE, Operations, bind, bind_over
 from cllm_gpu.power import EnergyMeter, find_meter
 from cllm_gpu.precision import PRECISIONS, Precision, storage_dtype
@@ -32,6 +32,9 @@ from cllm_gpu.throughput import Peak, card_peak, measured_peak
 NAMES = ("auto", "numpy", "native", "cupy", "simulator")
 CPU_WORKING_BYTES = 3 << 20
 """Seen on Linux with two workers, 2 to 6 MB from tiny to mini: tiles, thread stacks, libraries on their first use."""
+CARD_RESERVED = 0.06
+"""Share of a card's free memory left to kernels (code, scratch), captured graphs, temporaries of evaluations and gaps
+between allocations; the CUDA context has its memory already, and cuBLASLt's workspace is planned."""
 TRAINS_IN: dict[str, tuple[Precision, ...]] = {
     "cupy": ("fp32", "tf32", "bf16"),
     "native": ("fp32",),
@@ -63,6 +66,10 @@ class Backend:
     """What a run takes besides its planned arrays: temporaries of a tile, threads, libraries."""
     memory_held: Callable[[], int | None] = anonymous_bytes
     """Bytes of the device's memory this process holds now; None where the system does not say."""
+    memory_free: Callable[[], int | None] = available_bytes
+    """Bytes of the device's memory that may still be taken; None where the system does not say."""
+    memory_reserved: float = 0.25
+    """Share of `memory_free` that a plan made to fill it leaves: on a CPU to other programs."""
     precision: Precision = "fp32"
     """In which numbers a model trains; one that is only read computes in those of its parameters."""
     precisions: tuple[Precision, ...] = ("fp32",)
@@ -73,6 +80,11 @@ class Backend:
     """What the device can do at most in `precision`, perhaps measured; None on a CPU."""
     energy_meter: Callable[[], EnergyMeter | None] | None = None
     """The counter of the energy that the device takes, where it has one; None on a CPU."""
+
+    @property
+    def is_card(self) -> bool:
+        """Arrays are in the memory of a GPU."""
+        return self.xp is not np
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -183,6 +195,8 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         working_bytes=CPU_WORKING_BYTES + (WORKSPACE_BYTES if launcher.lt is not None else 0),
         memory_held=cupy.get_default_memory_pool().total_bytes,
+        memory_free=lambda: cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes(),
+        memory_reserved=CARD_RESERVED,
         device=fused_device(launcher, CudaStream(cupy), "captured as a CUDA graph"),
         peak=lambda: _cupy_peak(cupy, ops, precision),
         energy_meter=lambda: find_meter(cupy.cuda.Device().id),

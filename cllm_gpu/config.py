@@ -6,19 +6,21 @@ Precedence: the defaults here, then the TOML file (`--config`), then the flags.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.errors import UserError
+from cllm_gpu.plain_data import build
 from cllm_gpu.precision import Precision
+from cllm_gpu.recompute import Recompute
 
 SizeName = Literal["tiny", "mini", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "custom"]
+Auto = Literal["auto"]
 INITIAL = "initial"
 """Name of the tokenizer of the model that training begins from."""
 
@@ -166,10 +168,13 @@ class TrainingConfig:
 
     steps: int = 1200
     """Optimizer steps in all."""
-    batch: int = 16
-    """Sequences per step."""
-    micro_batch: int | None = None
-    """Sequences computed at a time, gradients accumulated over them (None: the whole batch); divides the batch."""
+    batch: int | Auto = 16
+    """Sequences per step. auto: the most for which the device has memory."""
+    micro_batch: int | Auto | None = None
+    """Sequences computed at a time, gradients accumulated over them (None: the whole batch); divides the batch; auto:
+    the most for which the device has memory."""
+    recompute: Recompute = "none"
+    """What the backward computes again to save memory: nothing, layer norms and GELU (pointwise), or whole blocks."""
     seed: int = 1
     """Of the initial weights, the batches and the dropout masks."""
     capture: bool = True
@@ -201,6 +206,22 @@ class TrainingConfig:
     """Write TensorBoard events too, into the run's folder; needs the extra `tensorboard`."""
     sample_prompt: str | None = None
     """What the sample starts with; empty: a new document (None: "def " after the standard library, else empty)."""
+
+    @property
+    def sequences(self) -> int:
+        """`batch` as a number. UserError where it is still auto: `fitting.decide_batch` makes a number of it."""
+        return _number("batch", self.batch)
+
+    @property
+    def at_once(self) -> int:
+        """Sequences computed at a time. UserError as for `sequences`."""
+        return self.sequences if self.micro_batch is None else _number("micro_batch", self.micro_batch)
+
+
+def _number(name: str, value: int | Auto) -> int:
+    if value == "auto":
+        raise UserError(f"training.{name} is auto, which only train finds a number for; give one")
+    return value
 
 
 @dataclass(frozen=True)
@@ -264,8 +285,16 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             f"data.validation_fraction is {d.validation_fraction}; it must be above 0 and at most 0.5",
         ),
         (
-            t.micro_batch is None or (t.micro_batch >= 1 and t.batch % t.micro_batch == 0),
+            t.batch != "auto" or t.micro_batch is None,
+            f"training.batch is auto, but training.micro_batch is {t.micro_batch}: only one of the two is what fits",
+        ),
+        (
+            not isinstance(t.batch, int) or not isinstance(t.micro_batch, int) or _divides(t.micro_batch, t.batch),
             f"training.micro_batch is {t.micro_batch}, which does not divide training.batch {t.batch}",
+        ),
+        (
+            t.recompute == "none" or t.diagnose_every == 0,
+            f"training.diagnose_every needs training.recompute none: with {t.recompute} no layer keeps all it looks at",
         ),
         (t.workers is None or t.workers >= 1, f"training.workers is {t.workers}; it must be at least 1"),
         (_positive(t.spike_deviations), f"training.spike_deviations is {t.spike_deviations}; it must be above 0"),
@@ -281,10 +310,15 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
     least |= dict.fromkeys(("evaluate_every", "evaluation_batches", "checkpoint_every", "spike_window"), 0)
     least |= {"sample_tokens": 0, "sample_every": 0, "diagnose_every": 0}
     rules += [
-        (getattr(t, name) >= bound, f"training.{name} is {getattr(t, name)}; it must be at least {bound}")
+        (value == "auto" or value >= bound, f"training.{name} is {value}; it must be at least {bound}")
         for name, bound in least.items()
+        for value in [getattr(t, name)]
     ]
     return rules
+
+
+def _divides(part: int, whole: int) -> bool:
+    return part >= 1 and whole % part == 0
 
 
 def _positive(x: float) -> bool:
@@ -316,7 +350,7 @@ def load_toml(path: Path, under: Config | None = None) -> Config:
 
 def from_dict(values: dict[str, Any], under: Config | None = None) -> Config:
     """Configuration from plain data, the inverse of `as_dict`; missing keys are as in `under` (None: the defaults)."""
-    return _build(under or Config(), values, "")
+    return build(under or Config(), values, "")
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -353,46 +387,3 @@ def _toml_line(name: str, value: Any) -> str:
         escaped = "".join(c if c.isprintable() and c not in '\\"' else f"\\U{ord(c):08x}" for c in value)
         return f'{name} = "{escaped}"'
     return f"{name} = {value!r}"
-
-
-def _build(under: Any, values: dict[str, Any], prefix: str) -> Any:
-    hints = get_type_hints(type(under))
-    names = {f.name for f in dataclasses.fields(under)}
-    arguments = {}
-    for name, value in values.items():
-        if name not in names:
-            raise UserError(f"unknown key {prefix}{name}{suggestion(name, names)}")
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, dict):
-                raise UserError(f"{prefix}{name} is a section; write it as [{prefix}{name}]")
-            arguments[name] = _build(getattr(under, name), value, f"{prefix}{name}.")
-        else:
-            arguments[name] = _convert(value, hint, f"{prefix}{name}")
-    return dataclasses.replace(under, **arguments)
-
-
-def suggestion(name: str, known: Any) -> str:
-    """ "; did you mean …?" for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(known))}"
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type; UserError when it is of another kind."""
-    if value is None and type(None) in get_args(hint):
-        return None
-    alternatives = [option for option in (get_args(hint) or (hint,)) if option is not type(None)]
-    options = [choice for option in alternatives for choice in (get_args(option) or (option,))]
-    if all(isinstance(option, str) for option in options):  # Literal
-        if value not in options:
-            raise UserError(f"{where} is {value!r}; choose one of {', '.join(options)}")
-        return value
-    kind = options[0]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if isinstance(value, bool) is not (kind is bool) or not isinstance(value, kind):
-        raise UserError(f"{where} is {value!r}; it must be of type {kind.__name__}")
-    return value

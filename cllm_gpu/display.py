@@ -93,6 +93,12 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
         yield progress
 
 
+def levels_line(plan: MemoryPlan) -> str:
+    """The recompute level of a run, and what the activations would take at each."""
+    levels = ", ".join(f"{level} {readable_size(size)}" for level, size in plan.activations_at)
+    return f"recompute {plan.recompute}; activations by level: {levels}"
+
+
 class Display:
     """A `reporters.Reporter` that prints."""
 
@@ -129,6 +135,7 @@ class Display:
         for name, size in plan.rows():
             table.add_row(name, readable_size(size), style="bold" if name == "total" else "")
         self.console.print(table)
+        self.message(levels_line(plan))
         self._plan = plan
         self._before = self._memory_held()
 

@@ -1,9 +1,14 @@
-"""What a training run will hold in memory, computed before anything is allocated, and what it was seen to hold."""
+"""What a training run will hold in memory, computed before anything is allocated, what it was seen to hold, and what
+there is.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from cllm_gpu.recompute import Recompute
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,10 @@ class MemoryPlan:
     working: int
     """What the operations, threads and libraries take besides, as the backend knows it."""
     parameter_count: int
+    recompute: Recompute = "none"
+    """The level that `activations` are of."""
+    activations_at: tuple[tuple[Recompute, int], ...] = ()
+    """What they would take at each level."""
 
     @property
     def total(self) -> int:
@@ -37,12 +46,37 @@ class MemoryPlan:
 
 def anonymous_bytes() -> int | None:
     """Memory this process has allocated and touched, mapped files left out; None where no one says (not Linux)."""
-    return _status("RssAnon")
+    return _kilobytes("/proc/self/status", "RssAnon")
 
 
-def _status(name: str) -> int | None:
+def available_bytes() -> int | None:
+    """Memory that programs may still take without swapping; what a control group leaves, where that is less.
+
+    Where the system does not say what is available, all there is; None where it does not say that either (Windows).
+    """
+    available = _kilobytes("/proc/meminfo", "MemAvailable")
+    if available is None:
+        try:
+            available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            return None
+    left = _left_in_group(Path("/sys/fs/cgroup"))
+    return available if left is None else min(available, left)
+
+
+def _left_in_group(folder: Path) -> int | None:
+    """What the control group of this process (version 2) may still take; None where it has no limit."""
     try:
-        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        limit, used = ((folder / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+        return max(0, int(limit) - int(used))
+    except (OSError, ValueError):  # no such group, or the limit is "max"
+        return None
+
+
+def _kilobytes(file: str, name: str) -> int | None:
+    """Bytes of a line "name:  123 kB" of a file in /proc."""
+    try:
+        text = Path(file).read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
     for line in text.splitlines():

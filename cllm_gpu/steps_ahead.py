@@ -72,8 +72,8 @@ class StepsAhead:
         loop = config.training
         shape = Shape(
             architecture=architecture,
-            batch=loop.batch,
-            micro_batch=loop.micro_batch or loop.batch,
+            batch=loop.sequences,
+            micro_batch=loop.at_once,
             length=batches.context,
             seed=loop.seed,
             maximum_skipped=loop.maximum_skipped,

@@ -74,11 +74,11 @@ class Trainer:
         self.gradients = self.layout.views(backend.zeros(self.layout.size, backend.dtype))
         self.model = Transformer(self.architecture, backend, self.parameters)
         loop = config.training
-        self._micro = loop.micro_batch or loop.batch
-        self.workers = GradientWorkers(self.model, self._micro, self.architecture.context)
+        self._micro = loop.at_once
+        self.workers = GradientWorkers(self.model, self._micro, self.architecture.context, recompute=loop.recompute)
         split = dataclasses.replace(backend, ops=self.workers.ops)
         self.optimizer = Optimizer(config.optimizer, split, self.layout, seed=loop.seed)
-        self.batches = Batches(dataset.train, batch=loop.batch, context=self.architecture.context, seed=loop.seed)
+        self.batches = Batches(dataset.train, batch=loop.sequences, context=self.architecture.context, seed=loop.seed)
         self.guard = StepGuard(
             maximum_skipped=loop.maximum_skipped,
             spike_window=loop.spike_window,
@@ -93,7 +93,7 @@ class Trainer:
         self._last_evaluation: Evaluation | None = None
         self._last_checkpoint: Path | None = None
         self._saved_step = -1
-        self._pace = Pace(backend, self.architecture, loop.batch)
+        self._pace = Pace(backend, self.architecture, loop.sequences)
         self._interrupts = Interrupts()
         self.origin: dict[str, Any] | None = None
         """The model that the run began from, as plain data; None: from the seed."""

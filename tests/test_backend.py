@@ -134,8 +134,11 @@ class _Card(ModuleType):
 
     def __init__(self, generation: int) -> None:
         super().__init__("cupy")
-        self.RawModule = self.get_default_memory_pool = lambda *_: SimpleNamespace(total_bytes=0)
-        runtime = SimpleNamespace(getDeviceProperties=lambda _: {"name": b"A card", "major": generation})
+        pool = SimpleNamespace(total_bytes=0, free_bytes=lambda: 300)
+        self.RawModule = self.get_default_memory_pool = lambda *_: pool
+        runtime = SimpleNamespace(
+            getDeviceProperties=lambda _: {"name": b"A card", "major": generation}, memGetInfo=lambda: (5000, 9000)
+        )
         self.cuda = SimpleNamespace(runtime=runtime, Device=lambda: SimpleNamespace(id=0))
 
 
@@ -157,6 +160,7 @@ def test_what_a_cards_generation_computes_in(monkeypatch: pytest.MonkeyPatch, ge
     assert (_compute_type(launcher, np.zeros(1, np.float32)) == COMPUTE_32F_FAST_TF32) is (precision == "tf32")
     assert backend.precisions == (("fp32",) if generation < 8 else ("fp32", "tf32", "bf16"))
     assert (backend.precision, backend.dtype) == (precision, BFLOAT16 if precision == "bf16" else np.float32)
+    assert (backend.is_card, backend.memory_free()) == (True, 5300)  # the pool holds what it may give again
 
 
 def test_allocations_are_aligned() -> None:

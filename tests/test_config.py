@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +27,7 @@ from cllm_gpu.config import (
 )
 from cllm_gpu.errors import UserError
 from cllm_gpu.parameters import Layout, parameter_specs
+from cllm_gpu.recompute import LEVELS
 
 PUBLISHED = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
 """Parameters of the released GPT-2 models (50,257 tokens), as counted by Hugging Face transformers."""
@@ -44,15 +46,19 @@ configs = st.builds(
     ),
     data=st.builds(DataConfig, source=texts.filter(str.strip), cache=st.none() | st.just(Path("a b/ä\"'\\c"))),
     optimizer=st.builds(OptimizerConfig, rate=st.floats(1e-12, 1e6), epsilon=st.floats(1e-300, 1.0)),
-    training=st.builds(TrainingConfig, seed=st.integers(0, 2**64 - 1), sample_prompt=texts),
+    training=st.builds(
+        TrainingConfig,
+        batch=st.just("auto") | st.integers(1, 999),
+        recompute=st.sampled_from(LEVELS),
+        seed=st.integers(0, 2**64 - 1),
+        sample_prompt=texts,
+    ),
     backend=st.none() | st.just("numpy"),
 )
 
 
 @given(configs)
 def test_toml_and_json_give_back_what_was_written(config: Config) -> None:
-    import tomllib
-
     assert from_dict(tomllib.loads(to_toml(config))) == config
     assert from_dict(json.loads(json.dumps(as_dict(config)))) == config
 
@@ -82,6 +88,11 @@ def test_toml_and_json_give_back_what_was_written(config: Config) -> None:
         ({"schedule": {"decay_fraction": 1.5}}, "schedule.decay_fraction is 1.5"),
         ({"training": {"batch": 0}}, "training.batch is 0; it must be at least 1"),
         ({"training": {"micro_batch": 5}}, "training.micro_batch is 5, which does not divide training.batch 16"),
+        ({"training": {"batch": "many"}}, "training.batch is 'many'; it must be of type int or auto"),
+        ({"training": {"batch": "auto", "micro_batch": 4}}, "training.batch is auto, but training.micro_batch is 4"),
+        ({"training": {"batch": "auto", "micro_batch": "auto"}}, "only one of the two is what fits"),
+        ({"training": {"recompute": "all"}}, "training.recompute is 'all'; choose one of none, pointwise, block"),
+        ({"training": {"recompute": "block", "diagnose_every": 9}}, "training.diagnose_every needs training.recompute"),
         ({"training": {"seed": -1}}, "training.seed is -1"),
         ({"training": {"workers": 0}}, "training.workers is 0"),
         ({"data": {"validation_fraction": 0.0}}, "data.validation_fraction is 0.0"),
@@ -91,6 +102,16 @@ def test_what_is_refused(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError) as caught:
         from_dict(values)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("loop", [{"batch": "auto"}, {"batch": 4, "micro_batch": "auto"}])
+def test_auto_is_no_number_yet(loop: dict[str, Any]) -> None:
+    config = from_dict({"training": loop})
+    assert from_dict(tomllib.loads(to_toml(config))) == config
+    name = "batch" if config.training.batch == "auto" else "micro_batch"
+    with pytest.raises(UserError, match=rf"^training\.{name} is auto, which only train finds a number for; give one$"):
+        _ = config.training.at_once
+    assert TrainingConfig(batch=6).at_once == TrainingConfig(batch=12, micro_batch=6).at_once == 6
 
 
 @pytest.mark.parametrize(

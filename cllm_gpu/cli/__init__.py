@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from cllm_gpu import __version__
-from cllm_gpu.config import suggestion
 from cllm_gpu.errors import UserError
+from cllm_gpu.plain_data import suggestion
 
 COMMANDS = {
     "train": "train a model, or resume a run",

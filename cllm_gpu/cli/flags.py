@@ -64,7 +64,7 @@ def _flag(prefix: str, name: str, hint: Any, marks: list[Any], description: str)
         paired = tyro.conf.FlagCreatePairsOff not in marks
         return Flag((*names, f"--{prefix}no-{name}") if paired else names, description, takes_value=False)
     kinds = NAMES if name == "backend" else list(_leaves(hint))  # checked where $CLLM_BACKEND is, too
-    choices = tuple(kind for kind in kinds if isinstance(kind, str))
+    choices = () if int in kinds else tuple(kind for kind in kinds if isinstance(kind, str))
     return Flag(names, description, choices, takes_file=not choices and (Path in kinds or str in kinds))
 
 

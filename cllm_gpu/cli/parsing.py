@@ -16,8 +16,8 @@ from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
 
-from cllm_gpu.config import suggestion
 from cllm_gpu.errors import UserError
+from cllm_gpu.plain_data import suggestion
 
 Options = TypeVar("Options")
 
@@ -39,6 +39,8 @@ class Command(Generic[Options]):
     """A dataclass. Its docstring begins the help."""
     examples: str
     """Lines of a shell, each with a comment above it. They end the help."""
+    short: tuple[tuple[str, str], ...] = ()
+    """(short name, flag): flags of the configuration that may be given without their section."""
 
     def parse(self, arguments: list[str], default: Any = tyro.MISSING_NONPROP) -> Options:
         """`options` filled from `arguments` over `default`; for --help the help instead, and SystemExit.
@@ -47,6 +49,7 @@ class Command(Generic[Options]):
         """
         if {"-h", "--help"} & set(arguments):
             self._show_help(default)
+        arguments = [self._in_full(word) for word in arguments]
         messages = io.StringIO()
         try:
             with contextlib.redirect_stderr(messages), contextlib.redirect_stdout(messages):
@@ -66,12 +69,18 @@ class Command(Generic[Options]):
         logging.getLogger("cllm_gpu").setLevel(logging.WARNING if quiet else logging.INFO)
         return parsed
 
+    def _in_full(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        return dict(self.short).get(name, name) + equals + value
+
     def _tyro_help(self, default: Any) -> None:
         with contextlib.suppress(SystemExit):
             tyro.cli(self.options, args=["--help"], prog=f"cllm-gpu {self.name}", default=default, config=_STYLE)
 
     def _show_help(self, default: Any) -> NoReturn:
         self._tyro_help(default)
+        if self.short:
+            print(f"\nshort: {', '.join(f'{name} for {flag}' for name, flag in self.short)}")
         print(f"\nexamples:\n{textwrap.indent(inspect.cleandoc(self.examples), '  ')}")
         raise SystemExit(0)
 

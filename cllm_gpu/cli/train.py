@@ -19,6 +19,7 @@ from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
 from cllm_gpu.display import Display, say, terminal
 from cllm_gpu.errors import UserError
+from cllm_gpu.fitting import decide_batch, out_of_memory, shortage
 from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.memory_plan import plan_memory
 from cllm_gpu.runs import begin_run, newest_run, save_configuration, save_plan, saved_configuration, writing
@@ -51,6 +52,7 @@ COMMAND = Command(
     # a trained model further, on another text
     cllm-gpu train --initial runs/001 --data.source other.txt --training.steps 50
     """,
+    short=(("--batch", "--training.batch"),),
 )
 
 
@@ -67,15 +69,25 @@ def main(arguments: list[str]) -> int:
     if dataset.tokenizer is not None:
         dataset.tokenizer.encode(config.prompt)  # a prompt it cannot read is an error before training
     architecture = config.model.architecture(dataset.vocabulary)
+    config, decided = decide_batch(config, architecture, backend, len(dataset.train) // architecture.context)
+    plan = plan_memory(config, architecture, backend)
+    short = shortage(config, architecture, backend, plan)
+    if short is not None and backend.is_card:  # a CPU may have what is not free now, or swap
+        raise UserError(short)
     folder = (config.output or newest_run()) if options.resume else begin_run(config.output)
     # what the bits depend on is saved as it was, not as "auto": a resumed run takes the same
     loop = dataclasses.replace(config.training, workers=backend.workers)
     config = dataclasses.replace(config, output=folder, backend=backend.name, training=loop)
     with writing(folder):
-        plan = plan_memory(config, architecture, backend)
         display.opening(config, architecture, dataset, plan)
-        checkpoint = load_checkpoint(folder) if options.resume else None
-        return _run(config, backend, dataset, display, folder, plan, checkpoint)
+        for line in (decided, short):
+            if line is not None:
+                display.message(line)
+        checkpoint, free = load_checkpoint(folder) if options.resume else None, backend.memory_free()
+        try:
+            return _run(config, backend, dataset, display, folder, plan, checkpoint)
+        except MemoryError as error:
+            raise UserError(out_of_memory(config, architecture, backend, plan, free, error)) from error
 
 
 def _defaults(arguments: list[str]) -> TrainOptions:

@@ -22,6 +22,8 @@ from cllm_gpu.errors import UserError
 from cllm_gpu.inlet import Inlet
 from cllm_gpu.metrics import read_metrics
 from cllm_gpu.pace import FIGURES
+from cllm_gpu.precision import Precision
+from cllm_gpu.recompute import LEVELS
 from cllm_gpu.simulator.stream import SimulatedStream
 from cllm_gpu.training import Trainer
 
@@ -121,6 +123,23 @@ def test_a_replayed_step_is_the_step(make_trainer: MakeTrainer, config: Config, 
             # a sum in float64 whose order the host chooses
             assert same or abs(value - theirs[name]) <= 1e-13 * abs(value), name
     assert len({step["update_norm"] for step in replayed[1].steps if step["kind"] == "step"}) == STEPS
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", [{"attention": "crystalline", "lattice": POINTS}, {"positions": "rope"}])
+def test_a_captured_step_may_compute_again(
+    make_trainer: MakeTrainer, config: Config, model: dict[str, Any], precision: Precision
+) -> None:
+    """Every recompute level, replayed: the bits of the level that computes nothing again."""
+    config = dataclasses.replace(config, precision=precision)
+    first, *others = (
+        _run(make_trainer, _sections(_short(config, steps=3, recompute=level), model=model), _simulator(precision))
+        for level in LEVELS
+    )
+    for other in others:
+        assert _captured(other[0])
+        assert other[1].steps == first[1].steps
+        assert _same(other[0], first[0])
 
 
 def _late(backend: Backend) -> Backend:

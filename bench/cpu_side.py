@@ -18,6 +18,7 @@ import numpy as np
 
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.recompute import Recompute
 
 RATE, WEIGHT_DECAY, CLIP, WARMUP = 1e-3, 0.01, 1.0, 3
 
@@ -47,7 +48,7 @@ SIZES = {"C384": Size(256, 256, 384, 6, 6, 8), "C128": Size(256, 64, 128, 4, 4, 
 class Ours:
     """The package's own step: gradients by worker threads, clipping, AdamW."""
 
-    def __init__(self, size: Size, backend: str, threads: int) -> None:
+    def __init__(self, size: Size, backend: str, threads: int, recompute: Recompute = "none") -> None:
         from cllm_gpu.backend import get_backend
         from cllm_gpu.config import OptimizerConfig
         from cllm_gpu.model import Transformer
@@ -61,7 +62,7 @@ class Ours:
         self._parameters.flat[...] = initial_values(layout, seed=1)
         self._gradients = layout.views(chosen.zeros(layout.size, np.float32))
         model = Transformer(size.architecture(), chosen, self._parameters)
-        self._workers = GradientWorkers(model, size.batch, size.length)
+        self._workers = GradientWorkers(model, size.batch, size.length, recompute=recompute)
         split = dataclasses.replace(chosen, ops=self._workers.ops)
         self._optimizer = Optimizer(OptimizerConfig(weight_decay=WEIGHT_DECAY, clip_norm=CLIP), split, layout)
 

@@ -106,6 +106,29 @@ def lattice_cpu() -> str:
     return "\n".join([*lines, "", f"Medians of {found['rounds']} alternating rounds, backend native; {made}."])
 
 
+def recompute() -> str:
+    """Time and memory of the recompute levels, and tokens per second by the batch, on a CPU."""
+    found = load("recompute.json")
+    lines = [
+        "| recompute | activations | time of a step | processor time |",
+        "|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {name} | {row['activation_bytes'] / 1e6:.1f} MB | {row['ratio']:.2f}× | {row['processor_ratio']:.2f}× |"
+        for name, row in found["levels"].items()
+    ]
+    rows = found["sequences_per_worker"]
+    best = max(row["tokens_per_processor_second"] for row in rows.values())
+    lines += ["", f"| sequences per worker | {' | '.join(rows)} |", "|---|" + "---:|" * len(rows)]
+    shares = (f"{row['tokens_per_processor_second'] / best:.2f}" for row in rows.values())
+    lines += [f"| tokens per second of processor time, of the most | {' | '.join(shares)} |"]
+    machine = found["machine"]
+    made = f"{machine['processor']}, {found['workers']} workers, {found['date'][:10]}"
+    return "\n".join(
+        [*lines, "", f"Medians of {found['rounds']} alternating steps, backend native; {made}. Not a card."]
+    )
+
+
 def precision() -> str:
     """Last losses of bf16 beside fp32's, and how far its curves are from fp32's."""
     found = load("precision.json")
@@ -192,6 +215,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "training_on_a_card": card_tables.training,
         "cpu_training": cpu_training,
         "lattice_cpu": lattice_cpu,
+        "recompute": recompute,
         "prepare_memory": prepare_memory,
     },
     "docs/precision.md": {"precision": precision},

@@ -221,7 +221,9 @@ class Transformer:
         self, w: Workspace, targets: Any, gradients: FlatParameters, gradient_scale: float, accumulate: bool
     ) -> None:
         flat = targets.reshape(-1)
-        head, dhead = self.parameters[self._head_name], gradients[self._head_name]
+        head, dhead = self.parameters[self._head_name], self._head_gradient(w, gradients)
+        if accumulate and dhead is w.dhead:
+            dhead[...] = gradients[self._head_name]
         for rows, logits in self._logit_chunks(w, flat.size):
             self.ops.cross_entropy(
                 logits, flat[rows], w.losses[rows], ignore_index=IGNORE_INDEX, gradient_scale=gradient_scale
@@ -240,7 +242,7 @@ class Transformer:
         self, w: Workspace, tokens: Any, gradients: FlatParameters, dropout: Dropout | None, accumulate: bool
     ) -> None:
         ops, ranges = self.ops, self.backend.ranges
-        depth = self.architecture.layers
+        depth, tied = self.architecture.layers, self.architecture.tied_head
         self._norm_backward("final_norm", w, w.final_residual, w.final_statistics, gradients, accumulate, first=True)
         for layer in reversed(range(depth)):
             with ranges(f"backward/block_{layer:02d}/mlp"):
@@ -253,13 +255,22 @@ class Transformer:
             ops.embedding_backward(
                 w.dresidual,
                 tokens,
-                gradients["token_embedding"],
+                self._head_gradient(w, gradients) if tied else gradients["token_embedding"],
                 gradients.get("position_embedding"),
-                accumulate_tokens=accumulate or self.architecture.tied_head,
+                accumulate_tokens=accumulate or tied,
                 accumulate_positions=accumulate,
                 order=w.token_order,
             )
+            if w.dhead is not None:
+                gradients[self._head_name][...] = w.dhead
             self._lattice.point_gradients(w, tokens, gradients, accumulate=accumulate)
+
+    def _head_gradient(self, w: Workspace, gradients: FlatParameters) -> Any:
+        """Where the head's gradient is summed: in float32 where each chunk of logits would round a narrower one.
+
+        A tied head's is also the token embedding's, which is added to it before it is rounded.
+        """
+        return gradients[self._head_name] if w.dhead is None else w.dhead
 
     def _norm_backward(
         self,

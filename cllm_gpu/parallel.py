@@ -47,7 +47,14 @@ def workers_plan(
     """What training (or, without `training`, evaluating) on batches (batch, length) takes, before it is allocated."""
     parts = batch_parts(batch, backend.workers)
     activations = sum(
-        workspace_plan(architecture, part.stop - part.start, length, layout.dtype, training=training).bytes
+        workspace_plan(
+            architecture,
+            part.stop - part.start,
+            length,
+            layout.dtype,
+            training=training,
+            logit_chunks=backend.logit_chunks,
+        ).bytes
         for part in parts
     )
     return WorkersPlan(activations, layout.bytes * (len(parts) - 1) if training else 0)

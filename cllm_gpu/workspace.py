@@ -10,12 +10,9 @@ import numpy as np
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.buffers import Plan
+from cllm_gpu.logit_chunks import ON_HOST, LogitChunks
 from cllm_gpu.precision import is_narrow, wide_dtype
 from cllm_gpu.reference.dropout import Dropout
-
-LOGIT_BYTES = 64 << 20
-"""Logits of this many bytes exist at a time; more rows than fit are taken in chunks."""
-
 
 STATISTICS = ("attention_mean", "attention_rstd", "lse", "mlp_mean", "mlp_rstd")
 """The few numbers per row: never below float32."""
@@ -47,7 +44,9 @@ class LatticeInputs:
     elements: Any  # (B, T), or None where the symmetry does not act
 
 
-def workspace_plan(a: Architecture, batch: int, length: int, dtype: Any, *, training: bool) -> Plan:
+def workspace_plan(
+    a: Architecture, batch: int, length: int, dtype: Any, *, training: bool, logit_chunks: LogitChunks = ON_HOST
+) -> Plan:
     """Every array of a workspace. Without `training` the layers share one set, and no gradient is planned."""
     rows = batch * length
     plan = Plan()
@@ -64,9 +63,11 @@ def workspace_plan(a: Architecture, batch: int, length: int, dtype: Any, *, trai
         _plan_points(plan, a, rows, dtype, training=training)
     if a.symmetry_pairs:
         plan.add("elements", (rows,), np.int32)
-    row_bytes = a.vocabulary * np.dtype(dtype).itemsize
-    plan.add("logits", (min(rows, max(1, LOGIT_BYTES // row_bytes)), a.vocabulary), dtype)
+    chunk = logit_chunks.at_once(rows, a.vocabulary, dtype, training=training)
+    plan.add("logits", (chunk, a.vocabulary), dtype)
     if training:
+        if chunk < rows and is_narrow(dtype):
+            plan.add("dhead", (a.vocabulary, a.width), wide_dtype(dtype))
         plan.add("dresidual", (rows, a.width), dtype)
         plan.add("dnormed", (rows, a.width), dtype)
         plan.add("dattended", (rows, a.width), dtype)
@@ -136,7 +137,7 @@ class Workspace:
     ) -> None:
         self.architecture, self.batch, self.length = architecture, batch, length
         self._first_element = first_row * architecture.width
-        plan = workspace_plan(architecture, batch, length, dtype, training=training)
+        plan = workspace_plan(architecture, batch, length, dtype, training=training, logit_chunks=backend.logit_chunks)
         views = plan.allocate(backend.empty_bytes)
         self.bytes = plan.bytes
         self.embedding = views["embedding"]
@@ -146,6 +147,7 @@ class Workspace:
         self.final_statistics = (views["final_mean"], views["final_rstd"])
         self.losses = views["losses"]
         self.logits = views["logits"]
+        self.dhead: Any = views.get("dhead")  # (V, C) where chunks of logits would add to narrower gradients
         self.points: Any = views.get("points")  # (N, 3) lattice points of the tokens, where a term sees them
         self.dpoints: Any = views.get("dpoints")
         self.point_table: Any = views.get("point_table")  # (V, 3) learned points widened, where they are narrower

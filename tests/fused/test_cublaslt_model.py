@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from cllm_gpu.backend import Backend
 from cllm_gpu.fused.launcher import Launcher
 from cllm_gpu.fused.operations import fused_operations
+from cllm_gpu.logit_chunks import LogitChunks
 from cllm_gpu.model import Transformer
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.profiling import Ranges
@@ -31,10 +33,12 @@ def test_a_model_trains_through_it_as_without() -> None:
     assert stand_in.products == 3 * (forward + head + mlp + attention)
 
 
-def test_a_bfloat16_model_has_the_gradients_it_has_without() -> None:
+@pytest.mark.parametrize("chunk", [None, 30])
+def test_a_bfloat16_model_has_the_gradients_it_has_without(chunk: int | None) -> None:
     """Forward and backward of the tiny model: every layer's products, with GELU and every bias inside them.
 
-    Both round to bf16, the epilogues less often: by the reasons of test_loss_and_gradients_in_bfloat16, 2%.
+    With chunks of logits the head's gradient is a float32 product of bf16 factors, added to from chunk to
+    chunk. Both round to bf16, the epilogues less often: by the reasons of test_loss_and_gradients_in_bfloat16, 2%.
     """
     stand_in, found = StandIn(), []
     architecture = tiny_architecture(layers=2)
@@ -42,7 +46,9 @@ def test_a_bfloat16_model_has_the_gradients_it_has_without() -> None:
     draws = np.random.default_rng(5).integers(0, 97, (2, 3, 24)).astype(np.int32)
     kernels = simulator_or_skip()
     for launcher in (Launcher(np, kernels), launcher_with(stand_in, kernels=kernels)):
-        backend = Backend("simulator", np, fused_operations(launcher, Ranges()), "products as the test says")
+        chunks = LogitChunks(1 << 30, chunk)
+        ops = fused_operations(launcher, Ranges())
+        backend = Backend("simulator", np, ops, "products as the test says", logit_chunks=chunks)
         flat, gradients = (backend.zeros(layout.size, BFLOAT16) for _ in range(2))
         flat[...] = initial_values(layout, 1)
         workspace = Workspace(architecture, backend, 3, 24, BFLOAT16, training=True)
@@ -55,4 +61,5 @@ def test_a_bfloat16_model_has_the_gradients_it_has_without() -> None:
     print(f"loss {loss:.5f}, without {want_loss:.5f}; gradients differ by {error:.2%}")
     assert abs(loss - want_loss) <= 2.0**-9 * want_loss
     assert error <= 0.02
+    assert (workspace.dhead is None) is (chunk is None)
     assert stand_in.products.count("GELU_AUX_BIAS") == stand_in.products.count("DGELU_BGRAD") == 2

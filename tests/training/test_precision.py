@@ -17,6 +17,7 @@ from cllm_gpu.compiler import find_compiler
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
 from cllm_gpu.errors import UserError
+from cllm_gpu.logit_chunks import LogitChunks
 from cllm_gpu.memory_plan import plan_memory
 from cllm_gpu.metrics import read_metrics
 from cllm_gpu.precision import BFLOAT16
@@ -212,11 +213,12 @@ def test_training_begins_from_a_float32_model(
 
 
 @pytest.mark.parametrize("masters", [True, False])
+@pytest.mark.parametrize("chunk", [None, 7])
 def test_the_plan_is_what_is_allocated(
-    make_trainer: MakeTrainer, config: Config, dataset: Dataset, masters: bool
+    make_trainer: MakeTrainer, config: Config, dataset: Dataset, masters: bool, chunk: int | None
 ) -> None:
     for settings in (short(config, masters=masters), short(crystalline(config), masters=masters)):
-        backend = backend_of("numpy")
+        backend = dataclasses.replace(backend_of("numpy"), logit_chunks=LogitChunks(1 << 30, chunk))
         trainer = make_trainer(settings, backend=backend)
         plan = plan_memory(settings, settings.model.architecture(dataset.vocabulary), backend)
         assert plan.parameters == plan.gradients == trainer.parameters.flat.nbytes == trainer.gradients.flat.nbytes

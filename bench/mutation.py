@@ -68,7 +68,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "columns.cuh": (_ROWWISE, "-k", "column_sum or gelu_backward"),
     "common.cuh": ("tests/simulator/test_common.py", _ROWWISE, "-k", "test_common or layernorm_forward"),
     "cross_entropy.cu": (_ROWWISE, "-k", "cross_entropy"),
-    "dropout.cu": (_SEQUENCE, "-k", "dropout"),
+    "dropout.cuh": (_SEQUENCE, "-k", "dropout"),
     "embedding.cu": (_SEQUENCE, "-k", "embedding or runs"),
     "gelu.cu": (_ROWWISE, "-k", "gelu"),
     "layernorm.cu": (_ROWWISE, "-k", "layernorm"),

@@ -138,10 +138,9 @@ class Transformer:
         residual = w.embedding  # (N, C)
         with ranges("forward/embedding"):
             ops.embedding_forward(
-                tokens, p["token_embedding"], p.get("position_embedding"), residual, first_position=first
-            )
-            if dropout is not None:
-                ops.dropout_forward(residual, residual, dropout=w.dropout(dropout, 0))
+                tokens, p["token_embedding"], p.get("position_embedding"), residual,
+                first_position=first, dropout=w.dropout(dropout, 0),
+            )  # fmt: skip
         w.lattice = self._lattice.see(w, tokens, cache)
         branch = None  # (N, C), what the residual stream is about to be given
         for layer in range(self.architecture.layers):
@@ -243,17 +242,18 @@ class Transformer:
     ) -> None:
         ops, ranges = self.ops, self.backend.ranges
         depth, tied = self.architecture.layers, self.architecture.tied_head
-        self._norm_backward("final_norm", w, w.final_residual, w.final_statistics, gradients, accumulate, first=True)
+        site = w.dropout(dropout, 2 * depth)
+        dbranch = self._norm_backward(
+            "final_norm", w, w.final_residual, w.final_statistics, gradients, accumulate, site
+        )
         for layer in reversed(range(depth)):
             with ranges(f"backward/block_{layer:02d}/mlp"):
-                self._mlp_backward(w, layer, gradients, w.dropout(dropout, 2 * layer + 2), accumulate)
+                dbranch = self._mlp_backward(w, layer, dbranch, gradients, dropout, accumulate)
             with ranges(f"backward/block_{layer:02d}/attention"):
-                self._attention_backward(w, layer, gradients, w.dropout(dropout, 2 * layer + 1), accumulate)
+                dbranch = self._attention_backward(w, layer, dbranch, gradients, dropout, accumulate)
         with ranges("backward/embedding"):
-            if dropout is not None:
-                ops.dropout_backward(w.dresidual, w.dresidual, dropout=w.dropout(dropout, 0))
             ops.embedding_backward(
-                w.dresidual,
+                dbranch,
                 tokens,
                 self._head_gradient(w, gradients) if tied else gradients["token_embedding"],
                 gradients.get("position_embedding"),
@@ -280,47 +280,59 @@ class Transformer:
         statistics: Any,
         gradients: FlatParameters,
         accumulate: bool,
-        *,
-        first: bool = False,
-    ) -> None:
-        """Adds the gradient of the layer norm's input to the residual stream's, w.dresidual (`first`: starts it)."""
+        dropout: Dropout | None,
+    ) -> Any:
+        """Adds the gradient of the layer norm's input to the residual stream's, w.dresidual; the final norm starts it.
+
+        Returns the gradient (N, C) of the branch that was added to the stream before it (of the embedding, at the first
+        one): the stream's, through the dropout between them. With dropout it takes the place of w.dnormed, where it
+        stays until the branch's own backward writes there.
+        """
+        dbranch = None if dropout is None else w.dnormed
         self.ops.layernorm_backward(
             w.dnormed,
             x,
             self.parameters[f"{name}.weight"],
             *statistics,
-            None if first else w.dresidual,
+            None if name == "final_norm" else w.dresidual,
             w.dresidual,
+            dbranch,
             gradients[f"{name}.weight"],
             gradients.get(f"{name}.bias"),
             accumulate=accumulate,
+            dropout=dropout,
         )
-
-    def _branch_gradient(self, w: Workspace, dropout: Dropout | None) -> Any:
-        """Gradient of a branch: the residual stream's, through the dropout between them."""
-        if dropout is None:
-            return w.dresidual
-        self.ops.dropout_backward(w.dresidual, w.branch, dropout=dropout)
-        return w.branch
+        return w.dresidual if dbranch is None else dbranch
 
     def _mlp_backward(
-        self, w: Workspace, layer: int, gradients: FlatParameters, dropout: Dropout | None, accumulate: bool
-    ) -> None:
+        self,
+        w: Workspace,
+        layer: int,
+        dbranch: Any,
+        gradients: FlatParameters,
+        dropout: Dropout | None,
+        accumulate: bool,
+    ) -> Any:
         p, g, name, a = self.parameters, gradients, f"blocks.{layer}", w.layers[layer]
         up, down = f"{name}.mlp_up", f"{name}.mlp_down"
-        dbranch = self._branch_gradient(w, dropout)
         self.ops.mlp_backward(
             dbranch, a.mlp_normed, a.hidden, a.activated, p[f"{up}.weight"], p[f"{down}.weight"], w.dhidden, w.dnormed,
             g[f"{up}.weight"], g.get(f"{up}.bias"), g[f"{down}.weight"], g.get(f"{down}.bias"), accumulate=accumulate,
         )  # fmt: skip
-        self._norm_backward(f"{name}.mlp_norm", w, a.mlp_residual, a.mlp_statistics, gradients, accumulate)
+        site = w.dropout(dropout, 2 * layer + 1)
+        return self._norm_backward(f"{name}.mlp_norm", w, a.mlp_residual, a.mlp_statistics, g, accumulate, site)
 
     def _attention_backward(
-        self, w: Workspace, layer: int, gradients: FlatParameters, dropout: Dropout | None, accumulate: bool
-    ) -> None:
+        self,
+        w: Workspace,
+        layer: int,
+        dbranch: Any,
+        gradients: FlatParameters,
+        dropout: Dropout | None,
+        accumulate: bool,
+    ) -> Any:
         p, g, name, a = self.parameters, gradients, f"blocks.{layer}", w.layers[layer]
         projection, qkv = f"{name}.projection", f"{name}.qkv"
-        dbranch = self._branch_gradient(w, dropout)
         self.ops.linear_backward(
             dbranch, a.attended, p[f"{projection}.weight"], w.dattended, g[f"{projection}.weight"],
             g.get(f"{projection}.bias"), accumulate=accumulate,
@@ -340,4 +352,5 @@ class Transformer:
             accumulate=accumulate,
         )  # fmt: skip
         x = w.embedding if layer == 0 else a.attention_residual
-        self._norm_backward(f"{name}.attention_norm", w, x, a.attention_statistics, gradients, accumulate)
+        site = w.dropout(dropout, 2 * layer)
+        return self._norm_backward(f"{name}.attention_norm", w, x, a.attention_statistics, g, accumulate, site)

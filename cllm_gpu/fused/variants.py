@@ -15,7 +15,7 @@ TERMS = tuple(
     for values in ((0, 0, 1, 8, 0), (1, 1, 1, 8, 0), (1, 1, 1, 8, 1))
 )
 """Choices of score terms compiled ahead: the default ones, all, and all with learned points."""
-_PLAIN = ("adam.cu", "cross_entropy.cu", "dropout.cu", "gelu.cu", "layernorm.cu", "step.cu")
+_PLAIN = ("adam.cu", "cross_entropy.cu", "gelu.cu", "layernorm.cu", "step.cu")
 _WITH_TABLES = ("rotary.cu", "symmetry.cu")
 _WITH_GRADIENT = ("column_sum.cu", "embedding.cu")
 

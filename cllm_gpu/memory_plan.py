@@ -7,7 +7,7 @@ from cllm_gpu.backend import Backend
 from cllm_gpu.config import Config
 from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.optimizers import optimizer_bytes
-from cllm_gpu.parallel import workers_plan
+from cllm_gpu.parallel import gradient_layout, workers_plan
 from cllm_gpu.parameters import Layout, parameter_specs
 
 
@@ -15,10 +15,11 @@ def plan_memory(config: Config, architecture: Architecture, backend: Backend) ->
     """What a run will allocate, before anything is allocated."""
     layout = Layout(parameter_specs(architecture), backend.dtype)
     micro = config.training.micro_batch or config.training.batch
-    work = workers_plan(architecture, backend, layout, micro, architecture.context)
+    gradients = gradient_layout(layout, backend, config.training.batch, micro)
+    work = workers_plan(architecture, backend, layout, micro, architecture.context, gradients=gradients)
     return MemoryPlan(
         parameters=layout.bytes,
-        gradients=layout.bytes + work.gradients,
+        gradients=gradients.bytes + work.gradients,
         optimizer=optimizer_bytes(config.optimizer, layout),
         activations=work.activations,
         working=backend.working_bytes,

@@ -266,7 +266,7 @@ class Transformer:
             self._lattice.point_gradients(w, tokens, gradients, accumulate=accumulate)
 
     def _head_gradient(self, w: Workspace, gradients: FlatParameters) -> Any:
-        """Where the head's gradient is summed: in float32 where each chunk of logits would round a narrower one.
+        """Where the head's gradient is summed: in float32 where each chunk of logits would round the gradient itself.
 
         A tied head's is also the token embedding's, which is added to it before it is rounded.
         """

@@ -30,7 +30,7 @@ from cllm_gpu.metrics import MetricsLog
 from cllm_gpu.model import Transformer
 from cllm_gpu.optimizers import Optimizer
 from cllm_gpu.pace import Pace
-from cllm_gpu.parallel import GradientWorkers
+from cllm_gpu.parallel import GradientWorkers, gradient_layout
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.precision import is_narrow
 from cllm_gpu.reporters import Outcome, Reporter, Silent
@@ -70,12 +70,12 @@ class Trainer:
         if config.precision != backend.precision:
             raise UserError(f"precision is {config.precision}, but the backend was made for {backend.precision}")
         self.layout = Layout(parameter_specs(self.architecture), backend.dtype)
-        self.parameters = self.layout.views(backend.zeros(self.layout.size, backend.dtype))
-        self.gradients = self.layout.views(backend.zeros(self.layout.size, backend.dtype))
-        self.model = Transformer(self.architecture, backend, self.parameters)
         loop = config.training
         self._micro = loop.micro_batch or loop.batch
-        self.workers = GradientWorkers(self.model, self._micro, self.architecture.context)
+        summed = gradient_layout(self.layout, backend, loop.batch, self._micro)
+        self.parameters, self.gradients = (x.views(backend.zeros(x.size, x.dtype)) for x in (self.layout, summed))
+        self.model = Transformer(self.architecture, backend, self.parameters)
+        self.workers = GradientWorkers(self.model, self._micro, self.architecture.context, gradients=summed)
         split = dataclasses.replace(backend, ops=self.workers.ops)
         self.optimizer = Optimizer(config.optimizer, split, self.layout, seed=loop.seed)
         self.batches = Batches(dataset.train, batch=loop.batch, context=self.architecture.context, seed=loop.seed)

@@ -45,9 +45,19 @@ class LatticeInputs:
 
 
 def workspace_plan(
-    a: Architecture, batch: int, length: int, dtype: Any, *, training: bool, logit_chunks: LogitChunks = ON_HOST
+    a: Architecture,
+    batch: int,
+    length: int,
+    dtype: Any,
+    *,
+    training: bool,
+    logit_chunks: LogitChunks = ON_HOST,
+    gradient_dtype: Any | None = None,
 ) -> Plan:
-    """Every array of a workspace. Without `training` the layers share one set, and no gradient is planned."""
+    """Every array of a workspace. Without `training` the layers share one set, and no gradient is planned.
+
+    gradient_dtype: of the parameters' gradients, which lie elsewhere; None: `dtype`.
+    """
     rows = batch * length
     plan = Plan()
     plan.add("embedding", (rows, a.width), dtype)
@@ -66,7 +76,7 @@ def workspace_plan(
     chunk = logit_chunks.at_once(rows, a.vocabulary, dtype, training=training)
     plan.add("logits", (chunk, a.vocabulary), dtype)
     if training:
-        if chunk < rows and is_narrow(dtype):
+        if chunk < rows and is_narrow(gradient_dtype or dtype):
             plan.add("dhead", (a.vocabulary, a.width), wide_dtype(dtype))
         plan.add("dresidual", (rows, a.width), dtype)
         plan.add("dnormed", (rows, a.width), dtype)
@@ -134,10 +144,14 @@ class Workspace:
         *,
         training: bool,
         first_row: int = 0,
+        gradient_dtype: Any | None = None,
     ) -> None:
         self.architecture, self.batch, self.length = architecture, batch, length
         self._first_element = first_row * architecture.width
-        plan = workspace_plan(architecture, batch, length, dtype, training=training, logit_chunks=backend.logit_chunks)
+        plan = workspace_plan(
+            architecture, batch, length, dtype,
+            training=training, logit_chunks=backend.logit_chunks, gradient_dtype=gradient_dtype,
+        )  # fmt: skip
         views = plan.allocate(backend.empty_bytes)
         self.bytes = plan.bytes
         self.embedding = views["embedding"]

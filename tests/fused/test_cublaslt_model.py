@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -33,12 +35,13 @@ def test_a_model_trains_through_it_as_without() -> None:
     assert stand_in.products == 3 * (forward + head + mlp + attention)
 
 
-@pytest.mark.parametrize("chunk", [None, 30])
-def test_a_bfloat16_model_has_the_gradients_it_has_without(chunk: int | None) -> None:
+@pytest.mark.parametrize(("chunk", "gradient"), [(None, BFLOAT16), (30, BFLOAT16), (30, np.dtype(np.float32))])
+def test_a_bfloat16_model_has_the_gradients_it_has_without(chunk: int | None, gradient: Any) -> None:
     """Forward and backward of the tiny model: every layer's products, with GELU and every bias inside them.
 
-    With chunks of logits the head's gradient is a float32 product of bf16 factors, added to from chunk to
-    chunk. Both round to bf16, the epilogues less often: by the reasons of test_loss_and_gradients_in_bfloat16, 2%.
+    With chunks of logits the head's gradient is a float32 product of bf16 factors, added to from chunk to chunk; where
+    micro-batches add to them, all gradients are float32. Both round to bf16, the epilogues less often: by the reasons
+    of test_loss_and_gradients_in_bfloat16, 2%.
     """
     stand_in, found = StandIn(), []
     architecture = tiny_architecture(layers=2)
@@ -49,9 +52,9 @@ def test_a_bfloat16_model_has_the_gradients_it_has_without(chunk: int | None) ->
         chunks = LogitChunks(1 << 30, chunk)
         ops = fused_operations(launcher, Ranges())
         backend = Backend("simulator", np, ops, "products as the test says", logit_chunks=chunks)
-        flat, gradients = (backend.zeros(layout.size, BFLOAT16) for _ in range(2))
+        flat, gradients = (backend.zeros(layout.size, dtype) for dtype in (BFLOAT16, gradient))
         flat[...] = initial_values(layout, 1)
-        workspace = Workspace(architecture, backend, 3, 24, BFLOAT16, training=True)
+        workspace = Workspace(architecture, backend, 3, 24, BFLOAT16, training=True, gradient_dtype=gradient)
         loss = Transformer(architecture, backend, layout.views(flat)).loss_and_gradients(
             workspace, *draws, layout.views(gradients), gradient_scale=1.0 / 72, accumulate=False
         )
@@ -61,5 +64,8 @@ def test_a_bfloat16_model_has_the_gradients_it_has_without(chunk: int | None) ->
     print(f"loss {loss:.5f}, without {want_loss:.5f}; gradients differ by {error:.2%}")
     assert abs(loss - want_loss) <= 2.0**-9 * want_loss
     assert error <= 0.02
-    assert (workspace.dhead is None) is (chunk is None)
-    assert stand_in.products.count("GELU_AUX_BIAS") == stand_in.products.count("DGELU_BGRAD") == 2
+    assert (workspace.dhead is None) is (chunk is None or gradient != BFLOAT16)
+    assert stand_in.products.count("GELU_AUX_BIAS") == 2
+    # a bias's gradient comes with dhidden only in dhidden's dtype, else with the product after it
+    assert stand_in.products.count("DGELU_BGRAD" if gradient == BFLOAT16 else "DGELU") == 2
+    assert stand_in.products.count("BGRADB") == (6 if gradient == BFLOAT16 else 8)

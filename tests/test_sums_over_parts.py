@@ -1,4 +1,4 @@
-"""Logits in chunks: how many rows, and a head's gradient in bfloat16 that is rounded once however many there are."""
+"""Sums over parts in bfloat16: chunks of logits and micro-batches round a gradient once, or not at all."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.compiler import find_compiler
 from cllm_gpu.logit_chunks import ON_CARD, ON_HOST, LogitChunks
 from cllm_gpu.model import Transformer
+from cllm_gpu.parallel import gradient_layout
 from cllm_gpu.parameters import FlatParameters, Layout, initial_values, parameter_specs
 from cllm_gpu.precision import BFLOAT16
 from cllm_gpu.workspace import Workspace, workspace_plan
@@ -149,3 +150,34 @@ def test_rows_of_a_chunk() -> None:
     assert ON_CARD.at_once(rows, 1 << 20, BFLOAT16, training=True) == 1024  # 2 GiB
     assert LogitChunks(10).at_once(rows, vocabulary, np.float32, training=True) == 1
     assert LogitChunks(1 << 30, 2).at_once(rows, 8, np.float32, training=False) == 1
+
+
+@pytest.mark.parametrize("parts", [2, 8, 32])
+@pytest.mark.parametrize("name", ["numpy", "simulator"])
+def test_micro_batches_add_up_in_float32(name: str, parts: int, within: Callable[..., None]) -> None:
+    """Beside the float64 sum of what each gives by itself: 2^-23 a sum in float32, and what bfloat16 gave."""
+    backend, batch, rng = _backend(name), 32, np.random.default_rng(2)
+    layout = Layout(parameter_specs(TIED), backend.dtype)
+    summed = gradient_layout(layout, backend, batch, batch // parts)
+    assert summed.dtype == np.float32
+    assert gradient_layout(layout, backend, batch, batch) is layout
+    weights = layout.views(backend.zeros(layout.size, backend.dtype))
+    weights.flat[...] = initial_values(layout, 3) * np.asarray(5, backend.dtype)
+    model = Transformer(TIED, backend, weights)
+    w = Workspace(TIED, backend, batch // parts, LENGTH, backend.dtype, training=True, gradient_dtype=summed.dtype)
+    wide, narrow, one = (x.views(backend.zeros(x.size, x.dtype)) for x in (summed, layout, summed))
+    exact = np.zeros(layout.size)
+    tokens, targets = (rng.zipf(1.4, (2, batch, LENGTH)) % TIED.vocabulary).astype(np.int32)
+    for first in range(0, batch, batch // parts):
+        rows = slice(first, first + batch // parts)
+        for gradients in (one, wide, narrow):
+            model.loss_and_gradients(
+                w, tokens[rows], targets[rows], gradients,
+                gradient_scale=1.0 / tokens.size, accumulate=first > 0 and gradients is not one,
+            )  # fmt: skip
+        exact += one.flat
+    error, often = _error(wide.flat, exact), _error(narrow.flat, exact)
+    print(f"{parts} micro-batches: {error:.2e} of the gradient, {often:.2e} in bfloat16")
+    within(f"{parts} micro-batches", error, parts * 2.0**-23)
+    if not often > HALF_ULP / 4:
+        pytest.fail(f"adding {parts} in bfloat16 gives {often:.2e}: the test proves nothing")

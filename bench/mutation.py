@@ -72,7 +72,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "embedding.cu": (_SEQUENCE, "-k", "embedding or runs"),
     "gelu.cu": (_ROWWISE, "-k", "gelu"),
     "layernorm.cu": (_ROWWISE, "-k", "layernorm"),
-    "philox.cuh": (_SEQUENCE, "-k", "dropout"),
+    "philox.cuh": (_SEQUENCE, _FLAT, "-k", "dropout or draws_the_references_bits"),
     "rotary.cu": (_SEQUENCE, "-k", "rotary"),
     "score_terms.cuh": ("tests/fused/test_score_terms.py",),
     "storage.cuh": (_ROWWISE, _SEQUENCE),

@@ -21,8 +21,8 @@
 //   adam_step_bfloat16                                64      64        0
 //   adam_step_bfloat16+alone                          74      64        0
 //   adam_step_float32                                 64      64        0
-//   sgd_step_bfloat16                                 47      64        0
-//   sgd_step_bfloat16+alone                           66      64        0
+//   sgd_step_bfloat16                                 48      64        0
+//   sgd_step_bfloat16+alone                           68      64        0
 //   sgd_step_float32                                  48      64        0
 //   squared_norm_bfloat16                             30      64        0
 //   squared_norm_float32                              32      64        0

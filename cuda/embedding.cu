@@ -22,8 +22,8 @@
 //   embedding_backward_join_float32                   22       0        0
 //   embedding_backward_positions_bfloat16             48       0        0
 //   embedding_backward_positions_float32              48       0        0
-//   embedding_forward_bfloat16                        30       0        0
-//   embedding_forward_float32                         26       0        0
+//   embedding_forward_bfloat16                        54       0        0
+//   embedding_forward_float32                         54       0        0
 #include "dropout.cuh"
 
 constexpr int SEGMENT = 64;

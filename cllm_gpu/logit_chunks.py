@@ -9,8 +9,9 @@ float32 (8·V·C bytes). The three products are 6·R·V·C operations. So the sh
 
 of which V and C are no part. A card that does 180 bf16 operations in the time of a byte, as an H200 does, loses 54%
 with the 667 rows that 64 MB hold of GPT-2's vocabulary, and 4% with 8192 rows, 0.8 GB; 16,384 rows would win 2% more
-for as much memory again. Without a gradient only one product reads the weights: a quarter of the rows loses 9%.
-(Computed, not measured; products that overlap with the traffic lose less.)
+for as much memory again. Without a gradient only one product reads the weights: an eighth of the rows loses 18%, of a
+third of the operations, and the float32 copy that is searched for the likeliest token is as much smaller. (Computed,
+not measured: `bench/kernels.py` measures it on a card. Products that overlap with the traffic lose less.)
 On a CPU the logits should stay near the caches, and products gain nothing from more rows than 64 MB hold.
 """
 
@@ -29,13 +30,13 @@ class LogitChunks:
     bytes: int
     """At least one row is held, whatever its size."""
     rows: int | None = None
-    """In training; a quarter of them elsewhere. None: as many as `bytes` hold."""
+    """In training; an eighth of them elsewhere. None: as many as `bytes` hold."""
 
     def at_once(self, rows: int, vocabulary: int, dtype: Any, *, training: bool) -> int:
         """Rows of a chunk, of `rows` in all; the last chunk may have fewer."""
         held = max(1, self.bytes // (vocabulary * np.dtype(dtype).itemsize))
         if self.rows is not None:
-            held = min(held, self.rows if training else max(1, self.rows // 4))
+            held = min(held, self.rows if training else max(1, self.rows // 8))
         return min(rows, held)
 
 

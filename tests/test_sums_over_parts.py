@@ -135,7 +135,7 @@ def test_the_plan_has_the_sum_where_it_is_needed(training: bool) -> None:
 
     assert ("dhead" in names(BFLOAT16, 63)) is training
     assert names(BFLOAT16, 63).get("dhead", ((23, 16), np.float32)) == ((23, 16), np.float32)
-    assert "dhead" not in names(BFLOAT16, 256)  # one chunk, also of a quarter of the rows
+    assert "dhead" not in names(BFLOAT16, 64 if training else 512)  # one chunk
     assert "dhead" not in names(np.float32, 63)
 
 
@@ -145,7 +145,7 @@ def test_rows_of_a_chunk() -> None:
     assert ON_HOST.at_once(rows, vocabulary, np.float32, training=False) == 333
     assert ON_HOST.at_once(7, 256, np.float32, training=True) == 7
     assert ON_CARD.at_once(rows, vocabulary, BFLOAT16, training=True) == 8192
-    assert ON_CARD.at_once(rows, vocabulary, BFLOAT16, training=False) == 2048
+    assert ON_CARD.at_once(rows, vocabulary, BFLOAT16, training=False) == 1024
     assert ON_CARD.at_once(4096, vocabulary, np.float32, training=True) == 4096
     assert ON_CARD.at_once(rows, 1 << 20, BFLOAT16, training=True) == 1024  # 2 GiB
     assert LogitChunks(10).at_once(rows, vocabulary, np.float32, training=True) == 1

@@ -175,6 +175,20 @@ EQUIVALENT: dict[Key, str] = {
     ("attention_tiles_float32.cuh", _EACH_CHUNK, "const int column = (x + 8 * c) * 4;", "< -> <=", 1): _NO_CHUNK,
     ("attention_fused_float32.cuh", _EACH_CHUNK, "const int column = (x + 8 * c) * 4;", "< -> <=", 1): _NO_CHUNK,
     (
+        "dropout.cuh",
+        "for (u64 block = begin / 4; 4 * block < begin + W; block++) {",
+        "words.draw(block);",
+        "< -> <=",
+        1,
+    ): "one evaluation more, which begins where the pack ends: none of its elements is below W",
+    (
+        "dropout.cuh",
+        "if (i < W && words.words[lane] >= threshold) kept |= 1u << i;",
+        "}",
+        "< -> <=",
+        1,
+    ): "may set bit W of `kept`, which has 32 and of which only those below W, at most 8, are read",
+    (
         "embedding.cu",
         "const int count = rows - begin < SEGMENT ? int(rows - begin) : SEGMENT;",
         "for (int i = threadIdx.x; i < count + 2; i += blockDim.x) {",

@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.gpu import lattice, machine, problems, products, report, rowwise  # noqa: E402
+from bench.gpu import head, lattice, machine, problems, products, report, rowwise  # noqa: E402
 from bench.gpu.bars import all_bars  # noqa: E402
 from bench.gpu.jobs import measure, trouble  # noqa: E402
 from bench.gpu.timing import Card, Device, Rehearsal  # noqa: E402
@@ -30,7 +30,7 @@ from cllm_gpu import gpu  # noqa: E402
 from cllm_gpu.errors import UserError  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
-MODULES = (problems, lattice, rowwise, products)
+MODULES = (problems, lattice, rowwise, products, head)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -21,6 +21,7 @@ from cllm_gpu import gpu
 from cllm_gpu.buffers import ALIGNMENT
 from cllm_gpu.device import Device
 from cllm_gpu.errors import UserError
+from cllm_gpu.logit_chunks import ON_CARD, ON_HOST, LogitChunks
 from cllm_gpu.memory import anonymous_bytes, available_bytes
 from cllm_gpu.operations import REFERENCE, Operations, bind, bind_over
 from cllm_gpu.power import EnergyMeter, find_meter
@@ -64,6 +65,8 @@ class Backend:
     """Wait until the device has finished; nothing to do on a CPU."""
     working_bytes: int = CPU_WORKING_BYTES
     """What a run takes besides its planned arrays: temporaries of a tile, threads, libraries."""
+    logit_chunks: LogitChunks = ON_HOST
+    """How many logits a model on this backend holds at a time."""
     memory_held: Callable[[], int | None] = anonymous_bytes
     """Bytes of the device's memory this process holds now; None where the system does not say."""
     memory_free: Callable[[], int | None] = available_bytes
@@ -194,6 +197,7 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         ranges=ranges,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         working_bytes=CPU_WORKING_BYTES + (WORKSPACE_BYTES if launcher.lt is not None else 0),
+        logit_chunks=ON_CARD,
         memory_held=cupy.get_default_memory_pool().total_bytes,
         memory_free=lambda: cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes(),
         memory_reserved=CARD_RESERVED,

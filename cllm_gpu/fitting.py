@@ -51,6 +51,8 @@ class Fitter:
 
     def largest(self, sizes: Sequence[int], level: Recompute | None = None) -> int | None:
         """The largest of ascending `sizes` whose plan fits; None where none does."""
+        if self.size(sizes[-1], level) <= self.room:  # a batch may take less than its half, whose gradients are wider
+            return sizes[-1]
         count = bisect.bisect_left(sizes, True, key=lambda size: self.size(size, level) > self.room)
         return sizes[count - 1] if count else None
 

@@ -142,10 +142,9 @@ class Transformer:
         residual = w.embedding  # (N, C)
         with ranges("forward/embedding"):
             ops.embedding_forward(
-                tokens, p["token_embedding"], p.get("position_embedding"), residual, first_position=first
-            )
-            if dropout is not None:
-                ops.dropout_forward(residual, residual, dropout=w.dropout(dropout, 0))
+                tokens, p["token_embedding"], p.get("position_embedding"), residual,
+                first_position=first, dropout=w.dropout(dropout, 0),
+            )  # fmt: skip
         w.lattice = self._lattice.see(w, tokens, cache)
         branch = None  # (N, C), what the residual stream is about to be given
         for layer in range(self.architecture.layers):
@@ -225,7 +224,9 @@ class Transformer:
         self, w: Workspace, targets: Any, gradients: FlatParameters, gradient_scale: float, accumulate: bool
     ) -> None:
         flat = targets.reshape(-1)
-        head, dhead = self.parameters[self._head_name], gradients[self._head_name]
+        head, dhead = self.parameters[self._head_name], self._head_gradient(w, gradients)
+        if accumulate and dhead is w.dhead:
+            dhead[...] = gradients[self._head_name]
         for rows, logits in self._logit_chunks(w, flat.size):
             self.ops.cross_entropy(
                 logits, flat[rows], w.losses[rows], ignore_index=IGNORE_INDEX, gradient_scale=gradient_scale
@@ -244,28 +245,31 @@ class Transformer:
         self, w: Workspace, tokens: Any, gradients: FlatParameters, dropout: Dropout | None, accumulate: bool
     ) -> None:
         ops, ranges = self.ops, self.backend.ranges
-        depth = self.architecture.layers
-        self._norm_backward("final_norm", w, w.final_residual, w.final_statistics, gradients, accumulate, first=True)
+        depth, tied = self.architecture.layers, self.architecture.tied_head
+        site = w.dropout(dropout, 2 * depth)
+        dbranch = self._norm_backward(
+            "final_norm", w, w.final_residual, w.final_statistics, gradients, accumulate, site
+        )
         for layer in reversed(range(depth)):
             if w.recompute != "none" and layer < depth - 1:  # the last block's arrays are as its forward left them
                 with ranges(f"backward/block_{layer:02d}/recompute"):
                     self._recompute(w, layer, dropout)
             with ranges(f"backward/block_{layer:02d}/mlp"):
-                self._mlp_backward(w, layer, gradients, w.dropout(dropout, 2 * layer + 2), accumulate)
+                dbranch = self._mlp_backward(w, layer, dbranch, gradients, dropout, accumulate)
             with ranges(f"backward/block_{layer:02d}/attention"):
-                self._attention_backward(w, layer, gradients, w.dropout(dropout, 2 * layer + 1), accumulate)
+                dbranch = self._attention_backward(w, layer, dbranch, gradients, dropout, accumulate)
         with ranges("backward/embedding"):
-            if dropout is not None:
-                ops.dropout_backward(w.dresidual, w.dresidual, dropout=w.dropout(dropout, 0))
             ops.embedding_backward(
-                w.dresidual,
+                dbranch,
                 tokens,
-                gradients["token_embedding"],
+                self._head_gradient(w, gradients) if tied else gradients["token_embedding"],
                 gradients.get("position_embedding"),
-                accumulate_tokens=accumulate or self.architecture.tied_head,
+                accumulate_tokens=accumulate or tied,
                 accumulate_positions=accumulate,
                 order=w.token_order,
             )
+            if w.dhead is not None:
+                gradients[self._head_name][...] = w.dhead
             self._lattice.point_gradients(w, tokens, gradients, accumulate=accumulate)
 
     def _recompute(self, w: Workspace, layer: int, dropout: Dropout | None) -> None:
@@ -285,6 +289,13 @@ class Transformer:
             self._norm_forward(f"{name}.{norm}", stream, None, stream, normed, statistics, None)
         self.ops.gelu_forward(a.hidden, None, a.activated)
 
+    def _head_gradient(self, w: Workspace, gradients: FlatParameters) -> Any:
+        """Where the head's gradient is summed: in float32 where each chunk of logits would round the gradient itself.
+
+        A tied head's is also the token embedding's, which is added to it before it is rounded.
+        """
+        return gradients[self._head_name] if w.dhead is None else w.dhead
+
     def _norm_backward(
         self,
         name: str,
@@ -293,47 +304,59 @@ class Transformer:
         statistics: Any,
         gradients: FlatParameters,
         accumulate: bool,
-        *,
-        first: bool = False,
-    ) -> None:
-        """Adds the gradient of the layer norm's input to the residual stream's, w.dresidual (`first`: starts it)."""
+        dropout: Dropout | None,
+    ) -> Any:
+        """Adds the gradient of the layer norm's input to the residual stream's, w.dresidual; the final norm starts it.
+
+        Returns the gradient (N, C) of the branch that was added to the stream before it (of the embedding, at the first
+        one): the stream's, through the dropout between them. With dropout it takes the place of w.dnormed, where it
+        stays until the branch's own backward writes there.
+        """
+        dbranch = None if dropout is None else w.dnormed
         self.ops.layernorm_backward(
             w.dnormed,
             x,
             self.parameters[f"{name}.weight"],
             *statistics,
-            None if first else w.dresidual,
+            None if name == "final_norm" else w.dresidual,
             w.dresidual,
+            dbranch,
             gradients[f"{name}.weight"],
             gradients.get(f"{name}.bias"),
             accumulate=accumulate,
+            dropout=dropout,
         )
-
-    def _branch_gradient(self, w: Workspace, dropout: Dropout | None) -> Any:
-        """Gradient of a branch: the residual stream's, through the dropout between them."""
-        if dropout is None:
-            return w.dresidual
-        self.ops.dropout_backward(w.dresidual, w.branch, dropout=dropout)
-        return w.branch
+        return w.dresidual if dbranch is None else dbranch
 
     def _mlp_backward(
-        self, w: Workspace, layer: int, gradients: FlatParameters, dropout: Dropout | None, accumulate: bool
-    ) -> None:
+        self,
+        w: Workspace,
+        layer: int,
+        dbranch: Any,
+        gradients: FlatParameters,
+        dropout: Dropout | None,
+        accumulate: bool,
+    ) -> Any:
         p, g, name, a = self.parameters, gradients, f"blocks.{layer}", w.layers[layer]
         up, down = f"{name}.mlp_up", f"{name}.mlp_down"
-        dbranch = self._branch_gradient(w, dropout)
         self.ops.mlp_backward(
             dbranch, a.mlp_normed, a.hidden, a.activated, p[f"{up}.weight"], p[f"{down}.weight"], w.dhidden, w.dnormed,
             g[f"{up}.weight"], g.get(f"{up}.bias"), g[f"{down}.weight"], g.get(f"{down}.bias"), accumulate=accumulate,
         )  # fmt: skip
-        self._norm_backward(f"{name}.mlp_norm", w, a.mlp_residual, a.mlp_statistics, gradients, accumulate)
+        site = w.dropout(dropout, 2 * layer + 1)
+        return self._norm_backward(f"{name}.mlp_norm", w, a.mlp_residual, a.mlp_statistics, g, accumulate, site)
 
     def _attention_backward(
-        self, w: Workspace, layer: int, gradients: FlatParameters, dropout: Dropout | None, accumulate: bool
-    ) -> None:
+        self,
+        w: Workspace,
+        layer: int,
+        dbranch: Any,
+        gradients: FlatParameters,
+        dropout: Dropout | None,
+        accumulate: bool,
+    ) -> Any:
         p, g, name, a = self.parameters, gradients, f"blocks.{layer}", w.layers[layer]
         projection, qkv = f"{name}.projection", f"{name}.qkv"
-        dbranch = self._branch_gradient(w, dropout)
         self.ops.linear_backward(
             dbranch, a.attended, p[f"{projection}.weight"], w.dattended, g[f"{projection}.weight"],
             g.get(f"{projection}.bias"), accumulate=accumulate,
@@ -352,5 +375,5 @@ class Transformer:
             w.dqkv, a.attention_normed, p[f"{qkv}.weight"], w.dnormed, g[f"{qkv}.weight"], g.get(f"{qkv}.bias"),
             accumulate=accumulate,
         )  # fmt: skip
-        x = w.block_input(layer)
-        self._norm_backward(f"{name}.attention_norm", w, x, a.attention_statistics, gradients, accumulate)
+        x, site = w.block_input(layer), w.dropout(dropout, 2 * layer)
+        return self._norm_backward(f"{name}.attention_norm", w, x, a.attention_statistics, g, accumulate, site)

@@ -16,7 +16,6 @@ from cllm_gpu.reference import (
     adam,
     attention,
     cross_entropy,
-    dropout,
     embedding,
     gelu,
     layernorm,
@@ -46,8 +45,6 @@ class Operations:
     layernorm_forward: Operation
     residual_layernorm_forward: Operation
     layernorm_backward: Operation
-    dropout_forward: Operation
-    dropout_backward: Operation
     rotary_forward: Operation
     rotary_backward: Operation
     symmetry_forward: Operation
@@ -73,8 +70,6 @@ REFERENCE: dict[str, Operation] = {
     "layernorm_forward": layernorm.layernorm_forward,
     "residual_layernorm_forward": layernorm.residual_layernorm_forward,
     "layernorm_backward": layernorm.layernorm_backward,
-    "dropout_forward": dropout.dropout_forward,
-    "dropout_backward": dropout.dropout_backward,
     "rotary_forward": rotary.rotary_forward,
     "rotary_backward": rotary.rotary_backward,
     "symmetry_forward": symmetry.symmetry_forward,

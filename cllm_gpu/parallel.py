@@ -32,6 +32,14 @@ SLICE_STEP = 1024
 """Slices of flat buffers begin at multiples of this many elements."""
 
 
+def gradient_layout(layout: Layout, backend: Backend, batch: int, micro_batch: int) -> Layout:
+    """Of the gradients of a model of `layout`: never below float32 where parts of a batch, micro-batches or those of
+    several workers, add to them.
+    """
+    alone = micro_batch == batch and len(batch_parts(micro_batch, backend.workers)) == 1
+    return layout if alone else layout.widened()
+
+
 @dataclasses.dataclass(frozen=True)
 class WorkersPlan:
     """Bytes a `GradientWorkers` will allocate."""
@@ -51,12 +59,23 @@ def workers_plan(
     *,
     training: bool = True,
     recompute: Recompute = "none",
+    gradients: Layout | None = None,
 ) -> WorkersPlan:
-    """What training (or, without `training`, evaluating) on batches (batch, length) takes, before it is allocated."""
-    parts = batch_parts(batch, backend.workers)
-    plan = partial(workspace_plan, architecture, training=training, recompute=recompute)
+    """What training (or, without `training`, evaluating) on batches (batch, length) takes, before it is allocated.
+
+    gradients: their layout; None: the parameters', `layout`.
+    """
+    parts, gradients = batch_parts(batch, backend.workers), gradients or layout
+    plan = partial(
+        workspace_plan,
+        architecture,
+        training=training,
+        recompute=recompute,
+        logit_chunks=backend.logit_chunks,
+        gradient_dtype=gradients.dtype,
+    )
     activations = sum(plan(part.stop - part.start, length, layout.dtype).bytes for part in parts)
-    return WorkersPlan(activations, layout.bytes * (len(parts) - 1) if training else 0)
+    return WorkersPlan(activations, gradients.bytes * (len(parts) - 1) if training else 0)
 
 
 def batch_parts(batch: int, workers: int) -> list[slice]:
@@ -75,20 +94,29 @@ class GradientWorkers:
     """
 
     def __init__(
-        self, model: Transformer, batch: int, length: int, *, training: bool = True, recompute: Recompute = "none"
+        self,
+        model: Transformer,
+        batch: int,
+        length: int,
+        *,
+        training: bool = True,
+        recompute: Recompute = "none",
+        gradients: Layout | None = None,
     ) -> None:
+        """gradients: the layout of those to come; None: the parameters'."""
         backend, layout = model.backend, model.parameters.layout
+        gradients = gradients or layout
         self._model, self._shape = model, (batch, length)
         self._parts = batch_parts(batch, backend.workers)
         self._workspaces = [
             Workspace(
                 model.architecture, backend, part.stop - part.start, length, layout.dtype,
-                training=training, recompute=recompute, first_row=part.start * length,
+                training=training, recompute=recompute, first_row=part.start * length, gradient_dtype=gradients.dtype,
             )
             for part in self._parts
         ]  # fmt: skip
         extra = len(self._parts) - 1 if training else 0
-        self._gradients = [layout.views(backend.zeros(layout.size, layout.dtype)) for _ in range(extra)]
+        self._gradients = [gradients.views(backend.zeros(gradients.size, gradients.dtype)) for _ in range(extra)]
         self._open = ExitStack()
         self._pool: ThreadPoolExecutor | None = None
         if backend.workers > 1:

@@ -2,7 +2,8 @@
 
 fp32  everything float32
 tf32  float32 storage; an NVIDIA GPU's matrix products round their factors to TF32 (10 bits of mantissa)
-bf16  parameters, activations and gradients bfloat16; sums, statistics, moments and master weights float32
+bf16  parameters, activations and gradients bfloat16; sums, statistics, moments, master weights and gradients that
+      several parts of a batch add to float32
 """
 
 from __future__ import annotations

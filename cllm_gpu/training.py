@@ -30,7 +30,7 @@ from cllm_gpu.metrics import MetricsLog
 from cllm_gpu.model import Transformer
 from cllm_gpu.optimizers import Optimizer
 from cllm_gpu.pace import Pace
-from cllm_gpu.parallel import GradientWorkers
+from cllm_gpu.parallel import GradientWorkers, gradient_layout
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.precision import is_narrow
 from cllm_gpu.reporters import Outcome, Reporter, Silent
@@ -70,15 +70,16 @@ class Trainer:
         if config.precision != backend.precision:
             raise UserError(f"precision is {config.precision}, but the backend was made for {backend.precision}")
         self.layout = Layout(parameter_specs(self.architecture), backend.dtype)
-        self.parameters = self.layout.views(backend.zeros(self.layout.size, backend.dtype))
-        self.gradients = self.layout.views(backend.zeros(self.layout.size, backend.dtype))
-        self.model = Transformer(self.architecture, backend, self.parameters)
         loop = config.training
         self._micro = loop.at_once
-        self.workers = GradientWorkers(self.model, self._micro, self.architecture.context, recompute=loop.recompute)
+        summed = gradient_layout(self.layout, backend, loop.sequences, self._micro)
+        self.parameters, self.gradients = (x.views(backend.zeros(x.size, x.dtype)) for x in (self.layout, summed))
+        self.model = Transformer(self.architecture, backend, self.parameters)
+        length = self.architecture.context
+        self.workers = GradientWorkers(self.model, self._micro, length, recompute=loop.recompute, gradients=summed)
         split = dataclasses.replace(backend, ops=self.workers.ops)
         self.optimizer = Optimizer(config.optimizer, split, self.layout, seed=loop.seed)
-        self.batches = Batches(dataset.train, batch=loop.sequences, context=self.architecture.context, seed=loop.seed)
+        self.batches = Batches(dataset.train, batch=loop.sequences, context=length, seed=loop.seed)
         self.guard = StepGuard(
             maximum_skipped=loop.maximum_skipped,
             spike_window=loop.spike_window,

@@ -10,13 +10,10 @@ import numpy as np
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.buffers import Plan
+from cllm_gpu.logit_chunks import ON_HOST, LogitChunks
 from cllm_gpu.precision import is_narrow, wide_dtype
 from cllm_gpu.recompute import Recompute, is_kept
 from cllm_gpu.reference.dropout import Dropout
-
-LOGIT_BYTES = 64 << 20
-"""Logits of this many bytes exist at a time; more rows than fit are taken in chunks."""
-
 
 STATISTICS = ("attention_mean", "attention_rstd", "lse", "mlp_mean", "mlp_rstd")
 """The few numbers per row: never below float32."""
@@ -49,9 +46,20 @@ class LatticeInputs:
 
 
 def workspace_plan(
-    a: Architecture, batch: int, length: int, dtype: Any, *, training: bool, recompute: Recompute = "none"
+    a: Architecture,
+    batch: int,
+    length: int,
+    dtype: Any,
+    *,
+    training: bool,
+    recompute: Recompute = "none",
+    logit_chunks: LogitChunks = ON_HOST,
+    gradient_dtype: Any | None = None,
 ) -> Plan:
-    """Every array of a workspace. Without `training` the layers share one set, and no gradient is planned."""
+    """Every array of a workspace. Without `training` the layers share one set, and no gradient is planned.
+
+    gradient_dtype: of the parameters' gradients, which lie elsewhere; None: `dtype`.
+    """
     rows = batch * length
     plan = Plan()
     plan.add("embedding", (rows, a.width), dtype)
@@ -66,9 +74,11 @@ def workspace_plan(
         _plan_points(plan, a, rows, dtype, training=training)
     if a.symmetry_pairs:
         plan.add("elements", (rows,), np.int32)
-    row_bytes = a.vocabulary * np.dtype(dtype).itemsize
-    plan.add("logits", (min(rows, max(1, LOGIT_BYTES // row_bytes)), a.vocabulary), dtype)
+    chunk = logit_chunks.at_once(rows, a.vocabulary, dtype, training=training)
+    plan.add("logits", (chunk, a.vocabulary), dtype)
     if training:
+        if chunk < rows and is_narrow(gradient_dtype or dtype):
+            plan.add("dhead", (a.vocabulary, a.width), wide_dtype(dtype))
         plan.add("dresidual", (rows, a.width), dtype)
         plan.add("dnormed", (rows, a.width), dtype)
         plan.add("dattended", (rows, a.width), dtype)
@@ -146,10 +156,14 @@ class Workspace:
         training: bool,
         recompute: Recompute = "none",
         first_row: int = 0,
+        gradient_dtype: Any | None = None,
     ) -> None:
         self.architecture, self.batch, self.length, self.recompute = architecture, batch, length, recompute
         self._first_element = first_row * architecture.width
-        plan = workspace_plan(architecture, batch, length, dtype, training=training, recompute=recompute)
+        plan = workspace_plan(
+            architecture, batch, length, dtype,
+            training=training, recompute=recompute, logit_chunks=backend.logit_chunks, gradient_dtype=gradient_dtype,
+        )  # fmt: skip
         views = plan.allocate(backend.empty_bytes)
         self.bytes = plan.bytes
         self.embedding = views["embedding"]
@@ -159,6 +173,7 @@ class Workspace:
         self.final_statistics = (views["final_mean"], views["final_rstd"])
         self.losses = views["losses"]
         self.logits = views["logits"]
+        self.dhead: Any = views.get("dhead")  # (V, C) where chunks of logits would add to narrower gradients
         self.points: Any = views.get("points")  # (N, 3) lattice points of the tokens, where a term sees them
         self.dpoints: Any = views.get("dpoints")
         self.point_table: Any = views.get("point_table")  # (V, 3) learned points widened, where they are narrower

@@ -5,23 +5,24 @@
 //   update = step_size·m / (√(v·inverse_correction2) + ε) (+ rate·decay·p, AdamW);   p −= update
 //   SGD: g = scale·clip·gradient + decay·p,  u = momentum·u + g,  p −= rate·u
 //
-// parameters, moments (n) fp32 (the master weights in bf16 training); gradients (n) real; copy (n) real or null gets the
-// rounded parameters. With -DCLLM_WITHOUT_MASTERS the parameters are not used: the copy itself is what is stepped, in
+// parameters, moments (n) fp32 (the master weights in bf16 training); gradients (n) gradient; copy (n) real or null gets
+// the rounded parameters. With -DCLLM_WITHOUT_MASTERS the parameters are not used: the copy itself is what is stepped, in
 // fp32, and rounded stochastically by Philox words at (element / 4, step, 2^32 - 1), elements counting from `first`,
 // key `seed`, as in cllm_gpu/reference/rounding.py. The first `decayed` elements have weight decay. skip: null, or an
 // int that when not 0 makes the kernel write nothing. zero_gradients: the gradients are zeroed in the same pass.
 // numbers (3) fp32, step (1): what changes from step to step is read from the device (step_numbers.cuh).
 // moved (blocks) fp64 or null: Σ update² per block, added up by sum_finish in a fixed order.
 // Work: a thread takes 4 neighbouring elements, blocks stride over the buffer. Traffic per parameter: 28 bytes fp32
-//   (read p, g, m, v; write p, m, v), 28 with bf16 gradients and copy (30 when zeroing), 22 without masters.
+//   (read p, g, m, v; write p, m, v), 28 with bf16 gradients and copy (30 when zeroing), 22 without masters; 2
+//   more with fp32 gradients beside them.
 // Deterministic. Sources: Kingma & Ba 2015; Loshchilov & Hutter 2019; Sutskever et al. 2013.
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
 //   kernel                                     registers  shared  spilled
 //   adam_step_bfloat16                                64      64        0
 //   adam_step_bfloat16+alone                          74      64        0
 //   adam_step_float32                                 64      64        0
-//   sgd_step_bfloat16                                 47      64        0
-//   sgd_step_bfloat16+alone                           66      64        0
+//   sgd_step_bfloat16                                 48      64        0
+//   sgd_step_bfloat16+alone                           68      64        0
 //   sgd_step_float32                                  48      64        0
 //   squared_norm_bfloat16                             30      64        0
 //   squared_norm_float32                              32      64        0
@@ -116,7 +117,7 @@ struct Weights {
 };
 
 extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(adam_step)(
-    float* parameters, real* gradients, float* first_moment, float* second_moment, real* copy, const float* clip,
+    float* parameters, gradient* gradients, float* first_moment, float* second_moment, real* copy, const float* clip,
     const int* skip, double* moved, long long size, long long decayed, float scale, float beta1, float beta2,
     float rest1, float rest2, float epsilon, float coupled_decay, const float* numbers, int zero_gradients,
     unsigned long long seed, const unsigned* step, long long first) {
@@ -155,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(adam_step)(
 }
 
 extern "C" __global__ void __launch_bounds__(FLAT_THREADS) ENTRY(sgd_step)(
-    float* parameters, real* gradients, float* velocity, real* copy, const float* clip, const int* skip, double* moved,
+    float* parameters, gradient* gradients, float* velocity, real* copy, const float* clip, const int* skip, double* moved,
     long long size, long long decayed, float scale, float momentum, float decay, const float* numbers,
     int zero_gradients, unsigned long long seed, const unsigned* step, long long first) {
     __shared__ double exchange[FLAT_THREADS / 32];

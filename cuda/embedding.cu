@@ -1,6 +1,6 @@
 // Token and position embeddings, and their gradients without atomics.
 //
-//   forward     out[n] = E[token(n)] + P[first_position + n mod T]
+//   forward     out[n] = E[token(n)] + P[first_position + n mod T], times mask/(1 − rate) where there is dropout
 //   positions   dP[t] (+)= Σ_b dout[b·T + t]
 //   backward    dE[v] (+)= Σ dout[n] over the n whose token is v, in the order of n
 //
@@ -9,8 +9,9 @@
 //   256 columns belong to a block; a run of equal tokens inside a segment is summed and added to dE at once. A run that
 //   crosses segments leaves partial sums: `tails` (segments, C) where it starts, `heads` (segments, C) in those it goes
 //   on in; embedding_backward_join adds them in order, one block per segment with such a start. All fp32.
-// Work: a thread per column (a pack of columns forward). Traffic: forward 2 reads, 1 write; backward 1 read, and a read
-//   and a write per token that occurs.
+// The mask has no backward here: who computes dout applies it (layernorm_backward does).
+// Work: a thread per column (a pack of columns forward). Traffic: forward 2 reads, 1 write; a mask costs 10 rounds of
+//   Philox per 4 elements; backward 1 read, and a read and a write per token that occurs.
 // Deterministic: every sum has one order. Source: sort and segment, as in Hillis & Steele 1986, "Data parallel
 //   algorithms".
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
@@ -21,15 +22,16 @@
 //   embedding_backward_join_float32                   22       0        0
 //   embedding_backward_positions_bfloat16             48       0        0
 //   embedding_backward_positions_float32              48       0        0
-//   embedding_forward_bfloat16                        30       0        0
-//   embedding_forward_float32                         26       0        0
-#include "storage.cuh"
+//   embedding_forward_bfloat16                        54       0        0
+//   embedding_forward_float32                         54       0        0
+#include "dropout.cuh"
 
 constexpr int SEGMENT = 64;
 
 template <int W>
 __device__ __forceinline__ void gather(const int* tokens, const real* token_embedding, const real* position_embedding,
-                                       real* out, index_t rows, int length, int columns, int first_position) {
+                                       real* out, index_t rows, int length, int columns, int first_position,
+                                       const Mask& mask) {
     const int packs = columns / W;
     const index_t i = index_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= rows * packs) return;
@@ -41,16 +43,20 @@ __device__ __forceinline__ void gather(const int* tokens, const real* token_embe
 #pragma unroll
         for (int k = 0; k < W; k++) y.v[k] += p.v[k];
     }
+    mask.apply<W>(y, row * columns + column);
     store_pack<W>(out + row * columns + column, y);
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(embedding_forward)(
     const int* tokens, const real* token_embedding, const real* position_embedding, real* out, long long rows,
-    int length, int columns, int first_position, int wide) {
+    int length, int columns, int first_position, unsigned long long first_element, unsigned long long seed,
+    const unsigned* step, unsigned site, unsigned threshold, float scale, int wide) {
+    const Mask mask = {first_element, seed, step, site, threshold, scale};
     if (wide)
-        gather<WIDE<real>>(tokens, token_embedding, position_embedding, out, rows, length, columns, first_position);
+        gather<WIDE<real>>(tokens, token_embedding, position_embedding, out, rows, length, columns, first_position,
+                           mask);
     else
-        gather<1>(tokens, token_embedding, position_embedding, out, rows, length, columns, first_position);
+        gather<1>(tokens, token_embedding, position_embedding, out, rows, length, columns, first_position, mask);
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(embedding_backward_positions)(

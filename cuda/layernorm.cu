@@ -3,26 +3,26 @@
 //   forward     mean = Σ x / C,  rstd = 1 / √(Σ (x − mean)² / C + ε),  out = (x − mean)·rstd·weight + bias
 //   residual    r = residual + branch·mask/(1 − rate) first, written to residual_out; then the forward of r
 //   backward    x̂ = (x − mean)·rstd,  g = dout·weight
-//               dx = rstd·(g − Σ g / C − x̂·Σ g·x̂ / C) (+ dresidual)
+//               dx = rstd·(g − Σ g / C − x̂·Σ g·x̂ / C) (+ dresidual),  dbranch = dx·mask/(1 − rate) unless null
 //               dweight = Σ_rows dout·x̂,  dbias = Σ_rows dout: partial sums here, finished by column_sum_finish
 //
-// x, out, residual, branch, dout, dx (N, C) real; weight, bias (C) real; mean, rstd (N) fp32;
+// x, out, residual, branch, dout, dx, dbranch (N, C) real; dbranch may be dout or dx; weight, bias (C) real; mean, rstd (N) fp32;
 // partials (2, chunks, C) fp32: of dweight, then of dbias.
 // Work: a row belongs to `row_threads` threads: to one warp (C up to 1024; the warps of a block take different rows), or
 //   to the whole block. A thread keeps up to KEPT elements of its row in registers; what is beyond is read again.
-// Traffic per element: forward 1 read, 1 write; residual 2 reads, 2 writes; backward 2 reads (3 with dresidual), 1 write.
+// Traffic per element: forward 1 read, 1 write; residual 2 reads, 2 writes; backward 2 reads (3 with dresidual), 1 write
+//   (2 with dbranch). A mask costs 10 rounds of Philox per 4 elements.
 // Deterministic: every sum has one order, fixed by N and C.
 // Source: Ba, Kiros, Hinton 2016, "Layer normalization"; two-pass variance.
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
 //   kernel                                     registers  shared  spilled
-//   layernorm_backward_bfloat16                      196     128        0
-//   layernorm_backward_float32                       190     128        0
+//   layernorm_backward_bfloat16                      240     128        0
+//   layernorm_backward_float32                       230     128        0
 //   layernorm_forward_bfloat16                        64     128        0
 //   layernorm_forward_float32                         64     128        0
-//   residual_layernorm_forward_bfloat16              114     128        0
-//   residual_layernorm_forward_float32               112     128        0
-#include "storage.cuh"
-#include "philox.cuh"
+//   residual_layernorm_forward_bfloat16              104     128        0
+//   residual_layernorm_forward_float32               102     128        0
+#include "dropout.cuh"
 
 constexpr int KEPT = 32;
 // Packs of W elements a thread keeps; fewer where rows cannot be read 16 bytes at a time.
@@ -131,25 +131,6 @@ extern "C" __global__ void __launch_bounds__(512) ENTRY(layernorm_forward)(
         forward_row<1>(x + at, weight, bias, out + at, mean + row, rstd + row, columns, epsilon, row_threads, exchange);
 }
 
-// The mask of inverted dropout as the residual kernel needs it; `threshold` 0 keeps everything and reads no step.
-struct Mask {
-    unsigned long long first_element, seed;
-    const unsigned* step;
-    unsigned site, threshold;
-    float scale;
-
-    // pack ∘ mask·scale, rounded to real, for elements `index` … of the array
-    template <int W>
-    __device__ __forceinline__ void apply(Pack<W>& pack, index_t index) const {
-        if (threshold == 0) return;
-        PhiloxWords words(seed, step, site);
-#pragma unroll
-        for (int i = 0; i < W; i++)
-            pack.v[i] = round_to_real(
-                __fmul_rn(pack.v[i], words.at(first_element + index + i) >= threshold ? scale : 0.0f));
-    }
-};
-
 template <int W>
 __device__ __forceinline__ void residual_row(const real* residual, const real* branch, const real* weight,
                                              const real* bias, real* residual_out, real* out, float* mean, float* rstd,
@@ -197,12 +178,12 @@ struct ColumnSums {
     Pack<W> weight[PACKS], bias[PACKS];
 };
 
-// One row of the backward; `sums` gets the row's part of dweight and dbias, beyond the kept columns `partial` does.
+// One row of the backward, whose elements count from `at`; `sums` gets the row's part of dweight and dbias, beyond the kept columns `partial` does.
 template <int W>
 __device__ __forceinline__ void backward_row(const real* dout, const real* x, const real* weight, float mean,
-                                             float rstd, const real* dresidual, real* dx, float* partial,
-                                             index_t partial_stride, int columns, int row_threads, float* exchange,
-                                             ColumnSums<W>& sums) {
+                                             float rstd, const real* dresidual, real* dx, real* dbranch,
+                                             const Mask& mask, index_t at, float* partial, index_t partial_stride,
+                                             int columns, int row_threads, float* exchange, ColumnSums<W>& sums) {
     constexpr int PACKS = KEPT_PACKS<W>;
     const int thread = threadIdx.x % row_threads, first = thread * W, step = row_threads * W;
     Pack<W> gradients[PACKS], normalised[PACKS];  // g and x̂
@@ -251,6 +232,9 @@ __device__ __forceinline__ void backward_row(const real* dout, const real* x, co
 #pragma unroll
         for (int i = 0; i < W; i++) y.v[i] += rstd * (g.v[i] - g_mean - n.v[i] * gx_mean);
         store_pack<W>(dx + column, y);
+        if (dbranch == nullptr) return;
+        mask.apply<W>(y, at + column);
+        store_pack<W>(dbranch + column, y);
     };
 #pragma unroll
     for (int p = 0; p < PACKS; p++) {
@@ -275,9 +259,9 @@ __device__ __forceinline__ int staging_slot(int p, int i, int lane) {
 // take 33·W floats, when warps share the columns.
 template <int W>
 __device__ __forceinline__ void backward_chunk(const real* dout, const real* x, const real* weight, const float* mean,
-                                               const float* rstd, const real* dresidual, real* dx, float* partials,
-                                               index_t rows, int columns, int chunk_rows, int row_threads,
-                                               float* exchange, float* staging) {
+                                               const float* rstd, const real* dresidual, real* dx, real* dbranch,
+                                               const Mask& mask, float* partials, index_t rows, int columns,
+                                               int chunk_rows, int row_threads, float* exchange, float* staging) {
     constexpr int PACKS = KEPT_PACKS<W>;
     const int groups = blockDim.x / row_threads, group = threadIdx.x / row_threads;
     const int thread = threadIdx.x % row_threads, first = thread * W, step = row_threads * W;
@@ -291,7 +275,8 @@ __device__ __forceinline__ void backward_chunk(const real* dout, const real* x, 
     for (index_t row = begin + group; row < end; row += groups) {
         const index_t at = row * columns;
         backward_row<W>(dout + at, x + at, weight, mean[row], rstd[row],
-                        dresidual == nullptr ? nullptr : dresidual + at, dx + at, partial, stride, columns, row_threads,
+                        dresidual == nullptr ? nullptr : dresidual + at, dx + at,
+                        dbranch == nullptr ? nullptr : dbranch + at, mask, at, partial, stride, columns, row_threads,
                         exchange, sums);
     }
     if (groups == 1) {
@@ -330,13 +315,16 @@ __device__ __forceinline__ void backward_chunk(const real* dout, const real* x, 
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(layernorm_backward)(
     const real* dout, const real* x, const real* weight, const float* mean, const float* rstd, const real* dresidual,
-    real* dx, float* partials, long long rows, int columns, int chunk_rows, int row_threads, int wide) {
+    real* dx, real* dbranch, float* partials, long long rows, int columns, int chunk_rows, int row_threads,
+    unsigned long long first_element, unsigned long long seed, const unsigned* step, unsigned site,
+    unsigned threshold, float scale, int wide) {
     __shared__ float exchange[32];
     extern __shared__ float staging[];
+    const Mask mask = {first_element, seed, step, site, threshold, scale};
     if (wide)
-        backward_chunk<WIDE<real>>(dout, x, weight, mean, rstd, dresidual, dx, partials, rows, columns, chunk_rows,
-                                   row_threads, exchange, staging);
+        backward_chunk<WIDE<real>>(dout, x, weight, mean, rstd, dresidual, dx, dbranch, mask, partials, rows, columns,
+                                   chunk_rows, row_threads, exchange, staging);
     else
-        backward_chunk<1>(dout, x, weight, mean, rstd, dresidual, dx, partials, rows, columns, chunk_rows, row_threads,
-                          exchange, staging);
+        backward_chunk<1>(dout, x, weight, mean, rstd, dresidual, dx, dbranch, mask, partials, rows, columns,
+                          chunk_rows, row_threads, exchange, staging);
 }

@@ -25,15 +25,18 @@ struct PhiloxWords {
     __device__ PhiloxWords(unsigned long long seed, const unsigned* draw, unsigned site)
         : seed(seed), step(draw[0]), site(site) {}
 
+    // Words 4·block … 4·block + 3.
+    __device__ __forceinline__ void draw(unsigned long long wanted) {
+        block = wanted;
+        words[0] = unsigned(block);
+        words[1] = unsigned(block >> 32);
+        words[2] = step;
+        words[3] = site;
+        philox4x32(words, unsigned(seed), unsigned(seed >> 32));
+    }
+
     __device__ __forceinline__ unsigned at(unsigned long long index) {
-        if (index / 4 != block) {
-            block = index / 4;
-            words[0] = unsigned(block);
-            words[1] = unsigned(block >> 32);
-            words[2] = step;
-            words[3] = site;
-            philox4x32(words, unsigned(seed), unsigned(seed >> 32));
-        }
+        if (index / 4 != block) draw(index / 4);
         const unsigned lane = index % 4;  // chosen without indexing, so that the words stay in registers
         return lane < 2 ? (lane == 0 ? words[0] : words[1]) : (lane == 2 ? words[2] : words[3]);
     }

@@ -23,6 +23,7 @@ from cllm_gpu.diagnostics import DIAGNOSTICS
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.column_major import COMPUTE_32F_FAST_TF32
 from cllm_gpu.fused.gemm import _compute_type
+from cllm_gpu.logit_chunks import ON_CARD
 from cllm_gpu.metrics import read_metrics
 from cllm_gpu.operations import NAMES, REFERENCE, bind
 from cllm_gpu.precision import BFLOAT16
@@ -158,6 +159,7 @@ def test_what_a_cards_generation_computes_in(monkeypatch: pytest.MonkeyPatch, ge
     launcher = backend.ops.linear_forward.__wrapped__.args[0]  # type: ignore[attr-defined]
     assert launcher.tf32 is (precision == "tf32")
     assert (_compute_type(launcher, np.zeros(1, np.float32)) == COMPUTE_32F_FAST_TF32) is (precision == "tf32")
+    assert backend.logit_chunks == ON_CARD
     assert backend.precisions == (("fp32",) if generation < 8 else ("fp32", "tf32", "bf16"))
     assert (backend.precision, backend.dtype) == (precision, BFLOAT16 if precision == "bf16" else np.float32)
     assert (backend.is_card, backend.memory_free()) == (True, 5300)  # the pool holds what it may give again

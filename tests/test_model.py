@@ -9,10 +9,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from cllm_gpu import workspace as workspace_module
 from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.errors import UserError
 from cllm_gpu.lattice import lattice_points
+from cllm_gpu.logit_chunks import LogitChunks
 from cllm_gpu.model import IGNORE_INDEX, Transformer
 from cllm_gpu.parameters import INITIAL_DEVIATION, Layout, initial_values, parameter_specs
 from cllm_gpu.reference.attention import CPU_QUERY_BLOCK
@@ -111,14 +111,14 @@ def test_micro_batches_accumulate_to_one_batch(name, build_model, within):
 
 @pytest.mark.parametrize("name", ["tied-learned", "untied-rope"])
 @pytest.mark.parametrize("rows", [1, 5, 23])
-def test_chunks_of_logits_change_nothing(name, rows, build_model, monkeypatch):
+def test_chunks_of_logits_change_nothing(name, rows, build_model):
     a = variant(name)
     model, whole = build_model(a)
     tokens, targets = draw(a, 3, 8)
     loss = run(model, whole, tokens, targets)
     w = Workspace(a, model.backend, 3, 8, np.float64, training=False)
     losses, hits = (x.copy() for x in model.losses(w, tokens, targets))
-    monkeypatch.setattr(workspace_module, "LOGIT_BYTES", rows * a.vocabulary * 8 + 7)
+    model.backend = dataclasses.replace(model.backend, logit_chunks=LogitChunks(rows * a.vocabulary * 8 + 7))
     chunked = whole.layout.views(np.zeros_like(whole.flat))
     small = Workspace(a, model.backend, 3, 8, np.float64, training=False)
     assert small.logits.shape == (rows, a.vocabulary)

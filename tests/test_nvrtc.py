@@ -58,10 +58,10 @@ def test_every_source_is_compiled() -> None:
 
 
 def test_an_error_is_one_line_with_the_sources_own_line() -> None:
-    text = load_source("dropout.cu").replace("const float mask =", "const float mask = nowhere +")
-    line = 1 + (source_directory() / "dropout.cu").read_text(encoding="utf-8").split("const float mask")[0].count("\n")
-    with pytest.raises(UserError, match=rf"^NVRTC cannot compile dropout.cu for sm_90: dropout.cu\({line}\): error"):
-        nvrtc.compile_kernels(text, "dropout.cu", Variant("dropout.cu", "float32").options, "sm_90")
+    text = load_source("rotary.cu").replace("const float c =", "const float c = nowhere +")
+    line = 1 + (source_directory() / "rotary.cu").read_text(encoding="utf-8").split("const float c =")[0].count("\n")
+    with pytest.raises(UserError, match=rf"^NVRTC cannot compile rotary.cu for sm_90: rotary.cu\({line}\): error"):
+        nvrtc.compile_kernels(text, "rotary.cu", Variant("rotary.cu", "float32").options, "sm_90")
 
 
 def test_the_report_is_read_right() -> None:

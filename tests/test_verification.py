@@ -91,15 +91,20 @@ CASES = {
     "mlp ddown_weight": ("mlp_backward", 10, {"blocks.0.mlp_down.weight"}, {"blocks.0.mlp_up.weight", "head"}),
     "mlp ddown_bias": ("mlp_backward", 11, {"blocks.0.mlp_down.bias"}, {"blocks.0.mlp_down.weight"}),
     "norm dx": ("layernorm_backward", 6, {"blocks.0.mlp_down.weight"}, {"final_norm.weight", "head"}),
-    "norm dweight": ("layernorm_backward", 7, {f"{n}.weight" for n in NORMS}, {f"{n}.bias" for n in NORMS}),
-    "norm dbias": ("layernorm_backward", 8, {f"{n}.bias" for n in NORMS}, {f"{n}.weight" for n in NORMS}),
+    "norm dweight": ("layernorm_backward", 8, {f"{n}.weight" for n in NORMS}, {f"{n}.bias" for n in NORMS}),
+    "norm dbias": ("layernorm_backward", 9, {f"{n}.bias" for n in NORMS}, {f"{n}.weight" for n in NORMS}),
     "attention dq": ("attention_backward", 6, {"blocks.0.qkv.weight"}, {"blocks.0.projection.weight"}),
     "attention dk": ("attention_backward", 7, {"blocks.0.qkv.weight"}, {"blocks.0.projection.weight"}),
     "attention dv": ("attention_backward", 8, {"blocks.0.qkv.weight"}, {"blocks.0.projection.weight"}),
     "rotary": ("rotary_backward", 0, {"blocks.0.qkv.weight"}, {"blocks.0.projection.weight"}),
     "embedding tokens": ("embedding_backward", 2, {"token_embedding"}, {"blocks.0.qkv.weight"}),
     "embedding positions": ("embedding_backward", 3, {"position_embedding"}, {"token_embedding"}),
-    "dropout": ("dropout_backward", 1, {"blocks.0.projection.weight", "token_embedding"}, {"head", "final_norm.bias"}),
+    "dropout": (
+        "layernorm_backward",
+        7,
+        {"blocks.0.projection.weight", "token_embedding"},
+        {"head", "final_norm.bias"},
+    ),
     "loss": ("cross_entropy", 0, {"head", "final_norm.weight", "token_embedding"}, set()),
 }
 
@@ -137,7 +142,7 @@ def test_a_gradient_never_written_is_caught(backend):
     """A backward that forgets its weights' gradient leaves zeros: no direction along the gradient exists then."""
 
     def change(arguments):
-        arguments[7][...] = 0.0
+        arguments[8][...] = 0.0
 
     failed = {c.name for c in check_gradients(SHAPE, wrong(backend, "layernorm_backward", change)) if not c.passed}
     assert failed == {spec.name for spec in parameter_specs(SHAPE) if spec.name.endswith("norm.weight")}
@@ -145,7 +150,7 @@ def test_a_gradient_never_written_is_caught(backend):
 
 def test_a_gradient_that_is_not_finite_is_caught(backend):
     def change(arguments):
-        arguments[7][0] = np.nan
+        arguments[8][0] = np.nan
 
     checks = check_gradients(SHAPE, wrong(backend, "layernorm_backward", change), length=3)
     assert {c.name for c in checks if not c.passed} == {c.name for c in checks if c.name.endswith("norm.weight")}

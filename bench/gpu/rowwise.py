@@ -72,7 +72,10 @@ class LayerNorm:
             )
 
         def backward() -> None:
-            layernorm_backward(run, dout, stream, weight, mean, rstd, dresidual, dx, dweight, dbias, accumulate=False)
+            layernorm_backward(
+                run, dout, stream, weight, mean, rstd, dresidual, dx, None, dweight, dbias,
+                accumulate=False, dropout=None,
+            )  # fmt: skip
 
         yield self._job("layer norm forward", "ours", 2, forward, lambda: out)
         yield self._job("residual + layer norm forward", "ours", 4, behind, lambda: out)

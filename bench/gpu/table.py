@@ -18,6 +18,8 @@ from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.gelu import gelu_forward
 from cllm_gpu.reference.rotary import rotary_tables
 
+MASK = Dropout(0.25, seed=2**63 + 12345, step=2**31 + 5, site=2, first_element=2**33 + 6)
+
 
 def _embedding_forward(d: Draw) -> Case:
     s = d.sizes
@@ -30,7 +32,7 @@ def _embedding_forward(d: Draw) -> Case:
             "out": d.empty(s.rows, s.width),
         },
         written=("out",),
-        options={"first_position": 2},
+        options={"first_position": 2, "dropout": MASK},
     )
 
 
@@ -187,7 +189,7 @@ def _residual_layernorm_forward(d: Draw) -> Case:
             "rstd": d.statistics(),
         },
         written=("residual_out", "out", "mean", "rstd"),
-        options={"epsilon": 1e-5, "dropout": Dropout(0.25, seed=2**40 + 7, step=3, site=2, first_element=6)},
+        options={"epsilon": 1e-5, "dropout": MASK},
         growth=40,
         roundings=4,  # the dropped branch, the sum, and the result; the weights reach a few
     )
@@ -207,22 +209,15 @@ def _layernorm_backward(d: Draw) -> Case:
             "rstd": (1.0 / np.sqrt(wide.var(axis=1) + 1e-5)).astype(np.float32),
             "dresidual": d(s.rows, s.width),
             "dx": d.empty(s.rows, s.width),
+            "dbranch": d.empty(s.rows, s.width),
             "dweight": d(s.width),
             "dbias": d(s.width),
         },
-        written=("dx",),
+        written=("dx", "dbranch"),
         updated=("dweight", "dbias"),
-        options={"accumulate": True},
+        options={"accumulate": True, "dropout": MASK},
         growth=60 + s.rows,
     )
-
-
-def _dropout(d: Draw, direction: str) -> Case:
-    s = d.sizes
-    into, out = ("x", "out") if direction == "forward" else ("dout", "dx")
-    operands = {into: d(s.rows, s.width), out: d.empty(s.rows, s.width)}
-    mask = Dropout(0.3, seed=2**63 + 12345, step=2**31 + 5, site=4, first_element=2**33 + 3)
-    return Case(f"dropout_{direction}", operands, written=(out,), options={"dropout": mask})
 
 
 def _rotary(d: Draw, direction: str) -> Case:
@@ -357,8 +352,6 @@ MAKERS: dict[str, Callable[[Draw], Case]] = {
     "layernorm_forward": _layernorm_forward,
     "residual_layernorm_forward": _residual_layernorm_forward,
     "layernorm_backward": _layernorm_backward,
-    "dropout_forward": lambda d: _dropout(d, "forward"),
-    "dropout_backward": lambda d: _dropout(d, "backward"),
     "rotary_forward": lambda d: _rotary(d, "forward"),
     "rotary_backward": lambda d: _rotary(d, "backward"),
     "symmetry_forward": lambda d: _symmetry(d, "forward"),

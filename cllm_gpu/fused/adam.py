@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.fused.launcher import Launcher, Shapes, storage_of
+from cllm_gpu.fused.launcher import Launcher, Shapes
 from cllm_gpu.fused.norm import THREADS, finish_sum, flat_blocks
 from cllm_gpu.fused.weights import weight_arguments
 from cllm_gpu.reference.rounding import StochasticRounding
@@ -32,7 +32,7 @@ def adam_step(
     """One step in place on four flat arrays (n,); returns Σ update² in float64.
 
     `step` counts from 1; the first `decayed` elements get weight decay; `gradient_scale` (clipping) multiplies every
-    gradient; `decoupled` chooses AdamW. Gradients are left as they are; they may be bfloat16, as `copy` (n,), which
+    gradient; `decoupled` chooses AdamW. Gradients are left as they are; they may be bfloat16, as may `copy` (n,), which
     gets the parameters rounded. With `rounding` the parameters themselves are bfloat16 and there is no copy.
     """
     if parameters.size == 0:
@@ -88,16 +88,16 @@ def adam_step_on_device(
     """`adam_step` without waiting for the device: parameters and moments (n) float32, gradients (n) also bfloat16.
 
     numbers: (3,) float32 on the device in place of `rate` and `step`, as `cllm_gpu.fused.step.decide_step` leaves them.
-    copy: (n) of the gradients' dtype, gets the rounded parameters. rounding: the parameters are bfloat16 themselves.
-    clip: (1,) float32 on the device, multiplies every gradient. skip: (1,) int32 on the device; when it is not 0
-    nothing is written. zero_gradients: in the same pass. Returns Σ update² as a float64 array (1,) on the device, in
-    `total` unless that is None, when `measure`; else None.
+    copy: (n) bfloat16 or of the gradients' dtype, gets the rounded parameters. rounding: the parameters are bfloat16
+    themselves. clip: (1,) float32 on the device, multiplies every gradient. skip: (1,) int32 on the device; when it is
+    not 0 nothing is written. zero_gradients: in the same pass. Returns Σ update² as a float64 array (1,) on the device,
+    in `total` unless that is None, when `measure`; else None.
     """
     if numbers is None:
         corrections = 1.0 - beta1**step, 1.0 - beta2**step
         numbers = (rate / corrections[0], 1.0 / corrections[1], rate * weight_decay if decoupled else 0.0)
-    storage, blocks = _check(parameters, gradients, first_moment, second_moment)
-    variant, weights = weight_arguments(launcher, "adam_step", storage, parameters, copy, rounding)
+    blocks = _check(parameters, gradients, first_moment, second_moment)
+    variant, weights = weight_arguments(launcher, "adam_step", gradients, parameters, copy, rounding)
     moved = launcher.scratch("squares", (max(1, blocks),), "float64") if measure else None
     if moved is not None:
         moved[...] = 0.0  # a skipped step moves nothing
@@ -117,13 +117,13 @@ def adam_step_on_device(
         "zero_gradients": int(zero_gradients),
     }
     launcher.launch(variant, "adam_step", (blocks,), THREADS, arrays | weights | scalars)
-    return None if moved is None else finish_sum(launcher, storage, moved, total)
+    return None if moved is None else finish_sum(launcher, variant.storage, moved, total)
 
 
-def _check(parameters: Any, gradients: Any, first_moment: Any, second_moment: Any) -> tuple[str, int]:
-    """The gradients' dtype name and the blocks of the pass; UserError when the shapes differ."""
+def _check(parameters: Any, gradients: Any, first_moment: Any, second_moment: Any) -> int:
+    """The blocks of the pass; UserError when the shapes differ."""
     check = Shapes("adam_step")
     (size,) = check("parameters", parameters, "n")
     for name, array in (("gradients", gradients), ("first_moment", first_moment), ("second_moment", second_moment)):
         check(name, array, "n")
-    return storage_of("adam_step", "gradients", gradients), flat_blocks(size)
+    return flat_blocks(size)

@@ -119,10 +119,10 @@ class CublasLt:
         """out (M, N) = a (M, K) · b (K, N), or added to `out`, then the epilogue; False, and nothing done, if refused.
 
         Operands as `cllm_gpu.fused.gemm.matmul` has checked them, and none of them empty; compute: a
-        cublasComputeType_t; workspace: WORKSPACE_BYTES on the device; stream: a cudaStream_t. Only a product without
-        an epilogue accumulates.
+        cublasComputeType_t; workspace: WORKSPACE_BYTES on the device; stream: a cudaStream_t. Of the epilogues only
+        the bias gradient, which is not of the result, goes with a product that accumulates.
         """
-        if accumulate and epilogue.kind != "none":
+        if accumulate and epilogue.kind not in ("none", "bias gradient"):
             raise ValueError(f"a product with the epilogue {epilogue.kind} does not accumulate")
         if not self.takes(a, out, epilogue):
             return False

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cllm_gpu.errors import UserError
+from cllm_gpu.fused.dropout import mask_arguments
 from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, blocks_for, is_wide, storage_of
+from cllm_gpu.reference.dropout import Dropout
 
 THREADS = 256
 SEGMENT = 64  # sorted positions of one block: SEGMENT in embedding.cu
@@ -19,6 +21,7 @@ def embedding_forward(
     out: Any,
     *,
     first_position: int = 0,
+    dropout: Dropout | None = None,
 ) -> None:
     """out (B·T, C) from tokens (B, T) int32, token_embedding (V, C) and position_embedding (P, C) unless None.
 
@@ -50,6 +53,7 @@ def embedding_forward(
             "length": length,
             "columns": columns,
             "first_position": first_position,
+            **mask_arguments(launcher, dropout),
             "wide": int(wide),
         },
     )

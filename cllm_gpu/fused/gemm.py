@@ -36,14 +36,15 @@ def matmul(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool = F
         _by_gemmex(launcher, a, b, out, accumulate=accumulate)
 
 
-def matmul_with(launcher: Launcher, a: Any, b: Any, out: Any, epilogue: Epilogue) -> bool:
+def matmul_with(launcher: Launcher, a: Any, b: Any, out: Any, epilogue: Epilogue, *, accumulate: bool = False) -> bool:
     """`matmul` and the epilogue in one kernel; False, and nothing done, where there is none for them.
 
-    So the caller has another way: without cuBLASLt, for GELU in float32 or in rows that are no multiple of 8, for
+    Only the bias gradient, which is not of the result, goes with a product that accumulates; ValueError for others.
+    The caller needs another way: without cuBLASLt, for GELU in float32 or in rows that are no multiple of 8, for
     vectors of another dtype than the result's, and where cuBLASLt has no algorithm.
     """
     _check(a, b, out)
-    return _by_cublaslt(launcher, a, b, out, epilogue, accumulate=False)
+    return _by_cublaslt(launcher, a, b, out, epilogue, accumulate=accumulate)
 
 
 def _check(a: Any, b: Any, out: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.errors import UserError
 from cllm_gpu.fused.columns import finish_column_sum
 from cllm_gpu.fused.dropout import mask_arguments
 from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, blocks_for, is_wide, storage_of
@@ -120,25 +121,30 @@ def layernorm_backward(
     rstd: Any,
     dresidual: Any | None,
     dx: Any,
+    dbranch: Any | None,
     dweight: Any,
     dbias: Any | None,
     *,
     accumulate: bool,
+    dropout: Dropout | None,
 ) -> None:
     """From dout (N, C) and what the forward kept: dx (N, C) = gradient by x, plus `dresidual` (N, C) unless None.
 
-    `dx` may be `dresidual`: the gradient of the residual stream is added to in place.
+    `dx` may be `dresidual`: the gradient of the residual stream is added to in place. With `dropout`
+    also dbranch (N, C) = dx·mask/(1 − rate), which may be `dout` or `dx`; without, `dbranch` is None, or a UserError.
     """
+    if (dbranch is None) != (dropout is None):
+        raise UserError("layernorm_backward: arguments dbranch and dropout are given together or not at all")
     check = Shapes("layernorm_backward")
     rows, columns = check("x", x, "N C")
-    for name, array in (("dout", dout), ("dresidual", dresidual), ("dx", dx)):
+    for name, array in (("dout", dout), ("dresidual", dresidual), ("dx", dx), ("dbranch", dbranch)):
         check(name, array, "N C")
     for name, array in (("weight", weight), ("dweight", dweight), ("dbias", dbias)):
         check(name, array, "C")
     check("mean", mean, "N")
     check("rstd", rstd, "N")
     storage = storage_of("layernorm_backward", "x", x)
-    wide = is_wide(columns, dout, x, weight, dresidual, dx)
+    wide = is_wide(columns, dout, x, weight, dresidual, dx, dbranch)
     row_threads, block = _split(columns, BACKWARD_LIMIT, wide=wide)
     groups = block // row_threads
     chunk_rows = max(2 * groups, blocks_for(rows, MAXIMUM_CHUNKS))
@@ -157,12 +163,14 @@ def layernorm_backward(
             "rstd": rstd,
             "dresidual": dresidual,
             "dx": dx,
+            "dbranch": dbranch,
             "partials": partials,
             "rows": rows,
             "columns": columns,
             "chunk_rows": chunk_rows,
             "row_threads": row_threads,
             "wide": int(wide),
+            **mask_arguments(launcher, dropout),
         },
         shared_bytes=_staging_bytes(columns, 16 // x.dtype.itemsize if wide else 1) if groups > 1 else 0,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.fused.columns import THREADS, column_grid, column_sum
+from cllm_gpu.fused.columns import THREADS, column_grid, column_sum, finish_column_sum
 from cllm_gpu.fused.epilogue import Epilogue
 from cllm_gpu.fused.gemm import matmul, matmul_with
 from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, storage_of
@@ -63,8 +63,15 @@ def linear_backward(
 def _weight_gradients(
     launcher: Launcher, dout: Any, x: Any, dweight: Any, dbias: Any | None, *, accumulate: bool
 ) -> None:
-    """The epilogue overwrites the bias's gradient, so it is not for a backward that accumulates."""
-    if dbias is None or accumulate or not matmul_with(launcher, dout.T, x, dweight, Epilogue("bias gradient", dbias)):
+    """The epilogue overwrites its vector: where gradients are added to, that is a float32 one beside the bias's."""
+    fused = False
+    if dbias is not None:
+        vector = launcher.scratch("bias_gradient", dbias.shape, "float32") if accumulate else dbias
+        epilogue = Epilogue("bias gradient", vector)
+        fused = matmul_with(launcher, dout.T, x, dweight, epilogue, accumulate=accumulate)
+        if fused and accumulate:
+            finish_column_sum(launcher, dout.dtype.name, vector.reshape(1, -1), dbias, accumulate=True)
+    if not fused:
         matmul(launcher, dout.T, x, dweight, accumulate=accumulate)
         if dbias is not None:
             column_sum(launcher, dout, dbias, accumulate=accumulate)

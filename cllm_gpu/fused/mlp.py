@@ -61,7 +61,10 @@ def mlp_backward(
     *,
     accumulate: bool,
 ) -> None:
-    """From dout (N, C) and what the forward kept: dhidden (N, M), dx (N, C), and the parameters' gradients."""
+    """From dout (N, C) and what the forward kept: dhidden (N, M), dx (N, C), and the parameters' gradients.
+
+    `dx` may be `dout`.
+    """
     check = Shapes("mlp_backward")
     for name, array, letters in (
         ("dout", dout, "N C"),

@@ -6,6 +6,7 @@ of terms needs, and the last step of their gradients: the sums over blocks and h
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from cllm_gpu.errors import UserError
@@ -85,10 +86,11 @@ def term_arguments(operation: str, terms: ScoreTerms | None) -> dict[str, Any]:
 
 
 def finish_scalars(launcher: Launcher, variant: Variant, partials: Any, gradients: Any) -> None:
-    """gradients (H, n) += the sums of partials (B, H, tiles, n) over batch items and tiles."""
+    """gradients (H, n), also float32, += the sums of partials (B, H, tiles, n) over batch items and tiles."""
     batch, heads, tiles, _ = partials.shape
     sizes = {"batch": batch, "heads": heads, "tiles": tiles}
     arrays = {"partials": partials, "gradients": gradients}
+    variant = dataclasses.replace(variant, gradient=gradients.dtype.name)
     launcher.launch(variant, "attention_terms_finish", (heads,), 32, arrays | sizes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.fused.launcher import Launcher, Shapes, storage_of
+from cllm_gpu.fused.launcher import Launcher, Shapes
 from cllm_gpu.fused.norm import THREADS, finish_sum, flat_blocks
 from cllm_gpu.fused.weights import weight_arguments
 from cllm_gpu.reference.rounding import StochasticRounding
@@ -27,7 +27,7 @@ def sgd_step(
     """One step in place on flat arrays (n,); returns Σ update² in float64.
 
     `velocity` (n,) starts at zero and is None without momentum; the first `decayed` elements get weight decay.
-    Gradients may be bfloat16, as `copy` (n,), which gets the parameters rounded. With `rounding` the parameters
+    Gradients may be bfloat16, as may `copy` (n,), which gets the parameters rounded. With `rounding` the parameters
     themselves are bfloat16 and there is no copy.
     """
     if parameters.size == 0:
@@ -75,11 +75,10 @@ def sgd_step_on_device(
     (size,) = check("parameters", parameters, "n")
     check("gradients", gradients, "n")
     check("velocity", velocity, "n")
-    storage = storage_of("sgd_step", "gradients", gradients)
     blocks = flat_blocks(size)
     moved = launcher.scratch("squares", (blocks,), "float64")
     moved[...] = 0.0  # a skipped step moves nothing
-    variant, weights = weight_arguments(launcher, "sgd_step", storage, parameters, copy, rounding)
+    variant, weights = weight_arguments(launcher, "sgd_step", gradients, parameters, copy, rounding)
     arrays = {"gradients": gradients, "velocity": velocity, "clip": clip, "skip": skip, "moved": moved}
     arrays["numbers"] = launcher.on_device("numbers", rate if numbers is None else numbers, "float32")
     scalars = {
@@ -91,4 +90,4 @@ def sgd_step_on_device(
         "zero_gradients": 0,
     }
     launcher.launch(variant, "sgd_step", (blocks,), THREADS, arrays | weights | scalars)
-    return finish_sum(launcher, storage, moved, total)
+    return finish_sum(launcher, variant.storage, moved, total)

@@ -15,9 +15,9 @@ TERMS = tuple(
     for values in ((0, 0, 1, 8, 0), (1, 1, 1, 8, 0), (1, 1, 1, 8, 1))
 )
 """Choices of score terms compiled ahead: the default ones, all, and all with learned points."""
-_PLAIN = ("adam.cu", "cross_entropy.cu", "dropout.cu", "gelu.cu", "layernorm.cu", "step.cu")
+_PLAIN = ("cross_entropy.cu", "gelu.cu", "layernorm.cu", "step.cu")
 _WITH_TABLES = ("rotary.cu", "symmetry.cu")
-_WITH_GRADIENT = ("column_sum.cu", "embedding.cu")
+_WITH_GRADIENT = ("adam.cu", "column_sum.cu", "embedding.cu")
 
 
 def all_variants() -> list[Variant]:
@@ -25,8 +25,9 @@ def all_variants() -> list[Variant]:
     both = ("float32", "bfloat16")
     variants = [Variant(source, storage) for source in (*_PLAIN, *_WITH_TABLES, *_WITH_GRADIENT) for storage in both]
     variants += [Variant(source, "bfloat16", "float32") for source in _WITH_GRADIENT]
-    variants.append(Variant("adam.cu", "bfloat16", defines=WITHOUT_MASTERS))
+    variants += [Variant("adam.cu", "bfloat16", kind, defines=WITHOUT_MASTERS) for kind in both]
     variants.append(Variant("rotary.cu", "bfloat16", defines=(("CLLM_REAL_TABLE", 1),)))
+    variants.append(Variant("attention.cu", "bfloat16", "float32", (("HEAD_SIZE", 64), *TERMS[0])))
     return variants + attention_variants()
 
 

@@ -15,23 +15,25 @@ WITHOUT_MASTERS = (("CLLM_WITHOUT_MASTERS", 1),)
 def weight_arguments(
     launcher: Launcher,
     operation: str,
-    storage: str,
+    gradients: Any,
     parameters: Any,
     copy: Any | None,
     rounding: StochasticRounding | None,
 ) -> tuple[Variant, dict[str, Any]]:
-    """The compilation that steps parameters (n) with a copy (n) or None, and its arguments for them.
+    """The compilation that steps parameters (n) by gradients (n), with a copy (n) or None, and its arguments for them.
 
-    `storage`: dtype name of the gradients. With `rounding` the parameters are bfloat16, have no masters, and are what
-    the kernel calls the copy. UserError for a combination that has no meaning.
+    With `rounding` the parameters are bfloat16, have no masters, and are what the kernel calls the copy. UserError for
+    a combination that has no meaning.
     """
     check = Shapes(operation)
+    kind = storage_of(operation, "gradients", gradients)
     check("parameters", parameters, "n")
     check("copy", copy, "n")
     if rounding is None:
         unused = {"seed": 0, "step": None, "first": 0}
-        return Variant("adam.cu", storage), {"parameters": parameters, "copy": copy, **unused}
+        storage = kind if copy is None else storage_of(operation, "copy", copy)
+        return Variant("adam.cu", storage, kind), {"parameters": parameters, "copy": copy, **unused}
     if copy is not None or storage_of(operation, "parameters", parameters) != "bfloat16":
         raise UserError(f"{operation}: stochastic rounding is of bfloat16 parameters that have no copy")
     draws = {"seed": rounding.seed, "step": draw_number(launcher, rounding.step), "first": rounding.first_element}
-    return Variant("adam.cu", storage, defines=WITHOUT_MASTERS), {"parameters": None, "copy": parameters, **draws}
+    return Variant("adam.cu", "bfloat16", kind, WITHOUT_MASTERS), {"parameters": None, "copy": parameters, **draws}

@@ -11,7 +11,7 @@ from cllm_gpu.native.embedding import embedding_backward, embedding_forward
 from cllm_gpu.native.flat import adam_step, sgd_step, squared_norm
 from cllm_gpu.native.library import Library, load_library
 from cllm_gpu.native.linear import linear_backward, linear_forward
-from cllm_gpu.native.pointwise import dropout_backward, dropout_forward, gelu_backward, gelu_forward
+from cllm_gpu.native.pointwise import gelu_backward, gelu_forward
 from cllm_gpu.native.rotary import rotary_backward, rotary_forward
 from cllm_gpu.native.rows import cross_entropy, layernorm_backward, layernorm_forward, residual_layernorm_forward
 from cllm_gpu.native.symmetry import symmetry_backward, symmetry_forward
@@ -30,8 +30,6 @@ NATIVE: dict[str, Operation] = {
     "layernorm_forward": layernorm_forward,
     "residual_layernorm_forward": residual_layernorm_forward,
     "layernorm_backward": layernorm_backward,
-    "dropout_forward": dropout_forward,
-    "dropout_backward": dropout_backward,
     "rotary_forward": rotary_forward,
     "rotary_backward": rotary_backward,
     "symmetry_forward": symmetry_forward,

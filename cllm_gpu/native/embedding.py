@@ -6,6 +6,8 @@ from typing import Any
 
 from cllm_gpu.native.arguments import INT32, address
 from cllm_gpu.native.library import Library, check_status
+from cllm_gpu.native.pointwise import dropout_forward
+from cllm_gpu.reference.dropout import Dropout
 
 
 def embedding_forward(
@@ -16,6 +18,7 @@ def embedding_forward(
     out: Any,
     *,
     first_position: int = 0,
+    dropout: Dropout | None = None,
 ) -> None:
     """As the reference; all arrays contiguous. IndexError for a token outside the table."""
     kernels, dtype = library.kernels(token_embedding), token_embedding.dtype
@@ -33,6 +36,8 @@ def embedding_forward(
     )  # fmt: skip
     if status:
         check_status(status, "tokens", v)
+    if dropout is not None:
+        dropout_forward(library, out, out, dropout=dropout)
 
 
 def embedding_backward(

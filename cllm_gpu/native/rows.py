@@ -6,7 +6,7 @@ from typing import Any
 
 from cllm_gpu.native.arguments import INT32, address, optional
 from cllm_gpu.native.library import Library, check_status
-from cllm_gpu.native.pointwise import dropout_forward
+from cllm_gpu.native.pointwise import dropout_backward, dropout_forward
 from cllm_gpu.reference.dropout import Dropout
 
 
@@ -70,10 +70,12 @@ def layernorm_backward(
     rstd: Any,
     dresidual: Any | None,
     dx: Any,
+    dbranch: Any | None,
     dweight: Any,
     dbias: Any | None,
     *,
     accumulate: bool,
+    dropout: Dropout | None,
 ) -> None:
     """As the reference; all arrays contiguous."""
     kernels, dtype, shape = library.kernels(x), x.dtype, x.shape
@@ -91,6 +93,8 @@ def layernorm_backward(
         optional("dbias", dbias, (c,), dtype),
         accumulate,
     )  # fmt: skip
+    if dropout is not None:
+        dropout_backward(library, dx, dbranch, dropout=dropout)
 
 
 def cross_entropy(

@@ -1,6 +1,7 @@
-"""Token and position embeddings: out[b, t] = E[token(b, t)] + P[first_position + t].
+"""Token and position embeddings: out[b, t] = E[token(b, t)] + P[first_position + t], and the dropout behind them.
 
-Backward: dE[v] = Σ dout over the places where token v stands; dP[p] = Σ_b dout[b, p − first_position].
+Backward, dout being the gradient before dropout: dE[v] = Σ dout over the places where token v stands;
+dP[p] = Σ_b dout[b, p − first_position].
 Summed over tokens in sorted order, so the result does not depend on any schedule.
 """
 
@@ -8,9 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.reference.dropout import Dropout, dropout_forward
+
 
 def embedding_forward(
-    xp: Any, tokens: Any, token_embedding: Any, position_embedding: Any | None, out: Any, *, first_position: int = 0
+    xp: Any,
+    tokens: Any,
+    token_embedding: Any,
+    position_embedding: Any | None,
+    out: Any,
+    *,
+    first_position: int = 0,
+    dropout: Dropout | None = None,
 ) -> None:
     """out (B·T, C) from tokens (B, T) int32, token_embedding (V, C) and position_embedding (P, C) unless None."""
     batch, length = tokens.shape
@@ -18,6 +28,8 @@ def embedding_forward(
     if position_embedding is not None:
         by_position = out.reshape(batch, length, -1)
         by_position += position_embedding[first_position : first_position + length]
+    if dropout is not None:
+        dropout_forward(xp, out, out, dropout=dropout)
 
 
 def embedding_backward(

@@ -2,14 +2,15 @@
 
     x̂ = (x − mean)·rstd,  rstd = 1/√(var + ε),  out = x̂·γ + β      (mean and var over the last axis, var biased)
 
-Backward, with g = dout·γ:  dx = rstd·(g − mean(g) − x̂·mean(g·x̂)),  dγ = Σ dout·x̂,  dβ = Σ dout.
+Backward, with g = dout·γ:  dx = rstd·(g − mean(g) − x̂·mean(g·x̂)),  dγ = Σ dout·x̂,  dβ = Σ dout; with the residual
+addition the stream's gradient is added to dx, and the branch's is dx through its dropout.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.reference.dropout import Dropout, dropout_forward
+from cllm_gpu.reference.dropout import Dropout, dropout_backward, dropout_forward
 from cllm_gpu.reference.tiling import row_tiles
 
 
@@ -63,14 +64,17 @@ def layernorm_backward(
     rstd: Any,
     dresidual: Any | None,
     dx: Any,
+    dbranch: Any | None,
     dweight: Any,
     dbias: Any | None,
     *,
     accumulate: bool,
+    dropout: Dropout | None,
 ) -> None:
     """From dout (N, C) and what the forward kept: dx (N, C) = gradient by x, plus `dresidual` (N, C) unless None.
 
-    `dx` may be `dresidual`: the gradient of the residual stream is added to in place.
+    `dx` may be `dresidual`: the gradient of the residual stream is added to in place. With `dropout`
+    also dbranch (N, C) = dx·mask/(1 − rate), which may be `dout` or `dx`; without, `dbranch` is None.
     """
     if not accumulate:
         dweight[...] = 0.0
@@ -93,3 +97,5 @@ def layernorm_backward(
             dx[rows] = g
         else:
             xp.add(dresidual[rows], g, out=dx[rows])
+    if dropout is not None:
+        dropout_backward(xp, dx, dbranch, dropout=dropout)

@@ -62,7 +62,10 @@ def backward_of(linear_backward: Operation, gelu_backward: Operation) -> Operati
         *,
         accumulate: bool,
     ) -> None:
-        """From dout (N, C) and what the forward kept: dhidden (N, M), dx (N, C), and the parameters' gradients."""
+        """From dout (N, C) and what the forward kept: dhidden (N, M), dx (N, C), and the parameters' gradients.
+
+        `dx` may be `dout`.
+        """
         linear_backward(xp, dout, activated, down_weight, dhidden, ddown_weight, ddown_bias, accumulate=accumulate)
         gelu_backward(xp, dhidden, hidden, dhidden, dup_bias, accumulate=accumulate)
         linear_backward(xp, dhidden, x, up_weight, dx, dup_weight, None, accumulate=accumulate)

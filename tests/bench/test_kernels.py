@@ -97,7 +97,7 @@ def test_a_whole_run_on_a_fake_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert content["machine"] == MACHINE
     assert {row["side"] for row in content["rows"]} == {
         "ours", "ours, separate kernels", "ours, fused", "ours, float32", "ours, bf16 gradient and copy",
-        "device copy", "cuBLAS", lattice.STANDARD, lattice.MATCHES, lattice.DISTANCES,
+        "ours, 9 rows", "device copy", "cuBLAS", lattice.STANDARD, lattice.MATCHES, lattice.DISTANCES,
     }  # fmt: skip
     assert all(row["milliseconds"] == 2.0 for row in content["rows"])
     copy = next(row for row in content["rows"] if row["kernel"] == "copy ceiling")
@@ -139,6 +139,7 @@ def test_the_rehearsal_runs_every_line(capsys: Any, tmp_path: Path, monkeypatch:
     assert "matrix products by NumPy" in printed
     for kernel in ("attention backward", "AdamW", "cross-entropy", "GELU backward", "linear forward", "MLP backward"):
         assert kernel in printed
+    assert "logits, loss and gradients" in printed
 
 
 @pytest.mark.witness

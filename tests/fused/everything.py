@@ -10,7 +10,6 @@ from cllm_gpu.fused.adam import adam_step_on_device
 from cllm_gpu.fused.attention import METHODS, attention_backward, attention_forward
 from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.cross_entropy import cross_entropy
-from cllm_gpu.fused.dropout import dropout_forward
 from cllm_gpu.fused.embedding import embedding_backward, embedding_forward
 from cllm_gpu.fused.gelu import gelu_backward, gelu_forward
 from cllm_gpu.fused.layernorm import layernorm_backward, layernorm_forward, residual_layernorm_forward
@@ -67,8 +66,12 @@ def _rowwise(make: _Maker, results: Results, prefix: str, columns: int) -> None:
     make.collect(results, f"{prefix}.layernorm", out=out, mean=mean, rstd=rstd)
     dropout = Dropout(0.25, seed=3, step=2, site=1, first_element=5)
     residual_layernorm_forward(launcher, x, branch, weight, bias, x, out, mean, rstd, epsilon=1e-5, dropout=dropout)
-    layernorm_backward(launcher, dout, x, weight, mean, rstd, dx, dx, dweight, dbias, accumulate=False)
-    make.collect(results, f"{prefix}.layernorm_backward", x=x, out=out, dx=dx, dweight=dweight, dbias=dbias)
+    dbranch = make.draw(rows, columns)
+    layernorm_backward(
+        launcher, dout, x, weight, mean, rstd, dx, dx, dbranch, dweight, dbias, accumulate=False, dropout=dropout
+    )
+    make.collect(results, f"{prefix}.residual", x=x, out=out)
+    make.collect(results, f"{prefix}.layernorm_backward", dx=dx, dbranch=dbranch, dweight=dweight, dbias=dbias)
     gelu_forward(launcher, x, bias, out)
     gelu_backward(launcher, dout, x, dout, dbias, accumulate=True)
     make.collect(results, f"{prefix}.gelu", x=x, out=out, dx=dout, dbias=dbias)
@@ -112,8 +115,8 @@ def _sequence(make: _Maker, results: Results) -> None:
     launcher = make.device.launcher
     tokens, table, learned = make.integers(7, 3, 50), make.draw(7, 40), make.draw(60, 40)
     out, heads = make.draw(150, 40), make.draw(2, 9, 3, 16)
-    embedding_forward(launcher, tokens, table, learned, out, first_position=4)
-    dropout_forward(launcher, out, out, dropout=Dropout(0.4, seed=1, step=1, site=1, first_element=3))
+    dropout = Dropout(0.4, seed=1, step=1, site=1, first_element=3)
+    embedding_forward(launcher, tokens, table, learned, out, first_position=4, dropout=dropout)
     make.collect(results, "embedding", out=out)
     embedding_backward(launcher, out, tokens, table, learned, accumulate_tokens=True, accumulate_positions=False)
     make.collect(results, "embedding_backward", tokens=table, positions=learned)

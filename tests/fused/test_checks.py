@@ -12,11 +12,10 @@ from cllm_gpu.errors import UserError
 from cllm_gpu.fused.attention import attention_forward
 from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.cross_entropy import cross_entropy
-from cllm_gpu.fused.dropout import dropout_forward
 from cllm_gpu.fused.embedding import embedding_forward
 from cllm_gpu.fused.gelu import gelu_forward
 from cllm_gpu.fused.launcher import Launcher, Variant
-from cllm_gpu.fused.layernorm import layernorm_forward
+from cllm_gpu.fused.layernorm import layernorm_backward, layernorm_forward
 from cllm_gpu.fused.rotary import rotary_forward
 from cllm_gpu.fused.symmetry import symmetry_forward
 from cllm_gpu.reference.dropout import Dropout
@@ -30,6 +29,15 @@ def _f(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
 def _norm(put: Any, launcher: Launcher, **changes: Any) -> None:
     given = {"x": _f(4, 8), "weight": _f(8), "bias": _f(8), "out": _f(4, 8), "mean": _f(4), "rstd": _f(4)} | changes
     layernorm_forward(launcher, *(x if x is None else put(x) for x in given.values()), epsilon=1e-5)
+
+
+def _mask(seed: int = 1) -> Dropout:
+    return Dropout(0.5, seed=seed, step=1, site=1)
+
+
+def _norm_backward(put: Any, launcher: Launcher, dbranch: Any, dropout: Dropout | None) -> None:
+    given = [_f(4, 8), _f(4, 8), _f(8), _f(4), _f(4), None, _f(4, 8), dbranch, _f(8), None]
+    layernorm_backward(launcher, *(x if x is None else put(x) for x in given), accumulate=False, dropout=dropout)
 
 
 def _attend(put: Any, launcher: Launcher, **changes: Any) -> None:
@@ -90,13 +98,23 @@ WRONG: dict[str, tuple[Callable[[Any, Launcher], None], str]] = {
         lambda p, a: embedding_forward(a, p(_f(1, 4, dtype=np.int64)), p(_f(3, 8)), None, p(_f(4, 8))),
         r"argument tokens has dtype int64; it must be int32",
     ),
-    "dropout shapes": (
-        lambda p, a: dropout_forward(a, p(_f(4)), p(_f(5)), dropout=Dropout(0.5, seed=1, step=1, site=1)),
-        r"dropout_forward: argument out has shape \(5,\); it must be x's, \(4,\)",
-    ),
     "seed": (
-        lambda p, a: dropout_forward(a, p(_f(4)), p(_f(4)), dropout=Dropout(0.5, seed=2**64, step=1, site=1)),
-        r"dropout: argument seed is 18446744073709551616, not a unsigned long long",
+        lambda p, a: embedding_forward(
+            a, p(_f(1, 4, dtype=np.int32)), p(_f(3, 8)), None, p(_f(4, 8)), dropout=_mask(seed=2**64)
+        ),
+        r"embedding_forward: argument seed is 18446744073709551616, not a unsigned long long",
+    ),
+    "branch shape": (
+        lambda p, a: _norm_backward(p, a, _f(4, 9), _mask()),
+        r"layernorm_backward: argument dbranch has shape \(4, 9\); it must be \(4, 8\)",
+    ),
+    "branch without a mask": (
+        lambda p, a: _norm_backward(p, a, _f(4, 8), None),
+        r"layernorm_backward: arguments dbranch and dropout are given together or not at all",
+    ),
+    "mask without a branch": (
+        lambda p, a: _norm_backward(p, a, None, _mask()),
+        r"layernorm_backward: arguments dbranch and dropout are given together or not at all",
     ),
     "targets": (
         lambda p, a: cross_entropy(a, p(_f(4, 8)), p(_f(4)), p(_f(4)), ignore_index=-1, gradient_scale=None),
@@ -126,10 +144,9 @@ def test_a_head_that_is_not_contiguous_is_named(device: Device) -> None:
 
 
 def test_an_array_of_another_module_is_named(device: Device) -> None:
-    arguments = {"x": device.put(_f(4)), "out": [1.0], "size": 4, "first_element": 0, "seed": 0, "step": 0}
-    arguments |= {"site": 0, "threshold": 0, "scale": 1.0}
-    with pytest.raises(UserError, match=r"argument out is a list; it must be a \w+ array"):
-        device.launcher.launch(Variant("dropout.cu", "float32"), "dropout", (1,), 32, arguments)
+    arguments = {"x": device.put(_f(4)), "partials": [1.0], "size": 4}
+    with pytest.raises(UserError, match=r"argument partials is a list; it must be a \w+ array"):
+        device.launcher.launch(Variant("adam.cu", "float32"), "squared_norm", (1,), 32, arguments)
 
 
 def test_an_address_between_elements_is_named(device: Device) -> None:
@@ -148,15 +165,14 @@ def test_a_read_only_result_is_named() -> None:
 
 
 def test_a_call_that_differs_from_the_source_is_a_programming_error(device: Device) -> None:
-    with pytest.raises(TypeError, match="dropout takes"):
-        device.launcher.launch(Variant("dropout.cu", "float32"), "dropout", (1,), 32, {"x": None})
+    with pytest.raises(TypeError, match="squared_norm takes"):
+        device.launcher.launch(Variant("adam.cu", "float32"), "squared_norm", (1,), 32, {"x": None})
 
 
 def test_too_large_a_grid_is_refused(device: Device) -> None:
-    arguments = {"x": None, "out": None, "size": 0, "first_element": 0, "seed": 0, "step": None, "site": 0}
-    arguments |= {"threshold": 0, "scale": 1.0}
-    with pytest.raises(UserError, match=r"dropout: a grid of \(2147483648,\) blocks passes what CUDA takes"):
-        device.launcher.launch(Variant("dropout.cu", "float32"), "dropout", (2**31,), 32, arguments)
+    arguments = {"x": None, "partials": None, "size": 0}
+    with pytest.raises(UserError, match=r"squared_norm: a grid of \(2147483648,\) blocks passes what CUDA takes"):
+        device.launcher.launch(Variant("adam.cu", "float32"), "squared_norm", (2**31,), 32, arguments)
 
 
 def test_a_strided_view_that_is_not_aligned_takes_the_narrow_way(device: Device) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 
 from cllm_gpu.backend import Backend
 from cllm_gpu.fused.launcher import Launcher
 from cllm_gpu.fused.operations import fused_operations
+from cllm_gpu.logit_chunks import LogitChunks
 from cllm_gpu.model import Transformer
 from cllm_gpu.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.profiling import Ranges
@@ -31,10 +35,13 @@ def test_a_model_trains_through_it_as_without() -> None:
     assert stand_in.products == 3 * (forward + head + mlp + attention)
 
 
-def test_a_bfloat16_model_has_the_gradients_it_has_without() -> None:
+@pytest.mark.parametrize(("chunk", "gradient"), [(None, BFLOAT16), (30, BFLOAT16), (30, np.dtype(np.float32))])
+def test_a_bfloat16_model_has_the_gradients_it_has_without(chunk: int | None, gradient: Any) -> None:
     """Forward and backward of the tiny model: every layer's products, with GELU and every bias inside them.
 
-    Both round to bf16, the epilogues less often: by the reasons of test_loss_and_gradients_in_bfloat16, 2%.
+    With chunks of logits the head's gradient is a float32 product of bf16 factors, added to from chunk to chunk; where
+    micro-batches add to them, all gradients are float32. Both round to bf16, the epilogues less often: by the reasons
+    of test_loss_and_gradients_in_bfloat16, 2%.
     """
     stand_in, found = StandIn(), []
     architecture = tiny_architecture(layers=2)
@@ -42,10 +49,12 @@ def test_a_bfloat16_model_has_the_gradients_it_has_without() -> None:
     draws = np.random.default_rng(5).integers(0, 97, (2, 3, 24)).astype(np.int32)
     kernels = simulator_or_skip()
     for launcher in (Launcher(np, kernels), launcher_with(stand_in, kernels=kernels)):
-        backend = Backend("simulator", np, fused_operations(launcher, Ranges()), "products as the test says")
-        flat, gradients = (backend.zeros(layout.size, BFLOAT16) for _ in range(2))
+        chunks = LogitChunks(1 << 30, chunk)
+        ops = fused_operations(launcher, Ranges())
+        backend = Backend("simulator", np, ops, "products as the test says", logit_chunks=chunks)
+        flat, gradients = (backend.zeros(layout.size, dtype) for dtype in (BFLOAT16, gradient))
         flat[...] = initial_values(layout, 1)
-        workspace = Workspace(architecture, backend, 3, 24, BFLOAT16, training=True)
+        workspace = Workspace(architecture, backend, 3, 24, BFLOAT16, training=True, gradient_dtype=gradient)
         loss = Transformer(architecture, backend, layout.views(flat)).loss_and_gradients(
             workspace, *draws, layout.views(gradients), gradient_scale=1.0 / 72, accumulate=False
         )
@@ -55,4 +64,8 @@ def test_a_bfloat16_model_has_the_gradients_it_has_without() -> None:
     print(f"loss {loss:.5f}, without {want_loss:.5f}; gradients differ by {error:.2%}")
     assert abs(loss - want_loss) <= 2.0**-9 * want_loss
     assert error <= 0.02
-    assert stand_in.products.count("GELU_AUX_BIAS") == stand_in.products.count("DGELU_BGRAD") == 2
+    assert (workspace.dhead is None) is (chunk is None or gradient != BFLOAT16)
+    assert stand_in.products.count("GELU_AUX_BIAS") == 2
+    # a bias's gradient comes with dhidden only in dhidden's dtype, else with the product after it
+    assert stand_in.products.count("DGELU_BGRAD" if gradient == BFLOAT16 else "DGELU") == 2
+    assert stand_in.products.count("BGRADB") == (6 if gradient == BFLOAT16 else 8)

@@ -232,6 +232,29 @@ def test_adam_without_masters_steps_as_with_them(device: Device, rng: Any) -> No
     assert np.any(np.abs(got - want) > 0.5 * ulp), "no weight was rounded away from its nearest"
 
 
+@pytest.mark.parametrize("masters", [True, False])
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_float32_gradients_beside_bfloat16_weights(device: Device, rng: Any, name: str, masters: bool) -> None:
+    """The same numbers in float32 give every bit they give in bfloat16; more digits are not rounded away."""
+    p, g, m, v = _state(rng, 1001)
+    g = g.astype(BFLOAT16).astype(np.float32)
+    options: dict[str, Any] = {"weight_decay": 0.1, "decayed": 500, "gradient_scale": 0.5, "rate": 1e-2}
+    options |= ADAM | {"step": 5, "decoupled": True} if name == "adam" else {"momentum": 0.9}
+    options["rounding"] = None if masters else StochasticRounding(1, 2)
+    step = adam_step if name == "adam" else sgd_step
+    found = []
+    for gradients in (g.astype(BFLOAT16), g, g * np.float32(1 + 2.0**-12)):
+        start = [p if masters else p.astype(BFLOAT16), gradients, m, *([v] if name == "adam" else [])]
+        arrays = [device.put(x) for x in start]
+        copy = device.put(np.zeros(1001, BFLOAT16)) if masters else None
+        step(device.launcher, *arrays, copy, **options)
+        found.append([device.get(x).copy() for x in (arrays[0], *arrays[2:], *([copy] if masters else []))])
+        assert np.array_equal(device.get(arrays[1]), gradients)
+    assert all(np.array_equal(*pair) for pair in zip(*found[:2], strict=True))
+    moments = found[1][1].astype(np.float64), found[2][1].astype(np.float64)
+    assert np.median(moments[0] != moments[1]) == 1
+
+
 def test_what_is_not_finite_stays_so(device: Device) -> None:
     """All bits of a NaN set, random bits below would carry into its sign; the largest number may become infinite."""
     p = np.array([1.0, np.inf, -np.inf, 1.0], BFLOAT16)

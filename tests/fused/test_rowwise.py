@@ -100,6 +100,7 @@ def _expected_residual(residual: Any, branch: Any, dropout: Dropout | None) -> A
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("in_place", [True, False])
 def test_layernorm_backward(device: Device, rng: Any, storage: str, shape: tuple[int, int], in_place: bool) -> None:
+    """`in_place`: added to the stream's gradient and to the parameters', as in the model without dropout."""
     rows, columns = shape
     x, dout, dresidual = (_draw(rng, storage, *shape) for _ in range(3))
     weight, old_weight, old_bias = (_draw(rng, storage, columns) for _ in range(3))
@@ -113,16 +114,50 @@ def test_layernorm_backward(device: Device, rng: Any, storage: str, shape: tuple
         *map(device.put, (dout, x, weight, mean, rstd)),
         stream,
         dx,
+        None,
         dweight,
         dbias,
         accumulate=in_place,
+        dropout=None,
     )
-    wants = np.zeros(shape), *_wide(old_weight, old_bias)
+    wants = np.zeros(shape), None, *_wide(old_weight, old_bias)
     given = _wide(dout, x, weight, mean, rstd, dresidual if in_place else None)
-    reference_layernorm.layernorm_backward(np, *given, *wants, accumulate=in_place)
+    reference_layernorm.layernorm_backward(np, *given, *wants, accumulate=in_place, dropout=None)
     close("dx", device.get(dx), wants[0], storage=storage, factor=60)
-    close("dweight", device.get(dweight), wants[1], storage=storage, factor=30 + rows)
-    close("dbias", device.get(dbias), wants[2], storage=storage, factor=10 + rows)
+    close("dweight", device.get(dweight), wants[2], storage=storage, factor=30 + rows)
+    close("dbias", device.get(dbias), wants[3], storage=storage, factor=10 + rows)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("place", ["apart", "dout", "dx"])
+def test_layernorm_backward_into_a_branch(
+    device: Device, rng: Any, storage: str, shape: tuple[int, int], place: str
+) -> None:
+    """The branch's gradient is dx through the mask, wherever it lies; what else is written has the bits without it."""
+    dropout = tied_dropout(seed=2**40 + 7, step=3, site=2, first_element=6)
+    x, dout, dresidual = (_draw(rng, storage, *shape) for _ in range(3))
+    weight, mean, rstd = _draw(rng, storage, shape[1]), *(_draw(rng, "float32", shape[0]) for _ in "mr")
+    found = []
+    for mask in (None, dropout):
+        given = [device.put(array) for array in (dout, x, weight, mean, rstd, dresidual)]
+        sums = [device.put(np.zeros_like(weight)) for _ in range(2)]
+        dx = given[5]
+        dbranch = {"apart": device.put(np.zeros_like(x)), "dout": given[0], "dx": dx}[place] if mask else None
+        layernorm_backward(device.launcher, *given, dx, dbranch, *sums, accumulate=False, dropout=mask)
+        found.append([None if array is None else device.get(array) for array in (dx, *sums, dbranch)])
+    for ours, theirs in zip(found[1][place == "dx" : 3], found[0][place == "dx" : 3], strict=True):
+        assert np.array_equal(ours, theirs)
+    want = np.zeros(shape)
+    wants = want, want, np.zeros(shape[1]), None
+    reference_layernorm.layernorm_backward(
+        np, *_wide(dout, x, weight, mean, rstd, dresidual), *wants, accumulate=False, dropout=dropout
+    )
+    close("dbranch", found[1][3], want, storage=storage, factor=60)
+    if storage == "float32":
+        two_steps = found[0][0].copy()
+        reference_layernorm.dropout_forward(np, two_steps, two_steps, dropout=dropout)
+        assert np.array_equal(found[1][3], two_steps)
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.device_step import DeviceStep, Shape, StepResult
+from cllm_gpu.logit_chunks import LogitChunks
 from cllm_gpu.precision import Precision
 from cllm_gpu.reference.dropout import Dropout
 from tests.fused.devices import simulator_or_skip
@@ -55,14 +57,16 @@ def _backend(name: str, precision: Precision) -> Backend:
     return get_backend(name, precision=precision)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(("precision", "wide", "rows"), [("bf16", True, 96), ("bf16", False, 20), ("fp32", False, 20)])
 @pytest.mark.parametrize("name", ["simulator", pytest.param("cupy", marks=pytest.mark.gpu)])
-def test_a_replayed_step_is_the_step(name: str, precision: Precision) -> None:
-    """Also under a graph nothing may depend on what else the device was doing."""
+def test_a_replayed_step_is_the_step(name: str, precision: Precision, wide: bool, rows: int) -> None:
+    """Also under a graph nothing may depend on what else the device was doing. `rows` of logits in a chunk."""
     runs = []
     for capture in (True, False):
-        run = _Steps(_backend(name, precision), tiny_architecture(dropout=0.1))
+        backend = dataclasses.replace(_backend(name, precision), logit_chunks=LogitChunks(1 << 30, rows))
+        run = _Steps(backend, tiny_architecture(dropout=0.1), wide_gradients=wide)
         results = run.run(STEPS[name], capture=capture)
+        assert (run.workspace.dhead is not None) is (precision == "bf16" and not wide)
         runs.append((run, results))
     (replayed, ours), (launched, theirs) = runs
     refused = replayed.device_step.capture_refused

@@ -5,6 +5,7 @@ Bounds are those of test_operations.py; the reference runs in float64 on the sam
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,16 @@ def test_products_of_gpt2_through_cublaslt(with_lt: Device, name: str, sizes: Si
     lt = with_lt.launcher.lt
     assert lt is not None
     assert not lt.refused, "cuBLASLt has an algorithm for each"
+
+
+@pytest.mark.parametrize("name", ["linear_backward", "mlp_backward"])
+def test_float32_gradients_of_bf16_layers_through_cublaslt(with_lt: Device, name: str) -> None:
+    """As where micro-batches add to them: products of bf16 into float32 that accumulate, biases' gradients inside."""
+    case = make_case(name, "bfloat16", GPT2)
+    operands = {key: x.astype(np.float32) if key in case.updated else x for key, x in case.operands.items()}
+    check_case(with_lt, dataclasses.replace(case, operands=operands), storage="bfloat16")
+    assert with_lt.launcher.lt is not None
+    assert not with_lt.launcher.lt.refused, "cuBLASLt has an algorithm for each"
 
 
 @pytest.mark.parametrize("storage", list(DTYPES))

@@ -31,17 +31,22 @@ class Run:
     architecture: Architecture
     masters: bool = True
     """Float32 master weights, where the backend's precision is bf16."""
+    wide_gradients: bool = False
+    """Float32 ones, as where micro-batches add to them."""
 
     def __post_init__(self) -> None:
         backend, layout = self.backend, Layout(parameter_specs(self.architecture), self.backend.dtype)
-        self.parameters, self.gradients = (layout.views(backend.zeros(layout.size, layout.dtype)) for _ in range(2))
+        summed = layout.widened() if self.wide_gradients else layout
+        self.parameters, self.gradients = (x.views(backend.zeros(x.size, x.dtype)) for x in (layout, summed))
         config = OptimizerConfig(beta2=0.99, weight_decay=0.1, clip_norm=1.0, master_weights=self.masters)
         self.optimizer = Optimizer(config, backend, layout)
         weights = self.optimizer.weights(self.parameters)
         weights.flat[...] = backend.asarray(initial_values(weights.layout, 1))
         self.optimizer.round_masters(self.parameters)
         self.model = Transformer(self.architecture, backend, self.parameters)
-        self.workspace = Workspace(self.architecture, backend, BATCH, LENGTH, layout.dtype, training=True)
+        self.workspace = Workspace(
+            self.architecture, backend, BATCH, LENGTH, layout.dtype, training=True, gradient_dtype=summed.dtype
+        )
         self.generator = np.random.default_rng(3)
 
     @property

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from cllm_gpu.lattice import ELEMENTS, symmetry_tables
-from cllm_gpu.native import NATIVE
+from cllm_gpu.native import NATIVE, pointwise
 from cllm_gpu.operations import NAMES, REFERENCE
+from cllm_gpu.reference import dropout as reference_dropout
 from cllm_gpu.reference.dropout import Dropout
 
+MASK = Dropout(0.3, seed=2**63 + 5, step=7, site=3, first_element=13)
 ROWS = [(1, 1), (3, 7), (5, 16), (2, 33), (9, 100), (130, 48)]
 
 
@@ -86,8 +88,10 @@ def test_layernorm(agree, generator, n, c, bias):
     for accumulate in (False, True):
         sums = [normal(c), normal(c) if bias else None]
         for dresidual in (normal((n, c)), None):
-            arrays = [normal((n, c)), x, weight, mean, rstd, dresidual, np.zeros((n, c)), *sums]
-            agree("layernorm_backward", arrays, terms=4 * (n + c), accumulate=accumulate)
+            arrays = [normal((n, c)), x, weight, mean, rstd, dresidual, np.zeros((n, c)), None, *sums]
+            agree("layernorm_backward", arrays, terms=4 * (n + c), accumulate=accumulate, dropout=None)
+            arrays[7] = np.zeros((n, c))
+            agree("layernorm_backward", arrays, terms=4 * (n + c), accumulate=accumulate, dropout=MASK)
 
 
 @pytest.mark.parametrize(("n", "c"), [(3, 7), (9, 100)])
@@ -109,9 +113,9 @@ def test_dropout_bits(library, generator, dtype, size, first):
     x = generator.standard_normal(size).astype(dtype)
     for name in ("dropout_forward", "dropout_backward"):
         results = []
-        for table, argument in ((REFERENCE, np), (NATIVE, library)):
+        for side, argument in ((reference_dropout, np), (pointwise, library)):
             out = x.copy()
-            table[name](argument, out, out, dropout=dropout)
+            getattr(side, name)(argument, out, out, dropout=dropout)
             results.append(out)
         assert np.array_equal(*results)
 
@@ -122,7 +126,9 @@ def test_embedding(agree, generator, b, t, c, v, positions):
     normal = generator.standard_normal
     tokens = generator.integers(0, v, (b, t)).astype(np.int32)
     table = normal((t + 3, c)) if positions else None
-    agree("embedding_forward", [tokens, normal((v, c)), table, normal((b * t, c))], terms=2, first_position=2)
+    for dropout in (None, MASK):
+        arrays = [tokens, normal((v, c)), table, normal((b * t, c))]
+        agree("embedding_forward", arrays, terms=2, first_position=2, dropout=dropout)
     for accumulate in (False, True):
         agree(
             "embedding_backward", [normal((b * t, c)), tokens, normal((v, c)), table], terms=b * t + 1,

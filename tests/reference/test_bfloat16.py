@@ -44,7 +44,7 @@ def arguments(name: str, rng: Rng) -> dict[str, Any]:
     out, lse = draw(a, b, 2, columns), 1 + np.abs(draw(a, 2, b, dtype="f4"))
     calls: dict[str, dict[str, Any]] = {
         "embedding_forward": {"tokens": tokens, "token_embedding": draw(7, columns), "out": x,
-                              "position_embedding": draw(b, columns)},
+                              "position_embedding": draw(b, columns), "dropout": MASK},
         "embedding_backward": {"dout": x, "tokens": tokens, "dtoken_embedding": draw(7, columns),
                                "dposition_embedding": draw(b, columns), "accumulate_tokens": True,
                                "accumulate_positions": True},
@@ -59,10 +59,9 @@ def arguments(name: str, rng: Rng) -> dict[str, Any]:
                                               "residual_out": draw(rows, columns), "out": draw(rows, columns),
                                               "epsilon": 1e-5, "dropout": MASK},
         "layernorm_backward": norm | {"dout": draw(rows, columns), "x": x, "dresidual": draw(rows, columns),
-                                      "dx": draw(rows, columns), "dweight": draw(columns), "dbias": draw(columns),
-                                      "accumulate": True},
-        "dropout_forward": {"x": x, "out": draw(rows, columns), "dropout": MASK},
-        "dropout_backward": {"dout": x, "dx": draw(rows, columns), "dropout": MASK},
+                                      "dx": draw(rows, columns), "dbranch": draw(rows, columns),
+                                      "dweight": draw(columns), "dbias": draw(columns), "accumulate": True,
+                                      "dropout": MASK},
         "rotary_forward": sine | {"x": heads},
         "rotary_backward": sine | {"dx": heads},
         "symmetry_forward": turns | {"x": heads},

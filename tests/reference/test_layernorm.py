@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cllm_gpu.reference.dropout import Dropout, dropout_forward
+from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.layernorm import layernorm_backward, layernorm_forward, residual_layernorm_forward
 
 SHAPES = [(1, 2), (5, 7), (3, 33), (700, 97)]  # the last takes several tiles
@@ -25,13 +25,14 @@ def forward(x, weight, bias):
     return out, mean, rstd
 
 
-def backward(a, x, *, dresidual=None, in_place=False, accumulate=False, start=np.nan):
+def backward(a, x, *, dresidual=None, in_place=False, accumulate=False, start=np.nan, dbranch=None, dropout=None):
     _, mean, rstd = forward(x, a["weight"], a["bias"])
     dweight, dbias = np.full_like(a["weight"], start), np.full_like(a["bias"], start)
     residual = None if dresidual is None else dresidual.copy()
     dx = residual if in_place else np.full_like(x, np.nan)
     layernorm_backward(
-        np, a["dout"], x, a["weight"], mean, rstd, residual, dx, dweight, dbias, accumulate=accumulate
+        np, a["dout"], x, a["weight"], mean, rstd, residual, dx, dbranch, dweight, dbias,
+        accumulate=accumulate, dropout=dropout,
     )  # fmt: skip
     return dx, dweight, dbias
 
@@ -67,10 +68,9 @@ def test_backward_through_the_residual_addition(shape, rate, generator, gradient
         stream, out = run()
         return float(np.sum(out * a["dout"]) + np.sum(stream * a["dresidual"]))
 
-    dstream, *_ = backward(a, run()[0], dresidual=a["dresidual"], in_place=True)
-    dbranch = dstream.copy()
-    if dropout is not None:
-        dropout_forward(np, dstream, dbranch, dropout=dropout)
+    dbranch = np.full(shape, np.nan) if dropout is not None else None
+    dstream, *_ = backward(a, run()[0], dresidual=a["dresidual"], in_place=True, dbranch=dbranch, dropout=dropout)
+    dbranch = dstream if dbranch is None else dbranch
     within(f"dresidual {shape}", gradient_error(f, a["x"], dstream), 1e-7)
     within(f"dbranch {shape}", gradient_error(f, a["branch"], dbranch), 1e-7)
 
@@ -93,6 +93,22 @@ def test_gradients_accumulate_and_the_stream_is_added_to(generator):
     _, more_weight, more_bias = backward(a, a["x"], accumulate=True, start=2.0)
     np.testing.assert_allclose(more_weight, dweight + 2.0, atol=1e-13)
     np.testing.assert_allclose(more_bias, dbias + 2.0, atol=1e-13)
+
+
+@pytest.mark.parametrize("place", ["dout", "dx"])
+def test_the_branchs_gradient_may_lie_where_another_was(place, generator):
+    dropout = Dropout(0.4, seed=3, step=1, site=2)
+    a = draw(generator, (700, 97))
+    apart, stream = np.full((700, 97), np.nan), a["dresidual"].copy()
+    backward(a, a["x"], dresidual=a["dresidual"], dbranch=apart, dropout=dropout)
+    _, mean, rstd = forward(a["x"], a["weight"], a["bias"])
+    dout = a["dout"].copy()
+    dbranch = dout if place == "dout" else stream
+    layernorm_backward(
+        np, dout, a["x"], a["weight"], mean, rstd, stream, stream, dbranch, np.zeros(97), None,
+        accumulate=False, dropout=dropout,
+    )  # fmt: skip
+    np.testing.assert_array_equal(dbranch, apart)
 
 
 def test_rows_are_normalised_and_a_constant_row_is_not_divided_by_zero(generator):

@@ -20,9 +20,10 @@ from cllm_gpu.config import Config
 from cllm_gpu.data import IGNORE_INDEX
 from cllm_gpu.errors import UserError
 from cllm_gpu.inlet import Inlet
+from cllm_gpu.logit_chunks import LogitChunks
 from cllm_gpu.metrics import read_metrics
 from cllm_gpu.pace import FIGURES
-from cllm_gpu.precision import Precision
+from cllm_gpu.precision import BFLOAT16, Precision
 from cllm_gpu.recompute import LEVELS
 from cllm_gpu.simulator.stream import SimulatedStream
 from cllm_gpu.training import Trainer
@@ -93,6 +94,8 @@ CASES: dict[str, dict[str, Any]] = {
     "score terms": {"model": {"attention": "crystalline", "lattice": LatticeTerms(distance=True, start=0.5)}},
     "learned points": {"model": {"attention": "crystalline", "lattice": POINTS}},
     "no dropout": {"model": {"dropout": 0.0}, "training": {"micro_batch": None}},
+    "chunks of logits": {"chunk": 10, "training": {"micro_batch": None}},
+    "chunks of logits, micro-batches": {"chunk": 10},
 }
 
 
@@ -105,6 +108,7 @@ def test_a_replayed_step_is_the_step(make_trainer: MakeTrainer, config: Config, 
     sections = dict(CASES[case])
     precision = sections.pop("precision", "bf16")
     backend = _simulator(precision)
+    backend = dataclasses.replace(backend, logit_chunks=LogitChunks(1 << 30, sections.pop("chunk", None)))
     config = dataclasses.replace(config, precision=precision)
     runs = [
         _run(make_trainer, _sections(_short(config, capture=capture, watched=watched), **sections), backend)
@@ -117,6 +121,9 @@ def test_a_replayed_step_is_the_step(make_trainer: MakeTrainer, config: Config, 
     assert replayed[1].steps == launched[1].steps
     assert _same(replayed[0], launched[0])
     assert _same(replayed[0], waited[0])
+    narrow = replayed[0].gradients.flat.dtype == BFLOAT16
+    assert narrow is (CASES[case].get("training") is not None)  # micro-batches add to float32
+    assert (replayed[0].workers.workspaces[0].dhead is not None) is (narrow and "chunk" in CASES[case])
     for ours, theirs in zip(replayed[1].steps, waited[1].steps, strict=True):
         for name, value in ours.items():
             same = value == theirs[name]

@@ -17,6 +17,7 @@ from cllm_gpu.compiler import find_compiler
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
 from cllm_gpu.errors import UserError
+from cllm_gpu.logit_chunks import LogitChunks
 from cllm_gpu.memory_plan import plan_memory
 from cllm_gpu.metrics import read_metrics
 from cllm_gpu.precision import BFLOAT16
@@ -212,14 +213,27 @@ def test_training_begins_from_a_float32_model(
 
 
 @pytest.mark.parametrize("masters", [True, False])
+@pytest.mark.parametrize(("chunk", "micro", "workers"), [(None, None, 1), (7, None, 1), (7, 2, 1), (7, None, 2)])
 def test_the_plan_is_what_is_allocated(
-    make_trainer: MakeTrainer, config: Config, dataset: Dataset, masters: bool
+    make_trainer: MakeTrainer,
+    config: Config,
+    dataset: Dataset,
+    masters: bool,
+    chunk: int | None,
+    micro: int | None,
+    workers: int,
 ) -> None:
-    for settings in (short(config, masters=masters), short(crystalline(config), masters=masters)):
-        backend = backend_of("numpy")
+    """Gradients that are added up are float32, and then nothing else sums the head's."""
+    for model in (config, crystalline(config)):
+        settings = short(model, masters=masters, micro_batch=micro)
+        backend = dataclasses.replace(backend_of("numpy", workers=workers), logit_chunks=LogitChunks(1 << 30, chunk))
         trainer = make_trainer(settings, backend=backend)
         plan = plan_memory(settings, settings.model.architecture(dataset.vocabulary), backend)
-        assert plan.parameters == plan.gradients == trainer.parameters.flat.nbytes == trainer.gradients.flat.nbytes
+        assert plan.parameters == trainer.parameters.flat.nbytes
+        assert plan.gradients == workers * trainer.gradients.flat.nbytes
+        summed = micro is not None or workers > 1
+        assert trainer.gradients.flat.dtype == (np.float32 if summed else BFLOAT16)
+        assert (trainer.workers.workspaces[0].dhead is None) is (summed or chunk is None)
         arrays = [flat.flat for flat in trainer.optimizer.state.values()]
         arrays += [trainer.optimizer.masters.flat] if trainer.optimizer.masters is not None else []
         assert (

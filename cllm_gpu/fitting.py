@@ -22,6 +22,8 @@ from cllm_gpu.recompute import LEVELS, Recompute
 CPU_SEQUENCES = 8
 """Sequences for each worker beyond which a batch is not made larger on a CPU: its steps would take longer, and hardly
 more tokens a second (bench/recompute.py)."""
+NO_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What the errors of CUDA's libraries begin with that are about memory; those of CuPy's arrays are MemoryErrors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +125,13 @@ def shortage(config: Config, architecture: Architecture, backend: Backend, plan:
     )
 
 
+def ran_out(error: Exception) -> bool:
+    """Whether an error is that there was no memory, on the host or on a card."""
+    return isinstance(error, MemoryError) or str(error).startswith(NO_MEMORY)
+
+
 def out_of_memory(
-    config: Config, architecture: Architecture, backend: Backend, plan: MemoryPlan, free: int | None, error: MemoryError
+    config: Config, architecture: Architecture, backend: Backend, plan: MemoryPlan, free: int | None, error: Exception
 ) -> str:
     """The line for a run that found no memory; `free`: what there was before it began."""
     said = str(error).strip().partition("\n")[0]

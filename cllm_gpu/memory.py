@@ -65,10 +65,16 @@ def available_bytes() -> int | None:
 
 
 def _left_in_group(folder: Path) -> int | None:
-    """What the control group of this process (version 2) may still take; None where it has no limit."""
+    """What the control group of this process (version 2) may still take; None where it has no limit.
+
+    Pages of files that nothing uses count as free: the system takes them back first.
+    """
     try:
-        limit, used = ((folder / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
-        return max(0, int(limit) - int(used))
+        limit, used, statistics = (
+            (folder / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current", "stat")
+        )
+        unused = dict(line.split() for line in statistics.splitlines()).get("inactive_file", "0")
+        return max(0, int(limit) - max(0, int(used) - int(unused)))
     except (OSError, ValueError):  # no such group, or the limit is "max"
         return None
 

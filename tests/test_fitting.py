@@ -17,6 +17,7 @@ from cllm_gpu.config import Config, ModelConfig, TrainingConfig
 from cllm_gpu.errors import UserError
 from cllm_gpu.fitting import CPU_SEQUENCES, decide_batch, divisors, out_of_memory, shortage
 from cllm_gpu.memory_plan import plan_memory
+from cllm_gpu.precision import Precision
 from cllm_gpu.recompute import LEVELS, Recompute
 
 WINDOWS = 10_000
@@ -90,6 +91,17 @@ def test_the_micro_batch_is_the_largest_divisor_that_fits(backend: Backend) -> N
         assert line is not None
         assert line.startswith(f"micro-batch {found} of batch 12: {'all of it' if found == 12 else 'the largest that'}")
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_of_all_divisors_the_largest_that_fits(precision: Precision) -> None:
+    """By trying each; how the parts of a batch add up their gradients is in the plan too."""
+    there = get_backend("numpy", workers=1, precision=precision)
+    tiny = ModelConfig(size="tiny").architecture(257)
+    totals = {n: plan_memory(config(batch=12, micro_batch=n), tiny, there).total for n in divisors(12)}
+    for free in sorted(totals.values()):
+        chosen, _ = decide_batch(config(batch=12, micro_batch="auto"), tiny, device(there, free, reserved=0.0), 100)
+        assert chosen.training.micro_batch == max(n for n, total in totals.items() if total <= free)
 
 
 def test_more_fits_where_more_is_computed_again(backend: Backend) -> None:
@@ -166,9 +178,12 @@ def test_memory_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert everything is None or everything >= 10 * MB
 
 
-def test_a_control_group_may_leave_less(tmp_path: Path) -> None:
+def test_a_control_group_may_leave_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.current").write_text("300\n", encoding="ascii")
-    for limit, left in (("1000\n", 700), ("200\n", 0), ("max\n", None)):
+    (tmp_path / "memory.stat").write_text("anon 120\ninactive_file 100\n", encoding="ascii")
+    for limit, left in (("1000\n", 800), ("150\n", 0), ("max\n", None)):
         (tmp_path / "memory.max").write_text(limit, encoding="ascii")
         assert memory._left_in_group(tmp_path) == left
     assert memory._left_in_group(tmp_path / "none") is None
+    monkeypatch.setattr(memory, "_left_in_group", lambda folder: 5)
+    assert memory.available_bytes() in (5, None)

@@ -19,7 +19,7 @@ from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
 from cllm_gpu.display import Display, say, terminal
 from cllm_gpu.errors import UserError
-from cllm_gpu.fitting import decide_batch, out_of_memory, shortage
+from cllm_gpu.fitting import decide_batch, out_of_memory, ran_out, shortage
 from cllm_gpu.memory import MemoryPlan
 from cllm_gpu.memory_plan import plan_memory
 from cllm_gpu.runs import begin_run, newest_run, save_configuration, save_plan, saved_configuration, writing
@@ -86,7 +86,9 @@ def main(arguments: list[str]) -> int:
         checkpoint, free = load_checkpoint(folder) if options.resume else None, backend.memory_free()
         try:
             return _run(config, backend, dataset, display, folder, plan, checkpoint)
-        except MemoryError as error:
+        except Exception as error:
+            if not ran_out(error):
+                raise
             raise UserError(out_of_memory(config, architecture, backend, plan, free, error)) from error
 
 

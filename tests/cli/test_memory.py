@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cllm_gpu.backend import Backend, get_backend
+from cllm_gpu.cli import run
 from cllm_gpu.runs import saved_configuration
 
 Command = Callable[..., tuple[int, str, str]]
@@ -22,8 +23,8 @@ Flags = tuple[str, ...]
 LARGER = ("--model.width", "64", "--model.context", "64", "--training.batch", "16", "--training.workers", "1")
 
 
-def steps(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+def steps(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == "step"]
 
 
@@ -44,7 +45,7 @@ def test_the_levels_stand_below_the_plan(command: Command, workplace: Path, smal
         assert shown is not None
         assert shown[1] == said[1 + ("none", "pointwise", "block").index(level)]
     assert len(set(plans.values())) == 1
-    losses = [[record["loss"] for record in steps(Path(f"runs/00{run}"))] for run in (1, 2, 3)]
+    losses = [[record["loss"] for record in steps(Path(f"runs/00{number}"))] for number in (1, 2, 3)]
     assert losses[0] == losses[1] == losses[2]
 
 
@@ -102,21 +103,38 @@ def test_a_plan_too_large(command: Command, workplace: Path, small: Flags, monke
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Out of memory allocating 9,999 bytes\n(allocated so far: 0 bytes)."),
+        RuntimeError("cudaErrorMemoryAllocation: out of memory"),
+    ],
+)
 def test_out_of_memory_names_what_may_fit(
-    command: Command, workplace: Path, small: Flags, monkeypatch: pytest.MonkeyPatch
+    command: Command, workplace: Path, small: Flags, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise MemoryError("Out of memory allocating 9,999 bytes\n(allocated so far: 0 bytes).")
+        raise error
 
     _backend_with(monkeypatch, memory_free=lambda: 8_000_000_000)
     monkeypatch.setattr("cllm_gpu.cli.train.Trainer", refuse)
     status, _, err = command("train", *small, *LARGER)
     assert status == 2
+    said = re.escape(str(error).partition("\n")[0])
     assert re.fullmatch(
-        r"cllm-gpu: error: out of memory \(Out of memory allocating 9,999 bytes\): the plan takes [\d.]+ MB with "
+        rf"cllm-gpu: error: out of memory \({said}\): the plan takes [\d.]+ MB with "
         r"recompute none, 8\.0 GB were free; try training\.micro_batch \d \([\d.]+ MB\).*\n",
         err,
     )
+
+
+def test_another_error_is_not_taken_for_one(workplace: Path, small: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("cllm_gpu.cli.train.Trainer", refuse)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        run(["train", *small])
 
 
 def test_compare_takes_a_number(command: Command, workplace: Path, small: Flags) -> None:

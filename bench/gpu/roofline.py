@@ -52,7 +52,6 @@ CLASS_OF: dict[str, str] = {
     "attention_points_finish": LATTICE,
     "symmetry": LATTICE,
     "rotary": OTHER,
-    "dropout": OTHER,
 }
 """Kernel → class."""
 FINISHES = frozenset({"column_sum_finish", "sum_finish"})

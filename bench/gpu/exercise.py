@@ -118,6 +118,7 @@ def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str
 def _attention(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple[str, dict[str, Any]]]:
     """More than one tile of queries and keys, packed operands, the variant's score terms; every backward."""
     chosen, dtype = dict(variant.defines), DTYPES[variant.storage]
+    gradient = DTYPES[variant.gradient or variant.storage]
     size = chosen["HEAD_SIZE"]
     rng = np.random.default_rng(size)
     length, heads = 130, 2
@@ -135,7 +136,7 @@ def _attention(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple
         dq, dk, dv = (gradients[:, :, i * heads : (i + 1) * heads] for i in range(3))
         if terms is not None:
             points = put(np.zeros((1, length, 3), np.float32)) if learned else None
-            options["dterms"] = ScoreTermGradients(put(np.zeros(terms.scalars.shape, dtype)), points)
+            options["dterms"] = ScoreTermGradients(put(np.zeros(terms.scalars.shape, gradient)), points)
         attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, method=method, **options)
         results = {"out": out, "lse": lse, "gradients": gradients}
         if terms is not None:

@@ -91,12 +91,12 @@ TOTALS = {"two kernels": (FORWARD, QUERIES, KEYS), "fused": (FORWARD, FUSED)}
 """Method of the backward → the kernels that meet every pair once, forward included."""
 
 
-def threads_and_rows(work: Work, head_size: int, *, terms: bool) -> tuple[int, int]:
+def threads_and_rows(work: Work, head_size: int, terms: ScoreTerms | None) -> tuple[int, int]:
     """Threads of a block, and the rows that it keeps while those of the other side go by."""
     if work is FUSED:
-        fused = attention_fused.tiles_of(STORAGE, head_size, terms=terms)
+        fused = attention_fused.tiles_of(STORAGE, head_size, terms)
         return fused.threads, fused.keys
-    tiles = attention.tiles_of(STORAGE, head_size, terms=terms)
+    tiles = attention.tiles_of(STORAGE, head_size, terms)
     rows = {FORWARD: tiles.forward_rows, QUERIES: tiles.query_rows, KEYS: tiles.key_rows}
     return attention.THREADS, rows[work]
 
@@ -110,11 +110,11 @@ def count(
     """
     loop = MainLoop(kernel)
     tiles, rest = divmod(loop.tensor_instructions, work.products * head_size // 16)
-    threads, rows = threads_and_rows(work, head_size, terms=terms is not None)
+    threads, rows = threads_and_rows(work, head_size, terms)
     moving = 8 * tiles * threads // 32 * 16 // rows  # rows of the other side in an iteration
     orders = terms.matches if terms else 0
     expected = tiles * work.comparisons if orders > 1 else 0
-    if rest or loop.ladders != expected or (expected and not orders - 1 <= loop.orders <= orders):
+    if rest or loop.ladders != expected or (expected and not orders - 2 <= loop.orders <= orders):
         raise UserError(
             f"{kernel.name}: {loop.tensor_instructions} tensor-core instructions and {loop.ladders} groups of "
             f"{loop.orders} votes in the loop; {expected} groups were expected"

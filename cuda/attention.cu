@@ -4,6 +4,7 @@
 //   backward_delta       δ_i = Σ_d dout_id·out_id
 //   backward_keys        P = exp(S − lse),  dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P∘(dP − δ),  dK = scale·dSᵀ Q
 //   backward_queries     the same P and dS again,  dQ = scale·dS K, and per block Σ dS·∂term/∂scalar
+//   pad_tokens           the tokens with what matches nothing around them, for the terms that compare tokens
 //   terms_finish         gradients of the scalars += the sum of those over the blocks of a head
 //   points_finish        gradients of the points += the sum over the heads of what backward_queries and _keys found
 //
@@ -51,8 +52,8 @@
 #endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_forward)(
-    const real* q, const real* k, const real* v, real* out, float* lse, const int* tokens, const float* points,
-    const real* scalars, long long tokens_batch, long long points_batch, long long q_batch, long long q_row, long long q_head, long long k_batch,
+    const real* q, const real* k, const real* v, real* out, float* lse, const int* padded, const float* points,
+    const real* scalars, long long padded_length, long long points_batch, long long q_batch, long long q_row, long long q_head, long long k_batch,
     long long k_row, long long k_head, long long v_batch, long long v_row, long long v_head, long long out_batch,
     long long out_row, long long out_head, int heads, int kv_heads, int queries, int keys, int causal, int wide,
     float scale) {
@@ -60,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_forward
     const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
     const int tiles = (queries + FORWARD_ROWS - 1) / FORWARD_ROWS;
     const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
-    const ScoreTerms terms = sizes.terms({tokens, points, scalars, tokens_batch, points_batch}, term_unit(sizes), b, h);
+    const ScoreTerms terms = sizes.terms({padded, points, scalars, padded_length, points_batch}, term_unit(sizes), b, h);
     forward_tile({q, q_batch, q_row, q_head}, {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head},
                  {out, out_batch, out_row, out_head}, lse, sizes, terms, b, h, tile * FORWARD_ROWS, shared);
 }
@@ -91,8 +92,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(attention_backward_d
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_keys)(
     const real* dout, const real* q, const real* k, const real* v, const float* lse, const float* delta, real* dk,
-    real* dv, const int* tokens, const float* points, const real* scalars, float* point_partials,
-    long long tokens_batch, long long points_batch, long long dout_batch, long long dout_row,
+    real* dv, const int* padded, const float* points, const real* scalars, float* point_partials,
+    long long padded_length, long long points_batch, long long dout_batch, long long dout_row,
     long long dout_head, long long q_batch, long long q_row, long long q_head, long long k_batch, long long k_row,
     long long k_head, long long v_batch, long long v_row, long long v_head, long long dk_batch, long long dk_row,
     long long dk_head, long long dv_batch, long long dv_row, long long dv_head, int heads, int kv_heads, int queries,
@@ -104,14 +105,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
     backward_keys_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
                        {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
                        {dk, dk_batch, dk_row, dk_head}, {dv, dv_batch, dv_row, dv_head}, sizes,
-                       {tokens, points, scalars, tokens_batch, points_batch}, point_partials, b, kv, tile * TILE_KEYS,
+                       {padded, points, scalars, padded_length, points_batch}, point_partials, b, kv, tile * TILE_KEYS,
                        shared);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_queries)(
     const real* dout, const real* q, const real* k, const real* v, const float* lse, const float* delta, real* dq,
-    const int* tokens, const float* points, const real* scalars, float* term_partials, float* point_partials,
-    long long tokens_batch, long long points_batch, long long dout_batch,
+    const int* padded, const float* points, const real* scalars, float* term_partials, float* point_partials,
+    long long padded_length, long long points_batch, long long dout_batch,
     long long dout_row, long long dout_head, long long q_batch, long long q_row, long long q_head, long long k_batch,
     long long k_row, long long k_head, long long v_batch, long long v_row, long long v_head, long long dq_batch,
     long long dq_row, long long dq_head, int heads, int kv_heads, int queries, int keys, int causal, int wide,
@@ -120,11 +121,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
     const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
     const int tiles = (queries + BACKWARD_ROWS - 1) / BACKWARD_ROWS;
     const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
-    ScoreTerms terms = sizes.terms({tokens, points, scalars, tokens_batch, points_batch}, term_unit(sizes), b, h);
+    ScoreTerms terms = sizes.terms({padded, points, scalars, padded_length, points_batch}, term_unit(sizes), b, h);
     backward_queries_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
                           {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
                           {dq, dq_batch, dq_row, dq_head}, sizes, terms, term_partials, point_partials, b, h,
                           tile * BACKWARD_ROWS, shared);
+}
+
+// A thread per number: padded (B, 2, PAD_BEFORE + S + PAD_AFTER), `count` in all, from tokens (B, S), strided by batch: as
+// the queries' and as the keys', so that what stands around the ones does not match what stands around the others.
+extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(attention_pad_tokens)(
+    const int* tokens, int* padded, long long tokens_batch, long long count, int keys) {
+    const i64 i = i64(blockIdx.x) * THREADS + threadIdx.x;
+    if (i >= count) return;
+    const int length = PAD_BEFORE + keys + PAD_AFTER, s = int(i % length) - PAD_BEFORE;
+    const i64 row = i / length;
+    padded[i] = s >= 0 && s < keys ? tokens[row / 2 * tokens_batch + s] : row % 2 == 0 ? NO_QUERY : NO_KEY;
 }
 
 // A warp per query head: gradients (H, TERM_COUNT) += Σ over batch items and tiles of partials (B, H, tiles, TERM_COUNT).

@@ -17,10 +17,10 @@ constexpr int THREADS = 128;
 
 // Rows of a warp in 16s, and columns of a tile in 8s: the most that the registers hold (cllm_gpu.fused.attention knows
 // the same numbers).
-constexpr int TERMS_N = SCORE_TERMS ? 2 : 0;  // the registers that the terms take
-constexpr int FORWARD_M = 2, FORWARD_N = (D <= 64 ? 8 : 6) - TERMS_N;
-constexpr int QUERIES_M = 2, QUERIES_N = (D <= 64 ? 6 : 4) - TERMS_N;
-constexpr int KEYS_M = D <= 64 ? 2 : 1, KEYS_N = D <= 64 ? 4 : (D <= 96 ? 8 : 6) - TERMS_N;
+constexpr int POINTS_N = POINTS ? 2 : 0;  // the registers that the points take
+constexpr int FORWARD_M = 2, FORWARD_N = (D <= 64 ? 8 : 6) - POINTS_N;
+constexpr int QUERIES_M = 2, QUERIES_N = (D <= 64 ? 6 : 4) - POINTS_N;
+constexpr int KEYS_M = D <= 64 ? 2 : 1, KEYS_N = D <= 64 ? 4 : (D <= 96 ? 8 : 6) - POINTS_N;
 constexpr int FORWARD_ROWS = WARPS * 16 * FORWARD_M, FORWARD_KEYS = 8 * FORWARD_N;
 constexpr int BACKWARD_ROWS = WARPS * 16 * QUERIES_M, BACKWARD_KEYS = 8 * QUERIES_N;
 constexpr int TILE_KEYS = WARPS * 16 * KEYS_M, KEYS_QUERIES = 8 * KEYS_N;

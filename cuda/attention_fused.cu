@@ -37,8 +37,8 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_fused)(
     const real* dout, const real* q, const real* k, const real* v, const float* lse, const float* delta, real* dq,
-    real* dk, real* dv, float* query_sums, unsigned* turns, const int* tokens,
-    const float* points, const real* scalars, float* term_partials, long long tokens_batch, long long points_batch,
+    real* dk, real* dv, float* query_sums, unsigned* turns, const int* padded,
+    const float* points, const real* scalars, float* term_partials, long long padded_length, long long points_batch,
     long long dout_batch, long long dout_row, long long dout_head, long long q_batch,
     long long q_row, long long q_head, long long k_batch, long long k_row, long long k_head, long long v_batch,
     long long v_row, long long v_head, long long dq_batch, long long dq_row, long long dq_head, long long dk_batch,
@@ -55,5 +55,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
                         {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
                         {dq, dq_batch, dq_row, dq_head}, {dk, dk_batch, dk_row, dk_head},
                         {dv, dv_batch, dv_row, dv_head}, query_sums, turns + 1, sizes,
-                        {tokens, points, scalars, tokens_batch, points_batch}, term_partials, b, kv, tile, shared);
+                        {padded, points, scalars, padded_length, points_batch}, term_partials, b, kv, tile, shared);
 }

@@ -8,13 +8,13 @@
 #pragma once
 #include "attention_fused.cuh"
 
-constexpr bool NARROW = D <= 64 && !SCORE_TERMS;  // the terms take registers, too
+constexpr bool NARROW = D <= 64 && !POINTS;  // the points take registers, too
 constexpr int THREADS = NARROW ? 128 : 256;
 
 #include "attention_tiles_bfloat16.cuh"
 
 // The most that the registers hold (cllm_gpu.fused.attention_backward knows the same numbers).
-constexpr int KEYS_M = NARROW ? 2 : 1, QUERIES_N = D <= 64 || SCORE_TERMS ? 4 : 8;
+constexpr int KEYS_M = NARROW ? 2 : 1, QUERIES_N = D <= 64 || POINTS ? 4 : 8;
 constexpr int TILE_KEYS = WARPS * 16 * KEYS_M, TILE_QUERIES = 8 * QUERIES_N;
 constexpr int ROW_PARTS = TILE_QUERIES / 16, COLUMN_PARTS = WARPS / ROW_PARTS;
 constexpr int PART_TILES = (D_TILES / 2 + COLUMN_PARTS - 1) / COLUMN_PARTS * 2;

@@ -8,9 +8,9 @@
 // chosen when compiling, and the others cost nothing: -DTERM_DISTANCE, -DTERM_PRIME_DISTANCE, -DTERM_SAME_TOKEN: 0 or 1;
 // -DTERM_MATCHES: 0 … 8; -DTERM_POINT_GRADIENTS: 1 where the backward wants those of the points, too.
 // Cost per pair: a term of one comparison is a comparison and an addition. Matches: orders are tried one after the other
-// for four pairs of a thread, as long as one of its warp's 128 pairs still matches; the tokens of the first KEPT orders
-// wait in registers, the others are loaded when it comes to them. A distance takes 6 FMA-pipe instructions and one square
-// root; |z_i − z_j| takes two.
+// for four pairs of a thread, as long as one of its warp's 128 pairs still matches; an order takes three loads, with
+// addresses that are known when compiling, four comparisons, four additions, and a vote. A distance takes 6 FMA-pipe
+// instructions and one square root; |z_i − z_j| takes two.
 #pragma once
 #include "storage.cuh"
 
@@ -32,21 +32,24 @@
 
 constexpr bool DISTANCE = TERM_DISTANCE, PRIME_DISTANCE = TERM_PRIME_DISTANCE, SAME_TOKEN = TERM_SAME_TOKEN;
 constexpr bool POINTS = DISTANCE || PRIME_DISTANCE, POINT_GRADIENTS = TERM_POINT_GRADIENTS;
-constexpr int MATCHES = TERM_MATCHES, KEPT = MATCHES < 2 ? MATCHES : 2;
+constexpr int MATCHES = TERM_MATCHES;
 // The order of a head's scalars.
 constexpr int AT_PRIME_DISTANCE = DISTANCE, AT_SAME_TOKEN = AT_PRIME_DISTANCE + PRIME_DISTANCE;
 constexpr int AT_MATCHES = AT_SAME_TOKEN + SAME_TOKEN, TERM_COUNT = AT_MATCHES + MATCHES;
 constexpr bool SCORE_TERMS = TERM_COUNT > 0;
-constexpr int BEFORE_QUERIES = -1, BEFORE_KEYS = -2;  // what stands before the sequence: tokens that match nothing
+// Around the tokens of a sequence stands what matches nothing, so that no comparison asks where the sequence ends: before
+// them as much as the longest match looks back, after them up to the end of the last tile.
+constexpr int PAD_BEFORE = 8, PAD_AFTER = 127, NO_QUERY = -1, NO_KEY = -2;
 
 __device__ constexpr int at_least_one(int count) { return count > 0 ? count : 1; }
 
-// What a kernel is given: tokens (B, S), points (B, S, 3) and scalars (H, TERM_COUNT); null where no term wants them.
+// What a kernel is given; null where no term wants it. padded (B, 2, padded_length): the tokens, NO_QUERY around them,
+// and the tokens, NO_KEY around them; points (B, S, 3); scalars (H, TERM_COUNT).
 struct TermInputs {
-    const int* tokens;
+    const int* padded;
     const float* points;
     const real* scalars;
-    i64 tokens_batch, points_batch;
+    i64 padded_length, points_batch;
 };
 
 // p, which the compiler is not to compute again at every use: 64-bit addresses from their parts are many instructions.
@@ -61,25 +64,28 @@ __device__ __forceinline__ const T* known_address(const T* p) {
 // The score terms of one (batch item, query head).
 class ScoreTerms {
   public:
-    // One position. A match compares the tokens from `end` down: `window` has the first of them, and before the sequence
-    // there is `none`.
+    // One position: its token, and its lattice point.
     struct Token {
-        int id = 0, end = 0, none = 0, window[at_least_one(KEPT)] = {};
+        const int* id = nullptr;
         float x = 0.0f, y = 0.0f, z = 0.0f;
     };
 
     // offset: the position of the first query. unit: what the scores that terms are added to will be multiplied by.
     __device__ __forceinline__ ScoreTerms(const TermInputs& given, int offset, int positions, float unit, int b, int h)
         : offset(offset), positions(positions) {
-        if (SAME_TOKEN || MATCHES) tokens = known_address(given.tokens + b * given.tokens_batch);
+        if (SAME_TOKEN || MATCHES) {
+            queries = given.padded + 2 * b * given.padded_length + PAD_BEFORE;
+            keys = queries + given.padded_length;
+            queries += offset;
+        }
         if (POINTS) points = known_address(given.points + b * given.points_batch);
 #pragma unroll
         for (int i = 0; i < TERM_COUNT; i++) scalars[i] = to_float(given.scalars[h * TERM_COUNT + i]) / unit;
     }
 
     // Past the last query or key some token is as good as another: those scores are masked.
-    __device__ __forceinline__ Token query(int t) const { return position(t + offset, t + offset, BEFORE_QUERIES); }
-    __device__ __forceinline__ Token key(int j) const { return position(j, j - 1, BEFORE_KEYS); }
+    __device__ __forceinline__ Token query(int t) const { return position(queries + t, t + offset); }
+    __device__ __forceinline__ Token key(int j) const { return position(keys + j, j); }
 
     // x[i][j] += the terms of query a[i] and key b[j]. Every lane of the warp.
     template <int Q, int K>
@@ -90,7 +96,7 @@ class ScoreTerms {
             for (int j = 0; j < K; j++) {
                 if (DISTANCE) x[i][j] -= scalars[0] * distance(a[i], b[j]);
                 if (PRIME_DISTANCE) x[i][j] -= scalars[AT_PRIME_DISTANCE] * fabsf(a[i].z - b[j].z);
-                if (SAME_TOKEN && a[i].id == b[j].id) x[i][j] += scalars[AT_SAME_TOKEN];
+                if (SAME_TOKEN && *a[i].id == *b[j].id) x[i][j] += scalars[AT_SAME_TOKEN];
             }
         }
         for_matches(a, b, [&](int n, int i, int j) { x[i][j] += scalars[AT_MATCHES + n]; });
@@ -105,7 +111,7 @@ class ScoreTerms {
             for (int j = 0; j < K; j++) {
                 if (DISTANCE) gradients[0] -= dx[i][j] * distance(a[i], b[j]);
                 if (PRIME_DISTANCE) gradients[AT_PRIME_DISTANCE] -= dx[i][j] * fabsf(a[i].z - b[j].z);
-                if (SAME_TOKEN && a[i].id == b[j].id) gradients[AT_SAME_TOKEN] += dx[i][j];
+                if (SAME_TOKEN && *a[i].id == *b[j].id) gradients[AT_SAME_TOKEN] += dx[i][j];
             }
         }
         for_matches(a, b, [&](int n, int i, int j) { gradients[AT_MATCHES + n] += dx[i][j]; });
@@ -141,29 +147,20 @@ class ScoreTerms {
     }
 
   private:
-    const int* tokens = nullptr;    // (S) of this batch item
-    const float* points = nullptr;  // (S, 3)
+    const int *queries = nullptr, *keys = nullptr;  // padded tokens of this batch item: the first query's, the first key's
+    const float* points = nullptr;                  // (S, 3)
     int offset, positions;
     float scalars[at_least_one(TERM_COUNT)] = {}, gradients[at_least_one(TERM_COUNT)] = {};
 
-    __device__ __forceinline__ Token position(int s, int end, int none) const {
+    __device__ __forceinline__ Token position(const int* id, int s) const {
         Token token;
-        const int last = positions - 1;
-        if (SAME_TOKEN) token.id = tokens[s < last ? s : last];
-        token.end = end, token.none = none;
-#pragma unroll
-        for (int n = 0; n < KEPT; n++) token.window[n] = before(token, n);
+        token.id = id;
         if (POINTS) {
-            const float* const point = points + 3 * i64(s < last ? s : last);
+            const float* const point = points + 3 * i64(s < positions ? s : positions - 1);
             if (DISTANCE) token.x = point[0], token.y = point[1];
             token.z = point[2];
         }
         return token;
-    }
-    // The token n places before the end of a position's window.
-    __device__ __forceinline__ int before(const Token& token, int n) const {
-        const int at = token.end - n, last = positions - 1;
-        return at < 0 ? token.none : tokens[at < last ? at : last];
     }
     __device__ __forceinline__ static float distance(const Token& a, const Token& b) {
         const float x = a.x - b.x, y = a.y - b.y, z = a.z - b.z;
@@ -177,9 +174,9 @@ class ScoreTerms {
         for (int n = 0; n < MATCHES; n++) {
             int of_a[Q], of_b[K];
 #pragma unroll
-            for (int i = 0; i < Q; i++) of_a[i] = n < KEPT ? a[i].window[n] : before(a[i], n);
+            for (int i = 0; i < Q; i++) of_a[i] = a[i].id[-n];
 #pragma unroll
-            for (int j = 0; j < K; j++) of_b[j] = n < KEPT ? b[j].window[n] : before(b[j], n);
+            for (int j = 0; j < K; j++) of_b[j] = b[j].id[-1 - n];
             bool any = false;
 #pragma unroll
             for (int i = 0; i < Q; i++) {

@@ -47,8 +47,8 @@ class Tiles:
     key_shared: int
 
 
-def tiles_of(storage: str, head_size: int, *, terms: bool) -> Tiles:
-    """How the kernels of a dtype and head size cut their work."""
+def tiles_of(storage: str, head_size: int, terms: ScoreTerms | None) -> Tiles:
+    """How the kernels of a dtype and head size cut their work: smaller tiles where the terms take registers."""
     if storage == "float32":
         row, weights = (head_size + 3) // 4 * 4 + 4, 40
         backward = 4 * (2 * 32 * row + 2 * 32 * row + 2 * 32 * weights)
@@ -56,7 +56,7 @@ def tiles_of(storage: str, head_size: int, *, terms: bool) -> Tiles:
     row_bytes = 128 * (((head_size + 15) // 16 * 16 + 63) // 64)  # pages of 64 columns
     narrow = head_size <= 64
     forward_keys, query_keys, key_queries = (64, 48, 32) if narrow else (48, 32, 64 if head_size <= 96 else 48)
-    if terms:
+    if terms is not None and terms.uses_points:
         forward_keys, query_keys = forward_keys - 16, query_keys - 16
         key_queries -= 0 if narrow else 16
     keys = 128 if narrow else 64
@@ -86,7 +86,8 @@ def attention_forward(
     call = AttentionCall("attention_forward", q, k, v, causal=causal, scale=scale, terms=terms)
     call.check("out", out, "B T H D")
     call.check("lse", lse, "B H T")
-    tiles = tiles_of(call.storage, q.shape[3], terms=terms is not None)
+    call.pad_tokens(launcher)
+    tiles = tiles_of(call.storage, q.shape[3], terms)
     batch, length, heads, _ = q.shape
     launcher.launch(
         call.variant(),
@@ -132,6 +133,7 @@ def attention_backward(
     call.check("lse", lse, "B H T")
     call.expect_gradients(dterms)
     chosen = _method(method, call)
+    call.pad_tokens(launcher)
     delta = launcher.scratch("attention_delta", lse.shape, "float32")
     _delta(launcher, call, dout, out, delta)
     operands = {"dout": dout, "q": q, "k": k, "v": v}
@@ -169,7 +171,7 @@ def _two_kernels(
     Returns the score terms' partial sums (B, H, tiles, n), where there are any.
     """
     q, k, dq = operands["q"], operands["k"], gradients["dq"]
-    tiles = tiles_of(call.storage, q.shape[3], terms=call.terms is not None)
+    tiles = tiles_of(call.storage, q.shape[3], call.terms)
     batch, positions, kv_heads, _ = k.shape
     length, heads = q.shape[1:3]
     query_tiles = blocks_for(length, tiles.query_rows)

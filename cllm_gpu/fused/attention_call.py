@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cllm_gpu.errors import UserError
-from cllm_gpu.fused.launcher import Shapes, Variant, address_of, element_strides, storage_of
-from cllm_gpu.fused.score_terms import ARRAYS, check_gradients, check_terms, term_arguments, term_defines
+from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, address_of, element_strides, storage_of
+from cllm_gpu.fused.score_terms import ARRAYS, check_gradients, check_terms, padded_tokens, term_arguments, term_defines
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
 
 MAXIMUM_HEAD_SIZE = 128
@@ -46,6 +46,7 @@ class AttentionCall:
         self.storage = storage_of(operation, "q", q)
         self.point_gradients = False
         """The variants of the backward take the gradients of the terms' points, too."""
+        self._padded: Any = None
         self._head_size = size
         self._operation = operation
         self._sizes = {
@@ -63,6 +64,11 @@ class AttentionCall:
             check_gradients(self.check, self.terms, dterms)
             self.point_gradients = dterms is not None and dterms.points is not None
 
+    def pad_tokens(self, launcher: Launcher) -> None:
+        """Make what the kernels compare from the terms' tokens, before any of them is launched."""
+        if self.terms is not None and self.terms.uses_tokens:
+            self._padded = padded_tokens(launcher, self.variant(), self._operation, self.terms.tokens)
+
     def variant(self, source: str = "attention.cu") -> Variant:
         """The compilation of `source` for this head size, dtype and choice of terms."""
         defines = term_defines(self.terms, point_gradients=self.point_gradients)
@@ -74,7 +80,7 @@ class AttentionCall:
 
     def arguments(self, **operands: Any) -> dict[str, Any]:
         """Operands with their strides, sizes and score terms, as a kernel takes them."""
-        return self.operands(**operands) | term_arguments(self._operation, self.terms) | self._sizes
+        return self.operands(**operands) | term_arguments(self._operation, self.terms, self._padded) | self._sizes
 
     def operands(self, **operands: Any) -> dict[str, Any]:
         """Operands with their strides, and whether all of them can be read 16 bytes at a time."""

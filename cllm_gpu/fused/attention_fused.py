@@ -7,6 +7,7 @@ from typing import Any
 
 from cllm_gpu.fused.attention_call import AttentionCall
 from cllm_gpu.fused.launcher import Launcher, blocks_for
+from cllm_gpu.reference.score_terms import ScoreTerms
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,16 @@ class FusedTiles:
     """Floats of the running sums of dQ, for a tile of queries of a head; 0: they stand in dq."""
 
 
-def tiles_of(storage: str, head_size: int, *, terms: bool) -> FusedTiles:
+def tiles_of(storage: str, head_size: int, terms: ScoreTerms | None) -> FusedTiles:
     """Threads, tiles and memory of the kernel of a dtype and head size."""
     if storage == "float32":
         row, weights = (head_size + 3) // 4 * 4 + 4, 40
         return FusedTiles(128, 32, 32, 4 * (2 * 32 * row + 2 * 32 * row + 2 * 32 * weights), 0)
     padded = (head_size + 15) // 16 * 16
     row_bytes = 128 * ((padded + 63) // 64)  # pages of 64 columns
-    threads = 128 if head_size <= 64 and not terms else 256
-    queries = 32 if head_size <= 64 or terms else 64
+    points = terms is not None and terms.uses_points
+    threads = 128 if head_size <= 64 and not points else 256
+    queries = 32 if head_size <= 64 or points else 64
     column_parts = threads // 32 // (queries // 16)  # dQ: 16 queries by part_tiles·8 columns for each warp
     part_tiles = 2 * blocks_for(padded // 16, column_parts)
     stage = 2 * row_bytes * queries + 8 * queries
@@ -44,7 +46,7 @@ def launch(
     """dq, dk and dv of `gradients`; the score terms' partial sums (B, H, tiles, n), where there are any."""
     batch, length, heads, size = operands["q"].shape
     _, positions, kv_heads, _ = operands["k"].shape
-    tiles = tiles_of(call.storage, size, terms=call.terms is not None)
+    tiles = tiles_of(call.storage, size, call.terms)
     key_tiles, query_tiles = blocks_for(positions, tiles.keys), blocks_for(length, tiles.queries)
     sums = partials = None
     if tiles.sums:

@@ -13,9 +13,11 @@ from cllm_gpu.errors import UserError
 from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, blocks_for, element_strides
 from cllm_gpu.reference.score_terms import MAXIMUM_MATCHES, ScoreTermGradients, ScoreTerms
 
-ARRAYS = frozenset({"tokens", "points"})
+ARRAYS = frozenset({"points"})
 """Arguments that may be views with strides of their own."""
-_FINISH_THREADS = 128
+PAD_BEFORE, PAD_AFTER = 8, 127
+"""What stands around the tokens that the kernels compare: the constants of these names in score_terms.cuh."""
+_THREADS = 128
 
 
 def term_defines(terms: ScoreTerms | None, *, point_gradients: bool = False) -> tuple[tuple[str, int], ...]:
@@ -45,7 +47,7 @@ def check_terms(check: Shapes, terms: ScoreTerms) -> None:
         raise UserError(
             f"{operation}: terms.scalars have shape {(heads, count)}; the terms in use take ({heads}, {terms.count})"
         )
-    if not (terms.distance or terms.prime_distance):
+    if not terms.uses_points:
         return
     if terms.points is None:
         raise UserError(f"{operation}: terms.points are missing; a distance needs them, (B, S, 3)")
@@ -68,20 +70,35 @@ def check_gradients(check: Shapes, terms: ScoreTerms, dterms: ScoreTermGradients
     element_strides(check.operation, "dterms.points", dterms.points)
 
 
-def term_arguments(operation: str, terms: ScoreTerms | None) -> dict[str, Any]:
-    """The kernels' parameters for the terms; null pointers where there are none."""
-    if terms is None:
-        return {"tokens": None, "points": None, "scalars": None, "tokens_batch": 0, "points_batch": 0}
-    uses_points = terms.distance or terms.prime_distance
-    strides = [element_strides(operation, "terms.tokens", terms.tokens)[0], 0]
-    if uses_points:
-        strides[1] = element_strides(operation, "terms.points", terms.points)[0]
+def padded_tokens(launcher: Launcher, variant: Variant, operation: str, tokens: Any) -> Any:
+    """What the kernels compare, (B, 2, PAD_BEFORE + S + PAD_AFTER): tokens (B, S) as those of queries and of keys.
+
+    Around them stands what matches nothing. Made at every call: O(B·S), in the launcher's scratch.
+    """
+    batch, positions = tokens.shape
+    length = PAD_BEFORE + positions + PAD_AFTER
+    padded = launcher.scratch("padded_tokens", (batch, 2, length), "int32")
+    stride = element_strides(operation, "terms.tokens", tokens)[0]
+    launcher.launch(
+        variant,
+        "attention_pad_tokens",
+        (blocks_for(padded.size, _THREADS),),
+        _THREADS,
+        {"tokens": tokens, "padded": padded, "tokens_batch": stride, "count": padded.size, "keys": positions},
+        strided=frozenset({"tokens"}),
+    )
+    return padded
+
+
+def term_arguments(operation: str, terms: ScoreTerms | None, padded: Any) -> dict[str, Any]:
+    """The kernels' parameters for the terms and their `padded_tokens`; null pointers where there are none."""
+    points = terms.points if terms is not None and terms.uses_points else None
     return {
-        "tokens": terms.tokens,
-        "points": terms.points if uses_points else None,
-        "scalars": terms.scalars,
-        "tokens_batch": strides[0],
-        "points_batch": strides[1],
+        "padded": padded,
+        "points": points,
+        "scalars": None if terms is None else terms.scalars,
+        "padded_length": 0 if padded is None else padded.shape[2],
+        "points_batch": 0 if points is None else element_strides(operation, "terms.points", points)[0],
     }
 
 
@@ -105,8 +122,8 @@ def finish_points(launcher: Launcher, variant: Variant, of_queries: Any, of_keys
     launcher.launch(
         variant,
         "attention_points_finish",
-        (blocks_for(count, _FINISH_THREADS),),
-        _FINISH_THREADS,
+        (blocks_for(count, _THREADS),),
+        _THREADS,
         arrays | {"gradients_batch": stride, "count": count} | sizes,
         strided=frozenset({"gradients"}),
     )

@@ -39,6 +39,16 @@ class ScoreTerms:
     """N, the longest match that counts, at most 8; 0: none."""
 
     @property
+    def uses_tokens(self) -> bool:
+        """Whether tokens are compared."""
+        return self.same_token or self.matches > 0
+
+    @property
+    def uses_points(self) -> bool:
+        """Whether a distance is in use."""
+        return self.distance or self.prime_distance
+
+    @property
     def count(self) -> int:
         """n, scalars per head."""
         return self.distance + self.prime_distance + self.same_token + self.matches

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cllm_gpu.fused import attention_fused
 from cllm_gpu.fused.attention import Tiles, tiles_of
+from cllm_gpu.fused.score_terms import PAD_AFTER, PAD_BEFORE, term_defines
 from cllm_gpu.fused.sources import source_directory
+from cllm_gpu.reference.score_terms import MAXIMUM_MATCHES, ScoreTerms
 from cllm_gpu.simulator import RawKernel
 from tests.fused.devices import simulator_device
 
+MATCHES, DISTANCE = (
+    ScoreTerms(None, None, None, distance=distance, prime_distance=False, same_token=False, matches=8 * (not distance))
+    for distance in (False, True)
+)
 CONSTANTS = """
 #include "attention_{storage}.cuh"
 extern "C" __global__ void constants(int* out) {{
@@ -30,19 +38,36 @@ def _source(storage: str) -> str:
 @pytest.mark.parametrize(
     ("storage", "size", "terms"),
     [
-        ("float32", 17, False),
-        ("bfloat16", 64, False),
-        ("bfloat16", 64, True),
-        ("bfloat16", 96, False),
-        ("bfloat16", 128, True),
+        ("float32", 17, None),
+        ("bfloat16", 64, None),
+        ("bfloat16", 64, DISTANCE),
+        ("bfloat16", 96, None),
+        ("bfloat16", 128, MATCHES),
+        ("bfloat16", 128, DISTANCE),
     ],
 )
-def test_tiles_are_the_sources_own(storage: str, size: int, terms: bool) -> None:
+def test_tiles_are_the_sources_own(storage: str, size: int, terms: ScoreTerms | None) -> None:
     """Also at the greatest head size of each cut."""
     simulator_device()
-    options = [f"-I{source_directory()}", f"-DHEAD_SIZE={size}", f"-DTERM_MATCHES={8 * terms}"]
+    options = [f"-I{source_directory()}", f"-DHEAD_SIZE={size}", *(f"-D{name}={n}" for name, n in term_defines(terms))]
     out: Any = np.zeros(6, np.int32)
     RawKernel(_source(storage), "constants", options=[*options, *["-DCLLM_BF16=1"] * (storage == "bfloat16")])(
         (1,), (1,), (out,)
     )
-    assert tiles_of(storage, size, terms=terms) == Tiles(*map(int, out))
+    assert tiles_of(storage, size, terms) == Tiles(*map(int, out))
+
+
+def test_tokens_are_padded_as_far_as_the_kernels_look() -> None:
+    """Back by the longest match from the token before the first, and on to the end of the last tile."""
+    simulator_device()
+    out: Any = np.zeros(3, np.int32)
+    source = """
+    #include "score_terms.cuh"
+    extern "C" __global__ void constants(int* out) { out[0] = PAD_BEFORE, out[1] = PAD_AFTER, out[2] = MATCHES; }
+    """
+    options = [f"-I{source_directory()}", f"-DTERM_MATCHES={MAXIMUM_MATCHES}"]
+    RawKernel(source, "constants", options=options)((1,), (1,), (out,))
+    assert out.tolist() == [PAD_BEFORE, PAD_AFTER, PAD_BEFORE]
+    for size, storage, terms in itertools.product((8, 64, 96, 128), ("float32", "bfloat16"), (MATCHES, DISTANCE)):
+        tiles, fused = tiles_of(storage, size, terms), attention_fused.tiles_of(storage, size, terms)
+        assert max(tiles.forward_rows, tiles.query_rows, tiles.key_rows, fused.keys, fused.queries) <= PAD_AFTER + 1

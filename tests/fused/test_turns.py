@@ -10,11 +10,14 @@ import pytest
 
 from cllm_gpu.fused import launcher as launching
 from cllm_gpu.fused.attention_fused import FusedTiles, tiles_of
+from cllm_gpu.fused.score_terms import term_defines
 from cllm_gpu.fused.sources import load_source, source_directory
 from cllm_gpu.fused.variants import HEAD_SIZES
+from cllm_gpu.reference.score_terms import ScoreTerms
 from cllm_gpu.simulator import KernelError, RawKernel, settings
 from tests.fused.devices import DTYPES, simulator_device
 from tests.fused.test_attention import Case, Problem
+from tests.fused.test_tiles import DISTANCE, MATCHES
 
 CASE = Case(1, 70, 70, 1, 1, 8, True)  # in fp32 three tiles of keys and of queries
 DAMAGE: dict[str, tuple[str, str, str]] = {
@@ -77,8 +80,8 @@ def test_every_tile_of_queries_gets_the_turns_it_waits_for(storage: str) -> None
 
 @pytest.mark.parametrize("size", [*HEAD_SIZES, 1, 19, 65])
 def test_a_block_fits_on_every_card(size: int) -> None:
-    for storage, terms in itertools.product(DTYPES, (False, True)):
-        tiles = tiles_of(storage, size, terms=terms)
+    for storage, terms in itertools.product(DTYPES, (None, MATCHES, DISTANCE)):
+        tiles = tiles_of(storage, size, terms)
         assert tiles.shared_bytes + 128 <= MOST_SHARED, (storage, terms, tiles)  # 128: the ticket, and what aligns it
 
 
@@ -89,11 +92,12 @@ extern "C" __global__ void constants(int* out) {
 """
 
 
-@pytest.mark.parametrize(("size", "terms"), [(19, False), (80, False), (64, True), (128, True)])
-def test_tiles_are_the_sources_own(size: int, terms: bool) -> None:
+@pytest.mark.parametrize(("size", "terms"), [(19, None), (80, None), (64, MATCHES), (128, DISTANCE)])
+def test_tiles_are_the_sources_own(size: int, terms: ScoreTerms | None) -> None:
     simulator_device()
     header = (source_directory() / "attention_fused_bfloat16.cuh").as_posix()
-    options = (f"-I{source_directory()}", "-DCLLM_BF16=1", f"-DHEAD_SIZE={size}", f"-DTERM_MATCHES={8 * terms}")
+    defines = [("CLLM_BF16", 1), ("HEAD_SIZE", size), *term_defines(terms)]
+    options = [f"-I{source_directory()}", *(f"-D{name}={value}" for name, value in defines)]
     out: Any = np.zeros(5, np.int32)
     RawKernel(f'#include "{header}"\n{CONSTANTS}', "constants", options=options)((1,), (1,), (out,))
-    assert tiles_of("bfloat16", size, terms=terms) == FusedTiles(*map(int, out))
+    assert tiles_of("bfloat16", size, terms) == FusedTiles(*map(int, out))

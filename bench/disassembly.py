@@ -1,9 +1,10 @@
 """Counts the instructions of a kernel's main loop from what nvdisasm prints of it, without running anything.
 
 The loop is the one that holds the tensor-core instructions. Of the ways through its body the one is counted that a
-steady iteration takes: through the most tensor-core instructions and 16-byte copies (the next tile exists and lies
-aligned), and of those the shortest (no mask, no rescaled sums, nobody to wait for). A branch behind the vote on score
-terms' matches goes on with the share of groups that still match; every other branch goes one way only.
+steady iteration takes: through the most tensor-core instructions, 16-byte copies (the next tile exists and lies
+aligned) and 16-byte reads of shared memory (a thread has a share of what the lattice's symmetry turns), and of those
+the shortest (no mask, no rescaled sums, nobody to wait for). A branch behind the vote on score terms' matches goes on
+with the share of groups that still match; every other branch goes one way only.
 """
 
 from __future__ import annotations
@@ -65,12 +66,17 @@ class Instruction:
     @property
     def is_wanted(self) -> bool:
         """A steady iteration comes past here."""
-        return self.opcode.startswith(TENSOR) or self.is_copy
+        return self.opcode.startswith(TENSOR) or self.is_copy or self.is_chunk
 
     @property
     def is_copy(self) -> bool:
         """Starts a copy of 16 bytes to shared memory."""
         return self.opcode.startswith(COPY) and self.opcode.endswith(".128")
+
+    @property
+    def is_chunk(self) -> bool:
+        """Reads 16 bytes of shared memory: what the lattice's symmetry turns."""
+        return self.opcode.startswith("LDS.") and self.opcode.endswith(".128")
 
     @property
     def kind(self) -> str:

@@ -234,4 +234,18 @@ EQUIVALENT: dict[Key, str] = {
         "> -> >=",
         1,
     ): "a.z and b.z differ: the condition before it says so",
+    (
+        "rotary.cu",
+        "if (valid && head.direction > 0.0f) {",
+        "const float u = head.turned(m), v = head.turned(m + head.half);",
+        "> -> >=",
+        1,
+    ): "the direction is 1 or -1",
+    (
+        "symmetry.cuh",
+        "const u32 e = u32(tokens[position < last ? position : last]) % ELEMENTS;",
+        "return {turns + e * (2 * PAIRS), e < ROTATIONS ? 0u : 0x80000000u};",
+        "< -> <=",
+        1,
+    ): _EQUAL_LAST,
 }

@@ -1,11 +1,12 @@
-"""What the lattice's score terms add to the attention kernels, in instructions of the compiled code: no GPU needed.
+"""What the lattice adds to the attention kernels, in instructions of the compiled code: no GPU needed.
 
     python bench/kernel_instructions.py --bpe FILE        writes bench/results/lattice_instructions.json
 
 FILE: python -m cllm_gpu tokenize stdlib --vocabulary 8192 --output FILE. Needs the wheels nvidia-cuda-nvrtc-cu12 and
-nvidia-cuda-nvdisasm. The bf16 kernels are compiled for sm_90 with several choices of terms; counted is what a warp
-issues in a steady iteration of the main loop (`disassembly`), divided by the pairs of query and key that a thread has
-in it. The code of longer matches runs only while a group of 128 pairs still matches, so there are several numbers:
+nvidia-cuda-nvdisasm. The bf16 kernels are compiled for sm_90 with several choices of terms, and with the symmetry;
+counted is what a warp issues in a steady iteration of the main loop (`disassembly`), divided by the pairs of query and
+key that a thread has in it. The code of longer matches runs only while a group of 128 pairs still matches, so there are
+several numbers:
 
     least       no pair matches
     a text      as many groups match as in sequences of the standard library, by bytes or by a BPE vocabulary
@@ -56,7 +57,7 @@ def _terms(matches: int, *, same_token: bool = False, distances: bool = False) -
     return ScoreTerms(None, None, None, distances, distances, same_token, matches)
 
 
-STANDARD = "standard"
+STANDARD, SYMMETRY = "standard", "symmetry on a quarter"
 CHOICES: dict[str, ScoreTerms | None] = {
     STANDARD: None,
     "matches 1": _terms(1),
@@ -65,6 +66,7 @@ CHOICES: dict[str, ScoreTerms | None] = {
     "same token, matches to 3": _terms(3, same_token=True),
     "same token, matches to 8": _terms(8, same_token=True),
     "all terms": _terms(8, same_token=True, distances=True),
+    SYMMETRY: None,
 }
 
 
@@ -129,16 +131,17 @@ def count(
     }
 
 
-def kernels_of(source: str, head_size: int, terms: ScoreTerms | None) -> dict[str, Kernel]:
-    """The compiled kernels of one source, by name. UserError where a tool is missing."""
-    defines = (("HEAD_SIZE", head_size), *term_defines(terms))
+def kernels_of(source: str, head_size: int, choice: str) -> dict[str, Kernel]:
+    """The compiled kernels of one source with one of CHOICES, by name. UserError where a tool is missing."""
+    turned = (("SYMMETRY_PAIRS", head_size // 8),) if choice == SYMMETRY else ()
+    defines = (("HEAD_SIZE", head_size), *term_defines(CHOICES[choice]), *turned)
     return disassemble(machine_code_of(Variant(source, STORAGE, defines=defines), ARCHITECTURE))
 
 
 def rows_of(choice: str, head_size: int, texts: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
     """A row for each kernel with one choice of terms."""
     terms = CHOICES[choice]
-    kernels = {source: kernels_of(source, head_size, terms) for source in dict.fromkeys(work.source for work in WORKS)}
+    kernels = {source: kernels_of(source, head_size, choice) for source in dict.fromkeys(work.source for work in WORKS)}
     rows = []
     for work in WORKS:
         cases = {LEAST: [], **{text: of[shape_name(work.group)] for text, of in texts.items()}}

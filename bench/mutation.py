@@ -44,7 +44,7 @@ SECONDS_EACH = 1800.0
 TEST_SECONDS = 60.0
 """Processor time that a test may take on a mutant; on the sound sources none takes a fifth of it."""
 _ROWWISE, _FLAT, _SEQUENCE = ("tests/fused/test_rowwise.py", "tests/fused/test_flat.py", "tests/fused/test_sequence.py")
-_ATTENTION = tuple(f"tests/fused/test_{name}.py" for name in ("tiles", "attention", "score_terms"))
+_ATTENTION = tuple(f"tests/fused/test_{name}.py" for name in ("tiles", "attention", "score_terms", "symmetry"))
 _TURNS = (*_ATTENTION, "tests/fused/test_turns.py")
 _ONE_KERNEL = "(in-one or counters or test_turns)"
 Place = tuple[int, str]
@@ -62,7 +62,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "attention_fused.cuh": (*_TURNS, "-k", _ONE_KERNEL),
     "attention_fused_bfloat16.cuh": (*_TURNS, "-k", f"({_ONE_KERNEL} or conflicts) and not float32"),
     "attention_fused_float32.cuh": (*_TURNS, "-k", f"{_ONE_KERNEL} and not bfloat16"),
-    "attention_tiles_bfloat16.cuh": (*_ATTENTION, "-k", f"(bfloat16 or weights) and not {_ONE_KERNEL}"),
+    "attention_tiles_bfloat16.cuh": (
+        *_ATTENTION,
+        "-k",
+        f"(bfloat16 or weights) and (symmetry_alone or not {_ONE_KERNEL})",
+    ),
     "attention_tiles_float32.cuh": (*_ATTENTION, "-k", f"not bfloat16 and not {_ONE_KERNEL}"),
     "column_sum.cu": (_ROWWISE, "tests/fused/test_linear.py", "-k", "column_sum or linear"),
     "columns.cuh": (_ROWWISE, "-k", "column_sum or gelu_backward"),
@@ -73,11 +77,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "gelu.cu": (_ROWWISE, "-k", "gelu"),
     "layernorm.cu": (_ROWWISE, "-k", "layernorm"),
     "philox.cuh": (_SEQUENCE, _FLAT, "-k", "dropout or draws_the_references_bits"),
-    "rotary.cu": (_SEQUENCE, "-k", "rotary"),
+    "rotary.cu": (_SEQUENCE, "tests/fused/test_symmetry.py", "-k", "rotary"),
     "score_terms.cuh": ("tests/fused/test_score_terms.py",),
     "storage.cuh": (_ROWWISE, _SEQUENCE),
     "step.cu": ("tests/fused/test_step.py",),
-    "symmetry.cu": (_SEQUENCE, "-k", "symmetry"),
+    "symmetry.cuh": ("tests/fused/test_symmetry.py",),
 }
 """Each source and the tests that answer for it."""
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend
-from cllm_gpu.lattice import lattice_points, symmetry_elements, symmetry_tables
+from cllm_gpu.lattice import lattice_points, symmetry_turns
 from cllm_gpu.parameters import FlatParameters
 from cllm_gpu.precision import wide_dtype
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
+from cllm_gpu.reference.symmetry import Symmetry
 from cllm_gpu.workspace import KeyValueCache, LatticeInputs, Workspace
 
 
@@ -26,23 +27,19 @@ class LatticeSide:
         self._parameters, self._lattice = parameters, architecture.lattice
         dtype = wide_dtype(parameters.layout.dtype)
         self._points: Any = None
-        self._tables: tuple[Any, ...] | None = None
+        self._turns: Any = None
         if self._lattice is not None and self._lattice.uses_points:
             learned = parameters.get("lattice_points")
             table = lattice_points(architecture.vocabulary).astype(dtype) if learned is None else learned
             self._points = backend.asarray(table)
         if architecture.symmetry_pairs:
-            tables = symmetry_tables(architecture.symmetry_pairs)
-            self._tables = tuple(backend.asarray(table.astype(dtype)) for table in tables)
+            self._turns = backend.asarray(symmetry_turns(architecture.symmetry_pairs).astype(dtype))
 
     def see(self, w: Workspace, tokens: Any, cache: KeyValueCache | None) -> LatticeInputs | None:
         """What the layers need to know of tokens (B, T), which follow those in the cache."""
         if self._lattice is None:
             return None
-        elements = points = None
-        if self._tables is not None:
-            elements = w.elements.reshape(tokens.shape)
-            symmetry_elements(self._backend.xp, tokens, elements)
+        points = None
         if self._points is not None:
             table = self._points
             if w.point_table is not None:
@@ -53,19 +50,11 @@ class LatticeSide:
         seen = tokens
         if cache is not None:
             seen, points = cache.extend_lattice(tokens, points)
-        return LatticeInputs(seen, points, elements)
+        return LatticeInputs(seen, points)
 
-    def apply_symmetry(self, seen: LatticeInputs | None, q: Any, k: Any) -> None:
-        """Each token's operation on its q (B, T, H, D) and k (B, T, K, D), in place."""
-        if seen is not None and self._tables is not None:
-            for x in (q, k):
-                self._ops.symmetry_forward(x, seen.elements, *self._tables)
-
-    def undo_symmetry(self, seen: LatticeInputs | None, dq: Any, dk: Any) -> None:
-        """Back through `apply_symmetry`, in place."""
-        if seen is not None and self._tables is not None:
-            for x in (dq, dk):
-                self._ops.symmetry_backward(x, seen.elements, *self._tables)
+    def symmetry(self, seen: LatticeInputs | None) -> Symmetry | None:
+        """The symmetry of the tokens on queries and keys; None where it does not act."""
+        return None if seen is None or self._turns is None else Symmetry(seen.tokens, self._turns)
 
     def terms(self, seen: LatticeInputs | None, layer: int) -> ScoreTerms | None:
         """The score terms of a layer; None where there are none."""

@@ -13,7 +13,6 @@ and `cllm_gpu.reference.symmetry`.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,13 +54,8 @@ def lattice_points(vocabulary: int) -> npt.NDArray[np.float64]:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle), heights / heights[-1]], axis=1)
 
 
-def symmetry_elements(xp: Any, tokens: Any, out: Any) -> None:
-    """out = e(t) of every token id, both of one shape, int32."""
-    xp.remainder(tokens, ELEMENTS, out=out)
-
-
-def symmetry_tables(pairs: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """cos and sin, (24, pairs) each, and the sign of y, (24,), of every element's operation on `pairs` pairs.
+def symmetry_turns(pairs: int) -> npt.NDArray[np.float64]:
+    """cos and sin of every element's operation on `pairs` pairs, (24, pairs, 2).
 
     Element e turns pair m by 2π·(e mod 12)/12 times its harmonic, m + 1; from 12 on it first reflects (x, y → x, −y).
     """
@@ -69,4 +63,4 @@ def symmetry_tables(pairs: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np
     # the angle modulo a whole turn in exact integers: so twelve twelfths are none, and reflections repeat exactly
     twelfths = (elements % ROTATIONS)[:, None] * np.arange(1, pairs + 1)[None, :] % ROTATIONS
     angles = 2.0 * np.pi / ROTATIONS * twelfths
-    return np.cos(angles), np.sin(angles), np.where(elements < ROTATIONS, 1.0, -1.0)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)

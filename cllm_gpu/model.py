@@ -23,6 +23,7 @@ from cllm_gpu.recompute import is_kept
 from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
+from cllm_gpu.reference.symmetry import Symmetry
 from cllm_gpu.workspace import KeyValueCache, Workspace
 
 EPSILON = 1e-5
@@ -132,7 +133,8 @@ class Transformer:
             raise ValueError(f"a workspace with recompute {workspace.recompute!r} keeps no queries and keys")
         q, k, _ = workspace.split_heads(workspace.layers[layer].qkv)
         added = self._lattice.terms(workspace.lattice, layer) if terms else None
-        return self.ops.attention_weights(q, k, causal=True, scale=self.scale, terms=added)
+        _, symmetry = self._symmetries(workspace)
+        return self.ops.attention_weights(q, k, causal=True, scale=self.scale, terms=added, symmetry=symmetry)
 
     # ---- forward
 
@@ -179,14 +181,16 @@ class Transformer:
         )
         self.ops.linear_forward(a.attention_normed, p[f"{name}.qkv.weight"], p.get(f"{name}.qkv.bias"), a.qkv)
         q, k, v = w.split_heads(a.qkv)  # (B, T, H, D), (B, T, K, D) twice
-        self._lattice.apply_symmetry(w.lattice, q, k)
+        of_rotary, symmetry = self._symmetries(w)
         if self._rotary is not None:
             first = cache.length if cache else 0
-            self._rotate(self.ops.rotary_forward, q, k, first)
+            self._rotate(self.ops.rotary_forward, q, k, first, of_rotary)
         if cache is not None:
             k, v = cache.extend(layer, k, v)  # (B, S, K, D)
         terms = self._lattice.terms(w.lattice, layer)
-        self.ops.attention_forward(q, k, v, w.heads(a.attended), a.lse, causal=True, scale=self.scale, terms=terms)
+        self.ops.attention_forward(
+            q, k, v, w.heads(a.attended), a.lse, causal=True, scale=self.scale, terms=terms, symmetry=symmetry
+        )
         self.ops.linear_forward(a.attended, p[f"{name}.projection.weight"], p.get(f"{name}.projection.bias"), w.branch)
         return residual_out, w.branch
 
@@ -203,11 +207,16 @@ class Transformer:
         )  # fmt: skip
         return a.mlp_residual, out
 
-    def _rotate(self, rotation: Any, q: Any, k: Any, first: int) -> None:
+    def _symmetries(self, w: Workspace) -> tuple[Symmetry | None, Symmetry | None]:
+        """The lattice's symmetry for who takes queries and keys first: the rotary embedding, or else attention."""
+        symmetry = self._lattice.symmetry(w.lattice)
+        return (None, symmetry) if self._rotary is None else (symmetry, None)
+
+    def _rotate(self, rotation: Any, q: Any, k: Any, first: int, symmetry: Symmetry | None) -> None:
         assert self._rotary is not None
         cosine, sine = (table[first : first + q.shape[1]] for table in self._rotary)
-        rotation(q, cosine, sine)
-        rotation(k, cosine, sine)
+        rotation(q, cosine, sine, symmetry=symmetry)
+        rotation(k, cosine, sine, symmetry=symmetry)
 
     def _logit_chunks(self, w: Workspace, rows: int) -> Any:
         """(slice of rows, their logits): never more rows of logits at a time than the workspace planned."""
@@ -363,14 +372,14 @@ class Transformer:
         )  # fmt: skip
         q, k, v = w.split_heads(a.qkv)
         dq, dk, dv = w.split_heads(w.dqkv)
+        of_rotary, symmetry = self._symmetries(w)
         self.ops.attention_backward(
             w.heads(w.dattended), q, k, v, w.heads(a.attended), a.lse, dq, dk, dv, causal=True, scale=self.scale,
             terms=self._lattice.terms(w.lattice, layer),
-            dterms=self._lattice.term_gradients(w, gradients, layer, accumulate=accumulate),
+            dterms=self._lattice.term_gradients(w, gradients, layer, accumulate=accumulate), symmetry=symmetry,
         )  # fmt: skip
         if self._rotary is not None:
-            self._rotate(self.ops.rotary_backward, dq, dk, 0)
-        self._lattice.undo_symmetry(w.lattice, dq, dk)
+            self._rotate(self.ops.rotary_backward, dq, dk, 0, of_rotary)
         self.ops.linear_backward(
             w.dqkv, a.attention_normed, p[f"{qkv}.weight"], w.dnormed, g[f"{qkv}.weight"], g.get(f"{qkv}.bias"),
             accumulate=accumulate,

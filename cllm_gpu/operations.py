@@ -24,7 +24,6 @@ from cllm_gpu.reference import (
     norm,
     rotary,
     sgd,
-    symmetry,
 )
 
 Operation = Callable[..., Any]
@@ -47,8 +46,6 @@ class Operations:
     layernorm_backward: Operation
     rotary_forward: Operation
     rotary_backward: Operation
-    symmetry_forward: Operation
-    symmetry_backward: Operation
     attention_forward: Operation
     attention_backward: Operation
     attention_weights: Operation
@@ -72,8 +69,6 @@ REFERENCE: dict[str, Operation] = {
     "layernorm_backward": layernorm.layernorm_backward,
     "rotary_forward": rotary.rotary_forward,
     "rotary_backward": rotary.rotary_backward,
-    "symmetry_forward": symmetry.symmetry_forward,
-    "symmetry_backward": symmetry.symmetry_backward,
     "attention_forward": attention.attention_forward,
     "attention_backward": attention.attention_backward,
     "attention_weights": attention.attention_weights,

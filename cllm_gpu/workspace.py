@@ -42,7 +42,6 @@ class LatticeInputs:
 
     tokens: Any  # (B, S), those in the cache included
     points: Any  # (B, S, 3), or None where no term sees them
-    elements: Any  # (B, T), or None where the symmetry does not act
 
 
 def workspace_plan(
@@ -72,8 +71,6 @@ def workspace_plan(
     plan.add("losses", (rows,), wide_dtype(dtype))
     if a.lattice is not None and a.lattice.uses_points:
         _plan_points(plan, a, rows, dtype, training=training)
-    if a.symmetry_pairs:
-        plan.add("elements", (rows,), np.int32)
     chunk = logit_chunks.at_once(rows, a.vocabulary, dtype, training=training)
     plan.add("logits", (chunk, a.vocabulary), dtype)
     if training:
@@ -178,7 +175,6 @@ class Workspace:
         self.dpoints: Any = views.get("dpoints")
         self.point_table: Any = views.get("point_table")  # (V, 3) learned points widened, where they are narrower
         self.dpoint_table: Any = views.get("dpoint_table")
-        self.elements: Any = views.get("elements")  # (N,) the tokens' symmetry elements, where they act
         self.lattice: LatticeInputs | None = None
         """What the last forward told its layers of the tokens."""
         self.token_order: Any = None

@@ -11,6 +11,7 @@
 // q, out, dout, dq (B, T, H, D), k, v, dk, dv (B, S, K, D) real with strides of their own, K divides H; lse, delta
 // (B, H, T) fp32. Queries are the last T of S positions; `causal`: query t sees keys 0 … S − T + t (needs S ≥ T).
 // The lattice's score terms, chosen by -D, their inputs and their arithmetic: score_terms.cuh. -DHEAD_SIZE=D, D ≤ 128.
+// The lattice's symmetry (symmetry.cuh) turns q and k as they arrive, and turns dq and dk back before they are stored.
 // Work: a block of 128 threads per tile of queries (forward, backward_queries) or keys (backward_keys) of one head; tiles
 //   of one head are neighbours in the grid, those with most work first. Layouts: attention_float32.cuh (FMA) and
 //   attention_bfloat16.cuh (mma.sync m16n8k16 fed by ldmatrix and cp.async).
@@ -56,14 +57,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_forward
     const real* scalars, long long padded_length, long long points_batch, long long q_batch, long long q_row, long long q_head, long long k_batch,
     long long k_row, long long k_head, long long v_batch, long long v_row, long long v_head, long long out_batch,
     long long out_row, long long out_head, int heads, int kv_heads, int queries, int keys, int causal, int wide,
-    float scale) {
+    float scale, const int* tokens, long long tokens_batch, const float* element_turns) {
     extern __shared__ __align__(128) unsigned char shared[];
     const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
     const int tiles = (queries + FORWARD_ROWS - 1) / FORWARD_ROWS;
     const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
     const ScoreTerms terms = sizes.terms({padded, points, scalars, padded_length, points_batch}, term_unit(sizes), b, h);
+    const Symmetry symmetry({tokens, element_turns, tokens_batch}, keys, b);
     forward_tile({q, q_batch, q_row, q_head}, {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head},
-                 {out, out_batch, out_row, out_head}, lse, sizes, terms, b, h, tile * FORWARD_ROWS, shared);
+                 {out, out_batch, out_row, out_head}, lse, sizes, terms, symmetry, b, h, tile * FORWARD_ROWS, shared);
 }
 
 // Lanes of one row, four elements each: a power of two.
@@ -97,16 +99,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
     long long dout_head, long long q_batch, long long q_row, long long q_head, long long k_batch, long long k_row,
     long long k_head, long long v_batch, long long v_row, long long v_head, long long dk_batch, long long dk_row,
     long long dk_head, long long dv_batch, long long dv_row, long long dv_head, int heads, int kv_heads, int queries,
-    int keys, int causal, int wide, float scale) {
+    int keys, int causal, int wide, float scale, const int* tokens, long long tokens_batch,
+    const float* element_turns) {
     extern __shared__ __align__(128) unsigned char shared[];
     const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
     const int tiles = (keys + TILE_KEYS - 1) / TILE_KEYS;
     const int tile = blockIdx.x % tiles, kv = blockIdx.x / tiles % kv_heads, b = blockIdx.x / tiles / kv_heads;
+    const Symmetry symmetry({tokens, element_turns, tokens_batch}, keys, b);
     backward_keys_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
                        {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
                        {dk, dk_batch, dk_row, dk_head}, {dv, dv_batch, dv_row, dv_head}, sizes,
-                       {padded, points, scalars, padded_length, points_batch}, point_partials, b, kv, tile * TILE_KEYS,
-                       shared);
+                       {padded, points, scalars, padded_length, points_batch}, symmetry, point_partials, b, kv,
+                       tile * TILE_KEYS, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_queries)(
@@ -116,16 +120,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
     long long dout_row, long long dout_head, long long q_batch, long long q_row, long long q_head, long long k_batch,
     long long k_row, long long k_head, long long v_batch, long long v_row, long long v_head, long long dq_batch,
     long long dq_row, long long dq_head, int heads, int kv_heads, int queries, int keys, int causal, int wide,
-    float scale) {
+    float scale, const int* tokens, long long tokens_batch, const float* element_turns) {
     extern __shared__ __align__(128) unsigned char shared[];
     const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
     const int tiles = (queries + BACKWARD_ROWS - 1) / BACKWARD_ROWS;
     const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
     ScoreTerms terms = sizes.terms({padded, points, scalars, padded_length, points_batch}, term_unit(sizes), b, h);
+    const Symmetry symmetry({tokens, element_turns, tokens_batch}, keys, b);
     backward_queries_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
                           {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
-                          {dq, dq_batch, dq_row, dq_head}, sizes, terms, term_partials, point_partials, b, h,
-                          tile * BACKWARD_ROWS, shared);
+                          {dq, dq_batch, dq_row, dq_head}, sizes, terms, symmetry, term_partials, point_partials, b,
+                          h, tile * BACKWARD_ROWS, shared);
 }
 
 // A thread per number: padded (B, 2, PAD_BEFORE + S + PAD_AFTER), `count` in all, from tokens (B, S), strided by batch: as

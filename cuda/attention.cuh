@@ -3,6 +3,7 @@
 // -DHEAD_SIZE=D is the head size; rows are padded with zeros to PADDED on chip.
 #pragma once
 #include "score_terms.cuh"
+#include "symmetry.cuh"
 
 constexpr int D = HEAD_SIZE;
 
@@ -32,4 +33,6 @@ struct Sizes {
     __device__ __forceinline__ ScoreTerms terms(const TermInputs& given, float unit, int b, int h) const {
         return ScoreTerms(given, keys - queries, keys, unit, b, h);
     }
+    // Where query t stands among the keys.
+    __device__ __forceinline__ int position(int t) const { return keys - queries + t; }
 };

@@ -83,8 +83,8 @@ struct Softmax {
 // Output and log-sum-exp of the queries first … of one head.
 __device__ __forceinline__ void forward_tile(const View<const bf16>& q, const View<const bf16>& k,
                                              const View<const bf16>& v, const View<bf16>& out, float* lse,
-                                             const Sizes& n, const ScoreTerms& terms, int b, int h, int first,
-                                             unsigned char* shared) {
+                                             const Sizes& n, const ScoreTerms& terms, const Symmetry& symmetry,
+                                             int b, int h, int first, unsigned char* shared) {
     const Tile<FORWARD_ROWS> queries = {shared};
     unsigned char* const stages = shared + tile_bytes(FORWARD_ROWS);
     const int kv = h / n.group(), row = threadIdx.x / 32 * 16 * FORWARD_M;
@@ -102,12 +102,14 @@ __device__ __forceinline__ void forward_tile(const View<const bf16>& q, const Vi
     queries.load(q.at(b, h), q.row, first, n.queries, n.wide);
     start(0);
     copy_async_commit();
+    queries.turn_arrived(symmetry, n.position(first));
     for (int begin = 0; begin < end; begin += FORWARD_KEYS) {
         if (begin + FORWARD_KEYS < end) start(begin + FORWARD_KEYS);
         copy_async_commit();
         copy_async_wait<1>();
-        __syncthreads();
         unsigned char* const stage = stages + begin / FORWARD_KEYS % 2 * 2 * tile_bytes(FORWARD_KEYS);
+        Tile<FORWARD_KEYS>{stage}.turn(symmetry, begin);
+        __syncthreads();
         Accumulator<FORWARD_M, FORWARD_N> scores;
         row_products(scores, queries, row, Tile<FORWARD_KEYS>{stage});
         finish_scores<false>(scores, n, terms, first + row, begin);
@@ -135,9 +137,9 @@ __device__ __forceinline__ void forward_tile(const View<const bf16>& q, const Vi
 __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& dout, const View<const bf16>& q,
                                                       const View<const bf16>& k, const View<const bf16>& v,
                                                       const float* lse, const float* delta, const View<bf16>& dq,
-                                                      const Sizes& n, ScoreTerms& terms, float* term_partials,
-                                                      float* point_partials, int b, int h, int first,
-                                                      unsigned char* shared) {
+                                                      const Sizes& n, ScoreTerms& terms, const Symmetry& symmetry,
+                                                      float* term_partials, float* point_partials, int b, int h,
+                                                      int first, unsigned char* shared) {
     constexpr int M = QUERIES_M, N = QUERIES_N;
     const Tile<BACKWARD_ROWS> queries = {shared}, douts = {shared + tile_bytes(BACKWARD_ROWS)};
     unsigned char* const stages = shared + 2 * tile_bytes(BACKWARD_ROWS);
@@ -168,12 +170,14 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
     douts.load(dout.at(b, h), dout.row, first, n.queries, n.wide);
     start(0);
     copy_async_commit();
+    queries.turn_arrived(symmetry, n.position(first));
     for (int begin = 0; begin < end; begin += BACKWARD_KEYS) {
         if (begin + BACKWARD_KEYS < end) start(begin + BACKWARD_KEYS);
         copy_async_commit();
         copy_async_wait<1>();
-        __syncthreads();
         unsigned char* const stage = stages + begin / BACKWARD_KEYS % 2 * 2 * tile_bytes(BACKWARD_KEYS);
+        Tile<BACKWARD_KEYS>{stage}.turn(symmetry, begin);
+        __syncthreads();
         Accumulator<M, N> scores, dweights;
         row_products(scores, queries, row, Tile<BACKWARD_KEYS>{stage});
         finish_scores<false>(scores, n, terms, first + row, begin);
@@ -201,6 +205,7 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
     float factors[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++) factors[m][0] = factors[m][1] = n.scale;
+    turn_back(sums, symmetry, n.position(first + row));
     store_rows(dq.at(b, h), dq.row, first + row, n.queries, sums, factors, n.wide);
     if (POINT_GRADIENTS)
         point_sums.store(point_partials, (i64(b) * n.heads + h) * n.queries, first + row, n.queries, term_unit(n));
@@ -212,8 +217,8 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
                                                    const View<const bf16>& k, const View<const bf16>& v,
                                                    const float* lse, const float* delta, const View<bf16>& dk,
                                                    const View<bf16>& dv, const Sizes& n, const TermInputs& given,
-                                                   float* point_partials, int b, int kv, int begin,
-                                                   unsigned char* shared) {
+                                                   const Symmetry& symmetry, float* point_partials, int b, int kv,
+                                                   int begin, unsigned char* shared) {
     constexpr int M = KEYS_M, N = KEYS_N;
     const Tile<TILE_KEYS> keys = {shared}, values = {shared + tile_bytes(TILE_KEYS)};
     unsigned char* const stages = shared + 2 * tile_bytes(TILE_KEYS);
@@ -242,13 +247,15 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
     values.load(v.at(b, kv), v.row, begin, n.keys, n.wide);
     if (steps > 0) start(0);
     copy_async_commit();
+    keys.turn_arrived(symmetry, begin);
     for (int step = 0; step < steps; step++) {
         if (step + 1 < steps) start(step + 1);
         copy_async_commit();
         copy_async_wait<1>();
-        __syncthreads();
         const int h = kv * n.group() + step / tiles, first = (skipped + step % tiles) * KEYS_QUERIES;
         const Tile<KEYS_QUERIES> queries = {stage_of(step)}, douts = {stage_of(step) + tile_bytes(KEYS_QUERIES)};
+        queries.turn(symmetry, n.position(first));
+        __syncthreads();
         if (step % tiles == 0) terms = n.terms(given, term_unit(n), b, h);
         Accumulator<M, N> scores, dweights;
         row_products(scores, keys, row, queries);
@@ -263,6 +270,7 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
     float scales[M][2], ones[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++) scales[m][0] = scales[m][1] = n.scale, ones[m][0] = ones[m][1] = 1.0f;
+    turn_back(key_sums, symmetry, begin + row);
     store_rows(dk.at(b, kv), dk.row, begin + row, n.keys, key_sums, scales, n.wide);
     store_rows(dv.at(b, kv), dv.row, begin + row, n.keys, value_sums, ones, n.wide);
     if (POINT_GRADIENTS)

@@ -10,8 +10,8 @@ constexpr int FORWARD_SHARED = 4 * (FORWARD_ROWS * ROW + 2 * TILE_KEYS * ROW + F
 // Gimelshein 2018): when a row's maximum grows, what was summed before is scaled down.
 __device__ __forceinline__ void forward_tile(const View<const float>& q, const View<const float>& k,
                                              const View<const float>& v, const View<float>& out, float* lse,
-                                             const Sizes& n, const ScoreTerms& terms, int b, int h, int first,
-                                             unsigned char* shared) {
+                                             const Sizes& n, const ScoreTerms& terms, const Symmetry& symmetry,
+                                             int b, int h, int first, unsigned char* shared) {
     constexpr int I = FORWARD_ROWS / 16;
     float* const queries = reinterpret_cast<float*>(shared);
     float* const keys = queries + FORWARD_ROWS * ROW;
@@ -28,10 +28,10 @@ __device__ __forceinline__ void forward_tile(const View<const float>& q, const V
         totals[i] = 0.0f;
         rows[i] = terms.query(first + y + 16 * i);
     }
-    load_rows(queries, q.at(b, h), q.row, first, FORWARD_ROWS, n.queries, n.wide);
+    load_rows(queries, q.at(b, h), q.row, first, FORWARD_ROWS, n.queries, n.wide, &symmetry, n.position(first));
     for (int begin = 0; begin < n.visible(last - 1); begin += TILE_KEYS) {
         __syncthreads();
-        load_rows(keys, k.at(b, kv), k.row, begin, TILE_KEYS, n.keys, n.wide);
+        load_rows(keys, k.at(b, kv), k.row, begin, TILE_KEYS, n.keys, n.wide, &symmetry, begin);
         load_rows(values, v.at(b, kv), v.row, begin, TILE_KEYS, n.keys, n.wide);
         __syncthreads();
         float scores[I][COLUMNS];
@@ -110,8 +110,8 @@ __device__ __forceinline__ void backward_keys_tile(const View<const float>& dout
                                                    const View<const float>& k, const View<const float>& v,
                                                    const float* lse, const float* delta, const View<float>& dk,
                                                    const View<float>& dv, const Sizes& n, const TermInputs& given,
-                                                   float* point_partials, int b, int kv, int begin,
-                                                   unsigned char* shared) {
+                                                   const Symmetry& symmetry, float* point_partials, int b, int kv,
+                                                   int begin, unsigned char* shared) {
     constexpr int I = TILE_KEYS / 16;
     float* const queries = reinterpret_cast<float*>(shared);
     float* const douts = queries + BACKWARD_ROWS * ROW;
@@ -121,7 +121,7 @@ __device__ __forceinline__ void backward_keys_tile(const View<const float>& dout
     float* const dscores = weights + BACKWARD_ROWS * WEIGHTS_ROW;
     float4 key_sums[I][CHUNKS] = {}, value_sums[I][CHUNKS] = {};
     float point_sums[COLUMNS][3] = {};
-    load_rows(keys, k.at(b, kv), k.row, begin, TILE_KEYS, n.keys, n.wide);
+    load_rows(keys, k.at(b, kv), k.row, begin, TILE_KEYS, n.keys, n.wide, &symmetry, begin);
     load_rows(values, v.at(b, kv), v.row, begin, TILE_KEYS, n.keys, n.wide);
     for (int h = kv * n.group(); h < (kv + 1) * n.group(); h++) {
         ScoreTerms terms = n.terms(given, term_unit(n), b, h);
@@ -129,7 +129,8 @@ __device__ __forceinline__ void backward_keys_tile(const View<const float>& dout
         for (int first = n.first_query(begin) / BACKWARD_ROWS * BACKWARD_ROWS; first < n.queries;
              first += BACKWARD_ROWS) {
             __syncthreads();
-            load_rows(queries, q.at(b, h), q.row, first, BACKWARD_ROWS, n.queries, n.wide);
+            load_rows(queries, q.at(b, h), q.row, first, BACKWARD_ROWS, n.queries, n.wide, &symmetry,
+                      n.position(first));
             load_rows(douts, dout.at(b, h), dout.row, first, BACKWARD_ROWS, n.queries, n.wide);
             __syncthreads();
             backward_scores(queries, douts, keys, values, lse + rows, delta + rows, n, terms, false, first, begin,
@@ -140,6 +141,7 @@ __device__ __forceinline__ void backward_keys_tile(const View<const float>& dout
         }
     }
     const float scales[I] = {n.scale, n.scale}, ones[I] = {1.0f, 1.0f};
+    turn_back(key_sums, symmetry, begin);
     store_rows(dk.at(b, kv), dk.row, begin, n.keys, key_sums, scales, n.wide);
     store_rows(dv.at(b, kv), dv.row, begin, n.keys, value_sums, ones, n.wide);
     if (POINT_GRADIENTS) store_key_points(point_partials, (i64(b) * n.kv_heads + kv) * n.keys, begin, n.keys, point_sums, weights);
@@ -164,9 +166,9 @@ __device__ __forceinline__ void store_query_points(float* partials, i64 start, i
 __device__ __forceinline__ void backward_queries_tile(const View<const float>& dout, const View<const float>& q,
                                                       const View<const float>& k, const View<const float>& v,
                                                       const float* lse, const float* delta, const View<float>& dq,
-                                                      const Sizes& n, ScoreTerms& terms, float* term_partials,
-                                                      float* point_partials, int b, int h, int first,
-                                                      unsigned char* shared) {
+                                                      const Sizes& n, ScoreTerms& terms, const Symmetry& symmetry,
+                                                      float* term_partials, float* point_partials, int b, int h,
+                                                      int first, unsigned char* shared) {
     constexpr int I = BACKWARD_ROWS / 16;
     float* const queries = reinterpret_cast<float*>(shared);
     float* const douts = queries + BACKWARD_ROWS * ROW;
@@ -178,11 +180,11 @@ __device__ __forceinline__ void backward_queries_tile(const View<const float>& d
     const i64 rows = (i64(b) * n.heads + h) * n.queries;
     float4 sums[I][CHUNKS] = {};
     float point_sums[I][3] = {};
-    load_rows(queries, q.at(b, h), q.row, first, BACKWARD_ROWS, n.queries, n.wide);
+    load_rows(queries, q.at(b, h), q.row, first, BACKWARD_ROWS, n.queries, n.wide, &symmetry, n.position(first));
     load_rows(douts, dout.at(b, h), dout.row, first, BACKWARD_ROWS, n.queries, n.wide);
     for (int begin = 0; begin < n.visible(last - 1); begin += TILE_KEYS) {
         __syncthreads();
-        load_rows(keys, k.at(b, kv), k.row, begin, TILE_KEYS, n.keys, n.wide);
+        load_rows(keys, k.at(b, kv), k.row, begin, TILE_KEYS, n.keys, n.wide, &symmetry, begin);
         load_rows(values, v.at(b, kv), v.row, begin, TILE_KEYS, n.keys, n.wide);
         __syncthreads();
         backward_scores(queries, douts, keys, values, lse + rows, delta + rows, n, terms, true, first, begin, nullptr,
@@ -191,6 +193,7 @@ __device__ __forceinline__ void backward_queries_tile(const View<const float>& d
         weighted_rows<I, false>(sums, dscores, keys, TILE_KEYS);
     }
     const float scales[I] = {n.scale, n.scale};
+    turn_back(sums, symmetry, n.position(first));
     store_rows(dq.at(b, h), dq.row, first, n.queries, sums, scales, n.wide);
     if (POINT_GRADIENTS) store_query_points(point_partials, rows, first, n.queries, point_sums);
     terms.finish(term_partials, blockIdx.x, dscores);

@@ -4,7 +4,7 @@
 //   attention_backward_fused    P = exp(S − lse),  dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P∘(dP − δ),  dK = scale·dSᵀ Q,
 //                               dQ = scale·dS K, and per tile of keys and query head Σ dS·∂term/∂scalar
 //
-// Shapes, dtypes, strides, mask, -DHEAD_SIZE and the score terms: attention.cu; gradients of points: only there. query_sums: fp32 of our own layout, room
+// Shapes, dtypes, strides, mask, -DHEAD_SIZE, the score terms and the symmetry: attention.cu; gradients of points: only there. query_sums: fp32 of our own layout, room
 // for every tile of queries (bf16 only: in fp32 the sums stand in dq itself). turns: 1 + B·H·(tiles of queries) counters,
 // all 0 before the launch and all 0 after it.
 // Work: a block per tile of keys of one key/value head, as attention_backward_keys: dK and dV stay in registers over the
@@ -43,7 +43,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
     long long q_row, long long q_head, long long k_batch, long long k_row, long long k_head, long long v_batch,
     long long v_row, long long v_head, long long dq_batch, long long dq_row, long long dq_head, long long dk_batch,
     long long dk_row, long long dk_head, long long dv_batch, long long dv_row, long long dv_head, int heads,
-    int kv_heads, int queries, int keys, int causal, int wide, float scale) {
+    int kv_heads, int queries, int keys, int causal, int wide, float scale, const int* tokens, long long tokens_batch,
+    const float* element_turns) {
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ unsigned drawn;
     if (threadIdx.x == 0) drawn = atomicInc(turns, gridDim.x - 1);  // 0 again after the last block
@@ -51,9 +52,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
     const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
     const int tiles = (keys + TILE_KEYS - 1) / TILE_KEYS;
     const int tile = tiles - 1 - int(drawn % tiles), kv = drawn / tiles % kv_heads, b = drawn / tiles / kv_heads;
+    const Symmetry symmetry({tokens, element_turns, tokens_batch}, keys, b);
     backward_fused_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
                         {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
                         {dq, dq_batch, dq_row, dq_head}, {dk, dk_batch, dk_row, dk_head},
                         {dv, dv_batch, dv_row, dv_head}, query_sums, turns + 1, sizes,
-                        {padded, points, scalars, padded_length, points_batch}, term_partials, b, kv, tile, shared);
+                        {padded, points, scalars, padded_length, points_batch}, symmetry, term_partials, b, kv, tile,
+                        shared);
 }

@@ -62,7 +62,7 @@ __device__ __forceinline__ void transposed_weighted_rows(Accumulator<1, PART_TIL
 // The block's part of dQ of one tile of queries, in its turn. `sums`: the running sums of that tile.
 __device__ __forceinline__ void add_queries(const Tile<TILE_KEYS>& dscores, const Tile<TILE_KEYS>& keys,
                                             const Turn& turn, float4* sums, bf16* rows_of, i64 stride, int first,
-                                            const Sizes& n) {
+                                            const Sizes& n, const Symmetry& symmetry) {
     const int warp = threadIdx.x / 32, row = warp % ROW_PARTS * 16, first_tile = warp / ROW_PARTS * PART_TILES;
     turn.wait();  // its barrier is the one between writing and reading dS, too
     float4 earlier[PART_TILES];
@@ -81,7 +81,10 @@ __device__ __forceinline__ void add_queries(const Tile<TILE_KEYS>& dscores, cons
             __stcg(sums + i * THREADS + threadIdx.x, make_float4(v[0], v[1], v[2], v[3]));
     }
     const float scale[1][2] = {{n.scale, n.scale}};
-    if (turn.final) store_rows(rows_of, stride, first + row, n.queries, part, scale, n.wide, first_tile);
+    if (turn.final) {
+        turn_back(part, symmetry, n.position(first + row), first_tile);
+        store_rows(rows_of, stride, first + row, n.queries, part, scale, n.wide, first_tile);
+    }
     turn.pass();  // its barrier lets the stage and dS be overwritten, too
 }
 
@@ -113,7 +116,7 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
                                                     const float* lse, const float* delta, const View<bf16>& dq,
                                                     const View<bf16>& dk, const View<bf16>& dv, float* query_sums,
                                                     u32* turns, const Sizes& n, const TermInputs& given,
-                                                    float* term_partials, int b, int kv,
+                                                    const Symmetry& symmetry, float* term_partials, int b, int kv,
                                                     int tile, unsigned char* shared) {
     constexpr int M = KEYS_M, N = QUERIES_N;
     const Tile<TILE_KEYS> keys = {shared}, values = {shared + tile_bytes(TILE_KEYS)};
@@ -132,6 +135,7 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
     int h = kv * n.group(), at = skipped, parity = 0;
     if (at < query_tiles) Stage{stages}.load(q, dout, lse, delta, n, b, h, at * TILE_QUERIES);
     copy_async_commit();
+    keys.turn_arrived(symmetry, begin);
     while (h < past_heads && at < query_tiles) {  // there may be no query at all
         const bool head_ends = at + 1 == query_tiles;
         const int next_h = head_ends ? h + 1 : h, next = head_ends ? skipped : at + 1, first = at * TILE_QUERIES;
@@ -141,6 +145,7 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
             Stage{stages + parity * STAGE}.load(q, dout, lse, delta, n, b, next_h, next * TILE_QUERIES);
         copy_async_commit();
         copy_async_wait<1>();
+        stage.queries().turn(symmetry, n.position(first));
         __syncthreads();
         if (at == skipped) terms = n.terms(given, term_unit(n), b, h);
         Accumulator<M, N> scores, dweights;
@@ -155,13 +160,14 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
         const i64 head = i64(b) * n.heads + h;
         const Turn turn(turns + head * query_tiles + at, n, first + TILE_QUERIES - 1, tile, TILE_KEYS);
         float4* const sums = reinterpret_cast<float4*>(query_sums) + (head * query_tiles + at) * PART_FLOATS4;
-        add_queries(dscores, keys, turn, sums, dq.at(b, h), dq.row, first, n);
+        add_queries(dscores, keys, turn, sums, dq.at(b, h), dq.row, first, n, symmetry);
         if (head_ends) terms.finish(term_partials, head * key_tiles + tile, reinterpret_cast<float*>(dscores.base));
         h = next_h, at = next;
     }
     float scales[M][2], ones[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++) scales[m][0] = scales[m][1] = n.scale, ones[m][0] = ones[m][1] = 1.0f;
+    turn_back(key_sums, symmetry, begin + row);
     store_rows(dk.at(b, kv), dk.row, begin + row, n.keys, key_sums, scales, n.wide);
     store_rows(dv.at(b, kv), dv.row, begin + row, n.keys, value_sums, ones, n.wide);
 }

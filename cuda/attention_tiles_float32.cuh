@@ -20,9 +20,10 @@ __device__ __forceinline__ float term_unit(const Sizes&) { return 1.0f; }
 constexpr int BACKWARD_SHARED =
     4 * (2 * BACKWARD_ROWS * ROW + 2 * TILE_KEYS * ROW + 2 * BACKWARD_ROWS * WEIGHTS_ROW);
 
-// Rows first … first + rows − 1 of an operand to shared memory, zeros from `limit` on and in the padding.
+// Rows first … first + rows − 1 of an operand to shared memory, zeros from `limit` on and in the padding. Queries and keys
+// are turned by the symmetry, if it is given: row `first` is then that of position `position`.
 __device__ __forceinline__ void load_rows(float* shared, const float* rows_of, i64 stride, int first, int rows,
-                                          int limit, int wide) {
+                                          int limit, int wide, const Symmetry* symmetry = nullptr, int position = 0) {
     for (int i = threadIdx.x; i < rows * (PADDED / 4); i += THREADS) {
         const int row = i / (PADDED / 4), column = i % (PADDED / 4) * 4;
         float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -36,6 +37,11 @@ __device__ __forceinline__ void load_rows(float* shared, const float* rows_of, i
                 if (column + 2 < D) x.z = p[2];
                 if (column + 3 < D) x.w = p[3];
             }
+        }
+        if (SYMMETRY && symmetry != nullptr && column < 2 * PAIRS) {
+            const Symmetry::Element element = symmetry->element(position + row);
+            turn(x.x, x.y, element, column / 2);
+            if (column + 2 < 2 * PAIRS) turn(x.z, x.w, element, column / 2 + 1);
         }
         store4(shared + row * ROW + column, x);
     }
@@ -85,6 +91,23 @@ __device__ __forceinline__ void weighted_rows(float4 (&sums)[I][CHUNKS], const f
                 sums[i][c].z += w[i] * v.z;
                 sums[i][c].w += w[i] * v.w;
             }
+        }
+    }
+}
+
+// Gradients of rows that were turned, from position `position` on, to those of the rows as they are in memory.
+template <int I>
+__device__ __forceinline__ void turn_back(float4 (&sums)[I][CHUNKS], const Symmetry& symmetry, int position) {
+    if (!SYMMETRY) return;
+    const int x = threadIdx.x % 8, y = threadIdx.x / 8;
+#pragma unroll
+    for (int i = 0; i < I; i++) {
+        const Symmetry::Element element = symmetry.element(position + y + 16 * i);
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) {
+            const int m = (x + 8 * c) * 2;
+            if (m < PAIRS) turn_back(sums[i][c].x, sums[i][c].y, element, m);
+            if (m + 1 < PAIRS) turn_back(sums[i][c].z, sums[i][c].w, element, m + 1);
         }
     }
 }

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from cllm_gpu.errors import UserError
-from cllm_gpu.lattice import ELEMENTS, GOLDEN_ANGLE, lattice_points, primes, symmetry_elements, symmetry_tables
-from cllm_gpu.reference.symmetry import symmetry_backward, symmetry_forward
+from cllm_gpu.lattice import ELEMENTS, GOLDEN_ANGLE, lattice_points, primes, symmetry_turns
+from cllm_gpu.reference.rotary import rotary_forward, rotary_tables
+from cllm_gpu.reference.symmetry import Symmetry, symmetry_backward, symmetry_forward, turned
 
 
 def is_prime(n):
@@ -85,12 +86,12 @@ def test_no_two_tokens_share_a_point_even_in_float32():
 
 def matrices(pairs):
     """S(e) of every element on 2·pairs dimensions, (24, 2P, 2P)."""
-    tables = symmetry_tables(pairs)
+    turns = symmetry_turns(pairs)
     basis = np.eye(2 * pairs)[None, :, None]  # the basis vectors as one sequence
     found = []
     for e in range(ELEMENTS):
         x = basis.copy()
-        symmetry_forward(np, x, np.full((1, 2 * pairs), e), *tables)
+        symmetry_forward(np, x, Symmetry(np.full((1, 2 * pairs), e), turns))
         found.append(x[0, :, 0].T)
     return np.array(found)
 
@@ -119,7 +120,7 @@ def test_rotations_and_reflections_are_what_the_definition_says(generator):
     pairs = 5
     x = generator.standard_normal((1, ELEMENTS, 2, 2 * pairs + 3))
     y = x.copy()
-    symmetry_forward(np, y, np.arange(ELEMENTS)[None], *symmetry_tables(pairs))
+    symmetry_forward(np, y, Symmetry(np.arange(ELEMENTS)[None], symmetry_turns(pairs)))
     for e, head, m in itertools.product(range(ELEMENTS), range(2), range(pairs)):
         z = complex(*x[0, e, head, 2 * m : 2 * m + 2])
         angle = 2 * math.pi * (e % 12) / 12 * (m + 1)
@@ -130,16 +131,14 @@ def test_rotations_and_reflections_are_what_the_definition_says(generator):
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 5, 3, 7)])
 def test_symmetry_backward_is_the_derivative(shape, generator, gradient_error, within):
-    pairs = shape[-1] // 2
-    tables = symmetry_tables(pairs)
     x, dout = generator.standard_normal((2, *shape))
-    elements = generator.integers(ELEMENTS, size=shape[:2])
+    symmetry = Symmetry(generator.integers(1000, size=shape[:2]), symmetry_turns(shape[-1] // 2))
     dx = dout.copy()
-    symmetry_backward(np, dx, elements, *tables)
+    symmetry_backward(np, dx, symmetry)
 
     def f():
         y = x.copy()
-        symmetry_forward(np, y, elements, *tables)
+        symmetry_forward(np, y, symmetry)
         return float(np.sum(y * dout))
 
     within("dx", gradient_error(f, x, dx), 1e-7)
@@ -147,17 +146,37 @@ def test_symmetry_backward_is_the_derivative(shape, generator, gradient_error, w
 
 def test_symmetry_backward_undoes_forward_on_strided_views(generator):
     fused = generator.standard_normal((2, 9, 5, 8))
-    before, elements = fused.copy(), generator.integers(ELEMENTS, size=(2, 9))
-    tables = symmetry_tables(3)
-    symmetry_forward(np, fused[:, :, 1:3], elements, *tables)
+    before = fused.copy()
+    symmetry = Symmetry(generator.integers(1000, size=(2, 9)), symmetry_turns(3))
+    symmetry_forward(np, fused[:, :, 1:3], symmetry)
     assert np.abs(fused[:, :, 1:3] - before[:, :, 1:3]).max() > 0.1
     np.testing.assert_array_equal(fused[:, :, [0, 3, 4]], before[:, :, [0, 3, 4]])
-    symmetry_backward(np, fused[:, :, 1:3], elements, *tables)
+    symmetry_backward(np, fused[:, :, 1:3], symmetry)
     np.testing.assert_allclose(fused, before, atol=1e-14)
 
 
-def test_elements_are_the_token_modulo_24():
-    tokens = np.array([[0, 23, 24, 47, 2**20 - 1]], np.int32)
-    out = np.empty_like(tokens)
-    symmetry_elements(np, tokens, out)
-    assert out.tolist() == [[0, 23, 0, 23, (2**20 - 1) % 24]]
+def test_elements_are_the_last_tokens_modulo_24():
+    symmetry = Symmetry(np.array([[5, 0, 23, 24, 47, 2**20 - 1]], np.int32), symmetry_turns(1))
+    assert symmetry.elements(5).tolist() == [[0, 23, 0, 23, (2**20 - 1) % 24]]
+    assert symmetry.elements(5).dtype == np.int32
+    assert symmetry.elements(0).shape == (1, 0)
+
+
+def test_before_the_rotation_scores_depend_on_distances_only(generator):
+    """(R S q)·(R S k) is the same when both positions move on; were S after R, it would not be."""
+    pairs, size, length = 3, 10, 6
+    symmetry = Symmetry(generator.integers(1000, size=(1, length)), symmetry_turns(pairs))
+    q, k = generator.standard_normal((2, 1, length, 2, size))
+    tables = rotary_tables(np, 40, size, np.float64)
+
+    def scores(first, *, symmetry_first):
+        cosine, sine = (table[first : first + length] for table in tables)
+        rotated = []
+        for x in (q, k):
+            y = x.copy()
+            rotary_forward(np, y, cosine, sine, symmetry=symmetry if symmetry_first else None)
+            rotated.append(y if symmetry_first else turned(np, y, symmetry))
+        return np.einsum("bihd,bjhd->bhij", *rotated)
+
+    np.testing.assert_allclose(scores(0, symmetry_first=True), scores(29, symmetry_first=True), atol=1e-13)
+    assert np.abs(scores(0, symmetry_first=False) - scores(29, symmetry_first=False)).max() > 0.1

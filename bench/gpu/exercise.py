@@ -27,13 +27,16 @@ from cllm_gpu.fused.attention import METHODS, attention_backward, attention_forw
 from cllm_gpu.fused.columns import column_sum
 from cllm_gpu.fused.launcher import Launcher, Variant
 from cllm_gpu.fused.norm import squared_norm_on_device
+from cllm_gpu.fused.rotary import rotary_backward, rotary_forward
 from cllm_gpu.fused.sgd import sgd_step
 from cllm_gpu.fused.sources import kernel_parameters, source_directory
 from cllm_gpu.fused.step import NUMBERS, add_losses, decide_step
 from cllm_gpu.fused.variants import all_variants
-from cllm_gpu.lattice import lattice_points
+from cllm_gpu.lattice import lattice_points, symmetry_turns
+from cllm_gpu.reference.rotary import rotary_tables
 from cllm_gpu.reference.rounding import StochasticRounding
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
+from cllm_gpu.reference.symmetry import Symmetry
 
 QUICK_HEAD_SIZES = (32, 64)
 Put = Callable[[np.ndarray[Any, Any]], Any]
@@ -70,6 +73,8 @@ def exercise(launcher: Launcher, put: Put, *, quick: bool) -> Iterator[tuple[str
     for variant in all_variants():
         if variant.source == "attention.cu" and (dict(variant.defines)["HEAD_SIZE"] in QUICK_HEAD_SIZES or not quick):
             yield from _attention(launcher, put, variant)
+        if variant.source == "rotary.cu" and "SYMMETRY_PAIRS" in dict(variant.defines):
+            yield from _rotary(launcher, put, variant)
 
 
 def _decide(
@@ -122,13 +127,16 @@ def _attention(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple
     size = chosen["HEAD_SIZE"]
     rng = np.random.default_rng(size)
     length, heads = 130, 2
-    terms = _terms(put, rng, chosen, (1, length, heads), dtype)
+    tokens = np.resize(rng.integers(0, 9, 17), (1, length)).astype(np.int32)
+    seen = put(tokens)
+    terms = _terms(put, rng, chosen, (tokens, seen, heads), dtype)
     whole, given = (rng.standard_normal((1, length, n * heads, size), np.float32) for n in (3, 1))
     packed, dout = put(whole.astype(dtype)), put(given.astype(dtype))
     out = put(np.full_like(given, np.nan, dtype))
     q, k, v = (packed[:, :, i * heads : (i + 1) * heads] for i in range(3))
     lse = put(np.full((1, heads, length), np.nan, np.float32))
     options: dict[str, Any] = {"causal": True, "scale": size**-0.5, "terms": terms}
+    options["symmetry"] = _symmetry(put, seen, chosen.get("SYMMETRY_PAIRS", 0))
     attention_forward(launcher, q, k, v, out, lse, **options)
     learned = "TERM_POINT_GRADIENTS" in chosen
     for method in METHODS[:1] if learned else METHODS:  # the first has the gradients of points
@@ -144,20 +152,36 @@ def _attention(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple
         yield f"attention {variant.options}, {method}", results
 
 
+def _rotary(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rotation after the variant's symmetry, and back; heads that fill a block and a part of one."""
+    pairs, (length, half) = dict(variant.defines)["SYMMETRY_PAIRS"], (17, 12)
+    x = put(
+        np.random.default_rng(4).standard_normal((2, length, 3, 2 * half), np.float32).astype(DTYPES[variant.storage])
+    )
+    symmetry = _symmetry(put, put(np.arange(2 * (length + 1), dtype=np.int32).reshape(2, -1)), pairs)
+    tables = [put(table) for table in rotary_tables(np, length, 2 * half, np.float32)]
+    rotary_forward(launcher, x, *tables, symmetry=symmetry)
+    rotary_backward(launcher, x, *tables, symmetry=symmetry)
+    yield f"rotary {variant.options}", {"x": x}
+
+
+def _symmetry(put: Put, tokens: Any, pairs: int) -> Symmetry | None:
+    return Symmetry(tokens, put(symmetry_turns(pairs).astype(np.float32))) if pairs else None
+
+
 def _terms(
-    put: Put, rng: np.random.Generator, chosen: dict[str, int], sizes: tuple[int, int, int], dtype: Any
+    put: Put, rng: np.random.Generator, chosen: dict[str, int], given: tuple[Any, Any, int], dtype: Any
 ) -> ScoreTerms | None:
-    """The variant's score terms over repetitive tokens (B, S) of `sizes` B, S and heads; None where it has none."""
-    batch, positions, heads = sizes
+    """The variant's score terms over `given`: tokens (B, S), the same on the device, heads; None where it has none."""
+    tokens, seen, heads = given
     names = ("TERM_DISTANCE", "TERM_PRIME_DISTANCE", "TERM_SAME_TOKEN", "TERM_MATCHES")
     distance, prime_distance, same_token, matches = (chosen.get(name, 0) for name in names)
     count = distance + prime_distance + same_token + matches
     if not count:
         return None
-    tokens = np.resize(rng.integers(0, 9, 17), (batch, positions)).astype(np.int32)
     points = put(lattice_points(9)[tokens].astype(np.float32)) if distance or prime_distance else None
     scalars = put(rng.random((heads, count), np.float32).astype(dtype))
-    return ScoreTerms(put(tokens), points, scalars, bool(distance), bool(prime_distance), bool(same_token), matches)
+    return ScoreTerms(seen, points, scalars, bool(distance), bool(prime_distance), bool(same_token), matches)
 
 
 def _launcher(device: str) -> tuple[CountingLauncher, Put, Callable[[Any], Any]]:

@@ -1,4 +1,4 @@
-"""What the lattice's score terms cost attention: forward and backward together, beside attention without them."""
+"""What the lattice costs attention: forward and backward together, beside attention without it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from bench.gpu.jobs import Job
 from bench.gpu.timing import Device
 from bench.gpu.torch_side import TorchSide
 from cllm_gpu.fused.attention import attention_backward, attention_forward
-from cllm_gpu.lattice import lattice_points
+from cllm_gpu.lattice import lattice_points, symmetry_turns
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
+from cllm_gpu.reference.symmetry import Symmetry
 
 KERNEL = "crystalline attention"
-STANDARD = "ours, standard"
+STANDARD, SYMMETRY = "ours, standard", "ours, symmetry on a quarter"
 MATCHES, DISTANCES = "ours, matches to 8", "ours, all terms"
 CHOICES = {MATCHES: (False, False, False, 8), DISTANCES: (True, True, True, 8)}
 """Side → distance, prime distance, same token, matches."""
@@ -70,6 +71,10 @@ class Crystalline:
             for side, choice in CHOICES.items():
                 terms = self._terms(device, tokens, choice)
                 yield self._job(text, side, functools.partial(self._call, device, operands, results, lse, terms))
+            turns = device.xp.asarray(symmetry_turns(self.head_size // 8).astype(np.float32))
+            symmetry = Symmetry(device.xp.asarray(tokens), turns)
+            call = functools.partial(self._call, device, operands, results, lse, None, symmetry)
+            yield self._job(text, SYMMETRY, call)
 
     def _job(self, text: str, side: str, call: Any) -> Job:
         arguments = self.batch, self.heads, self.length, self.head_size
@@ -83,10 +88,18 @@ class Crystalline:
         scalars = device.random((self.heads, sum(choice)), "bfloat16", 5)
         return ScoreTerms(device.xp.asarray(tokens), points, scalars, *choice)
 
-    def _call(self, device: Device, operands: Any, results: Any, lse: Any, terms: ScoreTerms | None) -> None:
+    def _call(
+        self,
+        device: Device,
+        operands: Any,
+        results: Any,
+        lse: Any,
+        terms: ScoreTerms | None,
+        symmetry: Symmetry | None = None,
+    ) -> None:
         q, k, v, dout = operands
         out, *gradients = results
-        options: dict[str, Any] = {"causal": True, "scale": self.head_size**-0.5, "terms": terms}
+        options: dict[str, Any] = {"causal": True, "scale": self.head_size**-0.5, "terms": terms, "symmetry": symmetry}
         attention_forward(device.launcher, q, k, v, out, lse, **options)
         dterms = None
         if terms is not None:

@@ -12,7 +12,6 @@ import numpy as np
 from bench.gpu.cases import Array, Case, Draw, Sizes
 from cllm_gpu.fused.launcher import Launcher
 from cllm_gpu.fused.operations import FUSED
-from cllm_gpu.lattice import ELEMENTS, symmetry_tables
 from cllm_gpu.reference.attention import attention_forward
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.gelu import gelu_forward
@@ -229,16 +228,6 @@ def _rotary(d: Draw, direction: str) -> Case:
     return Case(f"rotary_{direction}", operands, updated=(name,), growth=4)
 
 
-def _symmetry(d: Draw, direction: str) -> Case:
-    s = d.sizes
-    cosine, sine, sign = (table.astype(np.float32) for table in symmetry_tables(max(1, s.head_size // 3)))
-    name = "x" if direction == "forward" else "dx"
-    tables = {"cosine": cosine, "sine": sine, "sign": sign}
-    elements = d.generator.integers(0, ELEMENTS, (s.batch, s.length)).astype(np.int32)
-    operands = {name: d(s.batch, s.length, s.heads, s.head_size), "elements": elements, **tables}
-    return Case(f"symmetry_{direction}", operands, updated=(name,), growth=4)
-
-
 def _attention_inputs(d: Draw) -> dict[str, Array]:
     s = d.sizes
     return {
@@ -354,8 +343,6 @@ MAKERS: dict[str, Callable[[Draw], Case]] = {
     "layernorm_backward": _layernorm_backward,
     "rotary_forward": lambda d: _rotary(d, "forward"),
     "rotary_backward": lambda d: _rotary(d, "backward"),
-    "symmetry_forward": lambda d: _symmetry(d, "forward"),
-    "symmetry_backward": lambda d: _symmetry(d, "backward"),
     "attention_forward": _attention_forward,
     "attention_backward": _attention_backward,
     "attention_weights": _attention_weights,

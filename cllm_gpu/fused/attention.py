@@ -16,6 +16,7 @@ from cllm_gpu.fused.launcher import Launcher, blocks_for
 from cllm_gpu.fused.score_terms import finish_points, finish_scalars
 from cllm_gpu.reference import attention as reference
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
+from cllm_gpu.reference.symmetry import Symmetry
 
 __all__ = [
     "METHOD",
@@ -81,9 +82,10 @@ def attention_forward(
     causal: bool,
     scale: float,
     terms: ScoreTerms | None = None,
+    symmetry: Symmetry | None = None,
 ) -> None:
     """out (B, T, H, D) and lse (B, H, T) from q (B, T, H, D), k and v (B, S, K, D); K divides H; any strides."""
-    call = AttentionCall("attention_forward", q, k, v, causal=causal, scale=scale, terms=terms)
+    call = AttentionCall("attention_forward", q, k, v, causal=causal, scale=scale, terms=terms, symmetry=symmetry)
     call.check("out", out, "B T H D")
     call.check("lse", lse, "B H T")
     call.pad_tokens(launcher)
@@ -116,6 +118,7 @@ def attention_backward(
     scale: float,
     terms: ScoreTerms | None = None,
     dterms: ScoreTermGradients | None = None,
+    symmetry: Symmetry | None = None,
     method: BackwardMethod | None = None,
 ) -> None:
     """dq, dk, dv (shapes of q, k, v; any strides) from dout (B, T, H, D) and what the forward took and gave.
@@ -125,7 +128,7 @@ def attention_backward(
     the two differ by roundings. dq, dk, dv must not share memory with what is read. UserError for another method, and
     for gradients of points by the fused one, which does not have them.
     """
-    call = AttentionCall("attention_backward", q, k, v, causal=causal, scale=scale, terms=terms)
+    call = AttentionCall("attention_backward", q, k, v, causal=causal, scale=scale, terms=terms, symmetry=symmetry)
     for name, array in (("dout", dout), ("out", out), ("dq", dq)):
         call.check(name, array, "B T H D")
     for name, array in (("dk", dk), ("dv", dv)):
@@ -207,11 +210,19 @@ def _two_kernels(
 
 
 def attention_weights(
-    launcher: Launcher, q: Any, k: Any, *, causal: bool, scale: float, terms: ScoreTerms | None = None
+    launcher: Launcher,
+    q: Any,
+    k: Any,
+    *,
+    causal: bool,
+    scale: float,
+    terms: ScoreTerms | None = None,
+    symmetry: Symmetry | None = None,
 ) -> Any:
     """The weights P (B, H, T, S) themselves, for inspection: O(T·S) memory, never used in training; float32."""
     wide_q, wide_k = (x.astype("float32", copy=False) for x in (q, k))
-    return reference.attention_weights(launcher.xp, wide_q, wide_k, causal=causal, scale=scale, terms=terms)
+    options: dict[str, Any] = {"causal": causal, "scale": scale, "terms": terms, "symmetry": symmetry}
+    return reference.attention_weights(launcher.xp, wide_q, wide_k, **options)
 
 
 def _delta(launcher: Launcher, call: AttentionCall, dout: Any, out: Any, delta: Any) -> None:

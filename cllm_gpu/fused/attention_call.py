@@ -1,4 +1,4 @@
-"""What every attention kernel is given: checked operands with their strides, sizes, score terms, and the variant."""
+"""What every attention kernel is given: checked operands and strides, sizes, score terms, symmetry, the variant."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 from cllm_gpu.errors import UserError
 from cllm_gpu.fused.launcher import Launcher, Shapes, Variant, address_of, element_strides, storage_of
 from cllm_gpu.fused.score_terms import ARRAYS, check_gradients, check_terms, padded_tokens, term_arguments, term_defines
+from cllm_gpu.fused.symmetry import check_symmetry, symmetry_arguments, symmetry_defines
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
+from cllm_gpu.reference.symmetry import Symmetry
 
 MAXIMUM_HEAD_SIZE = 128
 
@@ -25,6 +27,7 @@ class AttentionCall:
         causal: bool,
         scale: float,
         terms: ScoreTerms | None,
+        symmetry: Symmetry | None,
     ) -> None:
         self.check = Shapes(operation)
         _, length, heads, size = self.check("q", q, "B T H D")
@@ -42,7 +45,10 @@ class AttentionCall:
             raise UserError(f"{operation}: argument k has no position")
         if terms is not None:
             check_terms(self.check, terms)
+        if symmetry is not None:
+            check_symmetry(self.check, symmetry, size)
         self.terms = terms
+        self._symmetry = symmetry
         self.storage = storage_of(operation, "q", q)
         self.point_gradients = False
         """The variants of the backward take the gradients of the terms' points, too."""
@@ -70,17 +76,22 @@ class AttentionCall:
             self._padded = padded_tokens(launcher, self.variant(), self._operation, self.terms.tokens)
 
     def variant(self, source: str = "attention.cu") -> Variant:
-        """The compilation of `source` for this head size, dtype and choice of terms."""
-        defines = term_defines(self.terms, point_gradients=self.point_gradients)
+        """The compilation of `source` for this head size, dtype, choice of terms and symmetry."""
+        defines = (
+            *term_defines(self.terms, point_gradients=self.point_gradients),
+            *symmetry_defines(self._symmetry),
+        )
         return Variant(source, self.storage, defines=(("HEAD_SIZE", self._head_size), *defines))
 
     def strided(self, operands: dict[str, Any]) -> frozenset[str]:
-        """Arguments that need not be contiguous: these operands, and what the terms read."""
-        return ARRAYS.union(operands)
+        """Arguments that need not be contiguous: these operands, and what the terms and the symmetry read."""
+        return ARRAYS.union(operands, {"tokens"})
 
     def arguments(self, **operands: Any) -> dict[str, Any]:
-        """Operands with their strides, sizes and score terms, as a kernel takes them."""
-        return self.operands(**operands) | term_arguments(self._operation, self.terms, self._padded) | self._sizes
+        """Operands with their strides, sizes, symmetry and score terms, as a kernel takes them."""
+        symmetry = symmetry_arguments(self._operation, self._symmetry)
+        terms = term_arguments(self._operation, self.terms, self._padded)
+        return self.operands(**operands) | symmetry | terms | self._sizes
 
     def operands(self, **operands: Any) -> dict[str, Any]:
         """Operands with their strides, and whether all of them can be read 16 bytes at a time."""

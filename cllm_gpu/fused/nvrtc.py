@@ -160,10 +160,16 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def declared_name(variant: Variant, kernel: str) -> str:
-    """What a source's header calls a kernel: its name, "+terms" with score terms, "+alone" without master weights."""
-    if any(name.startswith("TERM_") for name, _ in variant.defines):
-        return f"{kernel}+terms"
-    alone = ("CLLM_WITHOUT_MASTERS", 1) in variant.defines and kernel.startswith(("adam_step", "sgd_step"))
+    """What a source's header calls a kernel: its name, and what its variant has.
+
+    "+terms" with score terms, "+symmetry" with the lattice's symmetry, "+alone" without master weights.
+    """
+    names = {name for name, _ in variant.defines}
+    if any(name.startswith("TERM_") for name in names):
+        kernel += "+terms"
+    if "SYMMETRY_PAIRS" in names:
+        kernel += "+symmetry"
+    alone = "CLLM_WITHOUT_MASTERS" in names and kernel.startswith(("adam_step", "sgd_step"))
     return f"{kernel}+alone" if alone else kernel
 
 

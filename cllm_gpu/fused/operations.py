@@ -19,7 +19,6 @@ from cllm_gpu.fused import (
     rotary,
     sgd,
     step,
-    symmetry,
 )
 from cllm_gpu.fused.launcher import Launcher
 from cllm_gpu.operations import NAMES, Operation, Operations
@@ -39,8 +38,6 @@ FUSED: dict[str, Operation] = {
     "layernorm_backward": layernorm.layernorm_backward,
     "rotary_forward": rotary.rotary_forward,
     "rotary_backward": rotary.rotary_backward,
-    "symmetry_forward": symmetry.symmetry_forward,
-    "symmetry_backward": symmetry.symmetry_backward,
     "attention_forward": attention.attention_forward,
     "attention_backward": attention.attention_backward,
     "attention_weights": attention.attention_weights,

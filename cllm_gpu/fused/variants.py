@@ -15,29 +15,37 @@ TERMS = tuple(
     for values in ((0, 0, 1, 8, 0), (1, 1, 1, 8, 0), (1, 1, 1, 8, 1))
 )
 """Choices of score terms compiled ahead: the default ones, all, and all with learned points."""
-_PLAIN = ("cross_entropy.cu", "gelu.cu", "layernorm.cu", "step.cu")
-_WITH_TABLES = ("rotary.cu", "symmetry.cu")
+SYMMETRY_SHARE = 8
+"""Dimensions of a head for each pair of the symmetry compiled ahead, alone and with the default terms: a quarter."""
+_PLAIN = ("cross_entropy.cu", "gelu.cu", "layernorm.cu", "rotary.cu", "step.cu")
 _WITH_GRADIENT = ("adam.cu", "column_sum.cu", "embedding.cu")
 
 
 def all_variants() -> list[Variant]:
     """Every source in float32 and bf16, with its other choices."""
     both = ("float32", "bfloat16")
-    variants = [Variant(source, storage) for source in (*_PLAIN, *_WITH_TABLES, *_WITH_GRADIENT) for storage in both]
+    variants = [Variant(source, storage) for source in (*_PLAIN, *_WITH_GRADIENT) for storage in both]
     variants += [Variant(source, "bfloat16", "float32") for source in _WITH_GRADIENT]
     variants += [Variant("adam.cu", "bfloat16", kind, defines=WITHOUT_MASTERS) for kind in both]
     variants.append(Variant("rotary.cu", "bfloat16", defines=(("CLLM_REAL_TABLE", 1),)))
     variants.append(Variant("attention.cu", "bfloat16", "float32", (("HEAD_SIZE", 64), *TERMS[0])))
+    variants += [Variant("rotary.cu", storage, defines=_symmetry(HEAD_SIZES[0])) for storage in both]
     return variants + attention_variants()
 
 
 def attention_variants() -> list[Variant]:
-    """The attention sources for every head size, with the score terms that are compiled ahead and without."""
-    choices = [(size, terms) for size in HEAD_SIZES for terms in ((), *(TERMS if size in TERMS_HEAD_SIZES else ()))]
+    """The attention sources for every head size; with the score terms and the symmetry that are compiled ahead too."""
+    choices: list[tuple[int, tuple[tuple[str, int], ...]]] = [(size, ()) for size in HEAD_SIZES]
+    for size in TERMS_HEAD_SIZES:
+        choices += [(size, terms) for terms in (*TERMS, _symmetry(size), (*TERMS[0], *_symmetry(size)))]
     return [
-        Variant(source, storage, defines=(("HEAD_SIZE", size), *terms))
+        Variant(source, storage, defines=(("HEAD_SIZE", size), *chosen))
         for source in ("attention.cu", "attention_fused.cu")
         for storage in ("float32", "bfloat16")
-        for size, terms in choices
-        if source == "attention.cu" or ("TERM_POINT_GRADIENTS", 1) not in terms  # the fused kernel does not have them
+        for size, chosen in choices
+        if source == "attention.cu" or ("TERM_POINT_GRADIENTS", 1) not in chosen  # the fused kernel does not have them
     ]
+
+
+def _symmetry(head_size: int) -> tuple[tuple[str, int], ...]:
+    return (("SYMMETRY_PAIRS", head_size // SYMMETRY_SHARE),)

@@ -14,7 +14,6 @@ from cllm_gpu.native.linear import linear_backward, linear_forward
 from cllm_gpu.native.pointwise import gelu_backward, gelu_forward
 from cllm_gpu.native.rotary import rotary_backward, rotary_forward
 from cllm_gpu.native.rows import cross_entropy, layernorm_backward, layernorm_forward, residual_layernorm_forward
-from cllm_gpu.native.symmetry import symmetry_backward, symmetry_forward
 from cllm_gpu.operations import Operation
 from cllm_gpu.reference.mlp import backward_of, forward_of
 
@@ -32,8 +31,6 @@ NATIVE: dict[str, Operation] = {
     "layernorm_backward": layernorm_backward,
     "rotary_forward": rotary_forward,
     "rotary_backward": rotary_backward,
-    "symmetry_forward": symmetry_forward,
-    "symmetry_backward": symmetry_backward,
     "attention_forward": attention_forward,
     "attention_backward": attention_backward,
     "cross_entropy": cross_entropy,

@@ -8,7 +8,9 @@ from typing import Any
 from cllm_gpu.native.arguments import address, strided
 from cllm_gpu.native.library import Library, check_status
 from cllm_gpu.native.score_terms import term_arguments
+from cllm_gpu.native.symmetry import symmetry_backward, turned
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
+from cllm_gpu.reference.symmetry import Symmetry
 
 
 def attention_forward(
@@ -22,8 +24,10 @@ def attention_forward(
     causal: bool,
     scale: float,
     terms: ScoreTerms | None = None,
+    symmetry: Symmetry | None = None,
 ) -> None:
     """As the reference; q, k, v and out contiguous along the head dimension, lse contiguous; scale not 0 with terms."""
+    q, k = turned(library, q, symmetry), turned(library, k, symmetry)
     kernels, dtype = library.kernels(q), q.dtype
     sizes = _sizes(q, k)
     given = term_arguments(terms, None, q, k, scale)
@@ -53,8 +57,10 @@ def attention_backward(
     scale: float,
     terms: ScoreTerms | None = None,
     dterms: ScoreTermGradients | None = None,
+    symmetry: Symmetry | None = None,
 ) -> None:
     """As the reference; every array contiguous along its last axis, lse contiguous; scale not 0 with terms."""
+    q, k = turned(library, q, symmetry), turned(library, k, symmetry)
     kernels, dtype = library.kernels(q), q.dtype
     sizes, like_q, like_k = _sizes(q, k), q.shape, k.shape
     given = term_arguments(terms, dterms, q, k, scale)
@@ -68,6 +74,8 @@ def attention_backward(
     )
     if status:
         check_status(status, "attention_backward", 0)
+    symmetry_backward(library, dq, symmetry)
+    symmetry_backward(library, dk, symmetry)
 
 
 def _lse_shape(q: Any) -> tuple[int, int, int]:

@@ -49,7 +49,7 @@ PROTOTYPES = {
     "embedding_forward": "iiiipppp:n",
     "embedding_backward": "iiiipppp:n",
     "rotary": "iiiipiiippr:",
-    "symmetry": "iiiiipiiippppn:n",
+    "symmetry": "iiiiipiiippn:n",
     "dropout": "ippuuwwur:",
     "attention_forward": "pnpppppprp:n",
     "attention_backward": "pnpppppppppprp:n",

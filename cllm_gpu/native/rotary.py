@@ -6,16 +6,20 @@ from typing import Any
 
 from cllm_gpu.native.arguments import address, strided
 from cllm_gpu.native.library import Library
+from cllm_gpu.native.symmetry import symmetry_backward, symmetry_forward
+from cllm_gpu.reference.symmetry import Symmetry
 
 
-def rotary_forward(library: Library, x: Any, cosine: Any, sine: Any) -> None:
+def rotary_forward(library: Library, x: Any, cosine: Any, sine: Any, *, symmetry: Symmetry | None = None) -> None:
     """As the reference; x (B, T, H, D) contiguous along D, the tables contiguous."""
+    symmetry_forward(library, x, symmetry)
     _rotate(library, x, cosine, sine, 1.0)
 
 
-def rotary_backward(library: Library, dx: Any, cosine: Any, sine: Any) -> None:
+def rotary_backward(library: Library, dx: Any, cosine: Any, sine: Any, *, symmetry: Symmetry | None = None) -> None:
     """As the reference; dx (B, T, H, D) contiguous along D, the tables contiguous."""
     _rotate(library, dx, cosine, sine, -1.0)
+    symmetry_backward(library, dx, symmetry)
 
 
 def _rotate(library: Library, x: Any, cosine: Any, sine: Any, direction: float) -> None:

@@ -1,4 +1,4 @@
-"""The lattice's symmetry on head dimensions; see `cllm_gpu.reference.symmetry`."""
+"""The lattice's symmetry, for attention and the rotary embedding; see `cllm_gpu.reference.symmetry`."""
 
 from __future__ import annotations
 
@@ -7,32 +7,45 @@ from typing import Any
 from cllm_gpu.lattice import ELEMENTS
 from cllm_gpu.native.arguments import INT32, address, strided
 from cllm_gpu.native.library import Library, check_status
+from cllm_gpu.reference.symmetry import Symmetry
 
 
-def symmetry_forward(library: Library, x: Any, elements: Any, cosine: Any, sine: Any, sign: Any) -> None:
-    """As the reference; x (B, T, H, D) contiguous along D, all else contiguous. IndexError for no such element."""
-    _apply(library, "x", x, elements, cosine, sine, sign, backward=False)
+def symmetry_forward(library: Library, x: Any, symmetry: Symmetry | None) -> None:
+    """As the reference; x (B, T, H, D) contiguous along D, the turns of its dtype. None does nothing."""
+    if symmetry is not None:
+        _apply(library, "x", x, symmetry, backward=False)
 
 
-def symmetry_backward(library: Library, dx: Any, elements: Any, cosine: Any, sine: Any, sign: Any) -> None:
-    """As the reference; dx (B, T, H, D) contiguous along D, all else contiguous. IndexError for no such element."""
-    _apply(library, "dx", dx, elements, cosine, sine, sign, backward=True)
+def symmetry_backward(library: Library, dx: Any, symmetry: Symmetry | None) -> None:
+    """As the reference; dx (B, T, H, D) contiguous along D, the turns of its dtype. None does nothing."""
+    if symmetry is not None:
+        _apply(library, "dx", dx, symmetry, backward=True)
 
 
-def _apply(
-    library: Library, name: str, x: Any, elements: Any, cosine: Any, sine: Any, sign: Any, *, backward: bool
-) -> None:
+def turned(library: Library, x: Any, symmetry: Symmetry | None) -> Any:
+    """S(e) x, a new array; x itself where there is no symmetry."""
+    if symmetry is None:
+        return x
+    y = x.copy()
+    _apply(library, "x", y, symmetry, backward=False)
+    return y
+
+
+def _apply(library: Library, name: str, x: Any, symmetry: Symmetry, *, backward: bool) -> None:
     kernels, dtype = library.kernels(x), x.dtype
-    (b, t, h, d), pairs = x.shape, cosine.shape[-1]
+    (b, t, h, d), pairs = x.shape, symmetry.pairs
     if 2 * pairs > d:
-        raise ValueError(f"cosine has {pairs} pairs, which is more than the {d} dimensions of {name} hold")
+        raise ValueError(f"symmetry has {pairs} pairs, which is more than the {d} dimensions of {name} hold")
+    if symmetry.tokens.dtype != INT32 or symmetry.tokens.shape[0] != b or symmetry.tokens.shape[1] < t:
+        raise ValueError(
+            f"symmetry.tokens is {symmetry.tokens.dtype} {symmetry.tokens.shape}; expected int32, at least ({b}, {t})"
+        )
+    elements = symmetry.elements(t)
     data, strides = strided(name, x, x.shape, dtype)
     status = kernels.symmetry(
         b, t, h, d, pairs, data, *strides,
         address("elements", elements, (b, t), INT32),
-        address("cosine", cosine, (ELEMENTS, pairs), dtype),
-        address("sine", sine, (ELEMENTS, pairs), dtype),
-        address("sign", sign, (ELEMENTS,), dtype),
+        address("symmetry.turns", symmetry.turns, (ELEMENTS, pairs, 2), dtype),
         backward,
     )  # fmt: skip
     if status:

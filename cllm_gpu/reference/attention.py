@@ -8,7 +8,8 @@ Backward (Dao et al. 2022, "FlashAttention", appendix B), from what the forward 
 
 Queries are the last T of S key positions: with `causal`, query t sees keys 0 … S − T + t. The weights of one block of
 queries of one key/value head (of several while they fit the cache; on a GPU: of one batch item) exist at a time.
-`terms` are added to S before the mask (`cllm_gpu.reference.score_terms`).
+`terms` are added to S before the mask (`cllm_gpu.reference.score_terms`). With a `symmetry`, of the tokens at the S
+positions, S(e) q and S(e) k stand for q and k (`cllm_gpu.reference.symmetry`); dq and dk stay those of q and k.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms, TermBlock
+from cllm_gpu.reference.symmetry import Symmetry, symmetry_backward, turned
 from cllm_gpu.reference.tiling import tile_elements
 
 CPU_QUERY_BLOCK = 128
@@ -33,8 +35,10 @@ def attention_forward(
     causal: bool,
     scale: float,
     terms: ScoreTerms | None = None,
+    symmetry: Symmetry | None = None,
 ) -> None:
     """out (B, T, H, D) and lse (B, H, T) from q (B, T, H, D), k and v (B, S, K, D); K divides H; any strides."""
+    q, k = turned(xp, q, symmetry), turned(xp, k, symmetry)
     for b, heads, queries, keys in _blocks(xp, q, k, causal=causal):
         scores = _scores(xp, q, k, b, heads, queries, keys, causal=causal, scale=scale)
         if terms is not None:
@@ -66,11 +70,13 @@ def attention_backward(
     scale: float,
     terms: ScoreTerms | None = None,
     dterms: ScoreTermGradients | None = None,
+    symmetry: Symmetry | None = None,
 ) -> None:
     """dq, dk, dv (shapes of q, k, v; any strides) from dout (B, T, H, D) and what the forward took and gave.
 
     With `terms` the gradients of their scalars and points are added to those in `dterms`.
     """
+    q, k = turned(xp, q, symmetry), turned(xp, k, symmetry)
     dk[...] = 0.0
     dv[...] = 0.0
     for b, heads, queries, keys in _blocks(xp, q, k, causal=causal):
@@ -94,10 +100,23 @@ def attention_backward(
         _by_group(dq, k, b, heads, queries)[...] = xp.matmul(dscores, key)
         query = _by_group(q, k, b, heads, queries)
         _kv(dk, b, heads, keys)[...] += xp.matmul(dscores.swapaxes(-1, -2), query).sum(axis=1, keepdims=True)
+    if symmetry is not None:
+        symmetry_backward(xp, dq, symmetry)
+        symmetry_backward(xp, dk, symmetry)
 
 
-def attention_weights(xp: Any, q: Any, k: Any, *, causal: bool, scale: float, terms: ScoreTerms | None = None) -> Any:
+def attention_weights(
+    xp: Any,
+    q: Any,
+    k: Any,
+    *,
+    causal: bool,
+    scale: float,
+    terms: ScoreTerms | None = None,
+    symmetry: Symmetry | None = None,
+) -> Any:
     """The weights P (B, H, T, S) themselves, for inspection: O(T·S) memory, never used in training."""
+    q, k = turned(xp, q, symmetry), turned(xp, k, symmetry)
     batch, length, heads, _ = q.shape
     weights = xp.zeros((batch, heads, length, k.shape[1]), dtype=q.dtype)
     group = heads // k.shape[2]

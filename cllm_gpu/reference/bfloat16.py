@@ -31,8 +31,6 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "layernorm_backward": ("dx", "dbranch", "dweight", "dbias"),
     "rotary_forward": ("x",),
     "rotary_backward": ("dx",),
-    "symmetry_forward": ("x",),
-    "symmetry_backward": ("dx",),
     "attention_forward": ("out", "lse"),
     "attention_backward": ("dq", "dk", "dv", "dterms"),
     "attention_weights": (),

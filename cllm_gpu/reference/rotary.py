@@ -1,7 +1,8 @@
 """Rotary position embedding (RoPE, Su et al. 2021, "RoFormer"), on pairs (m, m + D/2) of head dimensions.
 
 At position p pair m is rotated by the angle p·base^(−2m/D): (a, b) → (a·cos − b·sin, a·sin + b·cos).
-A rotation is orthogonal, so the backward is the rotation by the opposite angle.
+A rotation is orthogonal, so the backward is the rotation by the opposite angle. With a `symmetry` of the lattice S(e)
+comes first (`cllm_gpu.reference.symmetry`), and in the backward its transpose last.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
+from cllm_gpu.reference.symmetry import Symmetry, symmetry_backward, symmetry_forward
 
 BASE = 10000.0
 
@@ -20,18 +23,25 @@ def rotary_tables(xp: Any, positions: int, head_size: int, dtype: Any) -> tuple[
     return xp.asarray(np.cos(angles).astype(dtype)), xp.asarray(np.sin(angles).astype(dtype))
 
 
-def rotary_forward(xp: Any, x: Any, cosine: Any, sine: Any) -> None:
+def rotary_forward(xp: Any, x: Any, cosine: Any, sine: Any, *, symmetry: Symmetry | None = None) -> None:
     """Rotate x (B, T, H, D), any strides, in place by the tables' rows (T, D/2)."""
+    if symmetry is not None:
+        symmetry_forward(xp, x, symmetry)
+    _rotate(x, cosine[:, None, :], sine[:, None, :])
+
+
+def rotary_backward(xp: Any, dx: Any, cosine: Any, sine: Any, *, symmetry: Symmetry | None = None) -> None:
+    """Rotate the gradient dx (B, T, H, D) back in place."""
+    _rotate(dx, cosine[:, None, :], -sine[:, None, :])
+    if symmetry is not None:
+        symmetry_backward(xp, dx, symmetry)
+
+
+def _rotate(x: Any, cosine: Any, sine: Any) -> None:
     half = x.shape[-1] // 2
-    cosine, sine = cosine[:, None, :], sine[:, None, :]
     for item in x:  # one batch item at a time bounds the temporaries
         first, second = item[..., :half], item[..., half:]
         rotated = first * cosine - second * sine
         second *= cosine
         second += first * sine
         first[...] = rotated
-
-
-def rotary_backward(xp: Any, dx: Any, cosine: Any, sine: Any) -> None:
-    """Rotate the gradient dx (B, T, H, D) back in place."""
-    rotary_forward(xp, dx, cosine, -sine)

@@ -60,6 +60,14 @@ MATCHES = """
         @P6 FADD.FTZ R12, R12, R32
 .L_matched:
 """
+TURN = """
+        ISETP.GE.AND P6, PT, R0, 0x10, PT
+        @P6 BRA `(.L_no_share)
+        LDS.128 R4, [R3]
+        FMUL.FTZ R4, R4, R5
+        STS.128 [R3], R4
+.L_no_share:
+"""
 SOFTMAX = """
         @P0 BRA P1, `(.L_whole_tile)
         FSEL R12, R12, -INF , P2
@@ -120,6 +128,12 @@ def test_a_copy_outside_the_loops_runs_once() -> None:
     assert loop.counts(copies=3)["load, store"] == 3
     with pytest.raises(UserError, match="attention_toy: 1 copies a thread, but 1 in loops and 1 outside"):
         loop.counts(copies=1)
+
+
+def test_a_thread_has_its_share_of_what_is_turned() -> None:
+    with_turn, without = (loop_of(PROLOGUE, part, COPIES, SOFTMAX).counts(copies=1) for part in (TURN, ""))
+    added = {kind: with_turn[kind] - without[kind] for kind in without if with_turn[kind] != without[kind]}
+    assert added == {"integer, compare": 1, "load, store": 2, "float": 1, "branch, vote, exchange": 1}
 
 
 @pytest.mark.parametrize(
@@ -188,11 +202,11 @@ def test_shares_of_groups_equal_a_search_through_all_pairs(group: tuple[int, int
 
 
 @needs_tools
-@pytest.mark.parametrize("choice", [bench.STANDARD, "same token, matches to 3"])
+@pytest.mark.parametrize("choice", [bench.STANDARD, bench.SYMMETRY, "same token, matches to 3"])
 def test_the_compiled_kernel_is_counted(choice: str) -> None:
     """Every product of a 16×8 tile takes D/16 tensor-core instructions, whatever the terms; more matches take more."""
     work, size, terms = bench.FUSED, 64, bench.CHOICES[choice]
-    kernel = bench.kernels_of(work.source, size, terms)[f"{work.kernel}_{bench.STORAGE}"]
+    kernel = bench.kernels_of(work.source, size, choice)[f"{work.kernel}_{bench.STORAGE}"]
     cases = {"least": [], "half": [0.5] * 8, "most": [1.0] * 8}
     found = bench.count(work, kernel, size, terms, cases)["instructions_per_pair"]
     assert all(kinds["tensor core"] == work.products * size / 16 / bench.TILE_PAIRS for kinds in found.values())

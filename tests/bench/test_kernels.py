@@ -98,6 +98,7 @@ def test_a_whole_run_on_a_fake_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {row["side"] for row in content["rows"]} == {
         "ours", "ours, separate kernels", "ours, fused", "ours, float32", "ours, bf16 gradient and copy",
         "ours, 9 rows", "device copy", "cuBLAS", lattice.STANDARD, lattice.MATCHES, lattice.DISTANCES,
+        lattice.SYMMETRY,
     }  # fmt: skip
     assert all(row["milliseconds"] == 2.0 for row in content["rows"])
     copy = next(row for row in content["rows"] if row["kernel"] == "copy ceiling")

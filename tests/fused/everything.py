@@ -14,15 +14,15 @@ from cllm_gpu.fused.embedding import embedding_backward, embedding_forward
 from cllm_gpu.fused.gelu import gelu_backward, gelu_forward
 from cllm_gpu.fused.layernorm import layernorm_backward, layernorm_forward, residual_layernorm_forward
 from cllm_gpu.fused.norm import squared_norm_on_device
-from cllm_gpu.fused.rotary import rotary_forward
+from cllm_gpu.fused.rotary import rotary_backward, rotary_forward
 from cllm_gpu.fused.sgd import sgd_step
 from cllm_gpu.fused.step import add_losses, decide_step
-from cllm_gpu.fused.symmetry import symmetry_forward
-from cllm_gpu.lattice import symmetry_tables
+from cllm_gpu.lattice import symmetry_turns
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
 from cllm_gpu.reference.rounding import StochasticRounding
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
+from cllm_gpu.reference.symmetry import Symmetry
 from tests.fused.devices import BFLOAT16, DTYPES, Device
 
 Results = dict[str, np.ndarray[Any, Any]]
@@ -54,6 +54,8 @@ def run_everything(device: Device, storage: str) -> Results:
     _sequence(make, results)
     for queries, keys, heads, size in ((70, 70, 2, 64), (35, 131, 2, 24)):
         _attention(make, results, f"attention{size}", queries, keys, heads, size)
+    for queries, keys, size in ((40, 70, 64), (20, 24, 40)):  # rows of a warp's own, and rows that warps share
+        _turned_attention(make, results, f"turned{size}", queries, keys, size)
     return results
 
 
@@ -122,9 +124,24 @@ def _sequence(make: _Maker, results: Results) -> None:
     make.collect(results, "embedding_backward", tokens=table, positions=learned)
     rotary_forward(launcher, heads, *(make.device.put(x) for x in rotary_tables(np, 9, 16, np.float32)))
     make.collect(results, "rotary", x=heads)
-    tables = (make.device.put(table.astype(np.float32)) for table in symmetry_tables(7))
-    symmetry_forward(launcher, heads, make.integers(24, *heads.shape[:2]), *tables)
-    make.collect(results, "symmetry", x=heads)
+    symmetry = Symmetry(make.integers(99, 2, 9), make.device.put(symmetry_turns(7).astype(np.float32)))
+    for rotary in (rotary_forward, rotary_backward):
+        rotary(launcher, heads, *(make.device.put(x) for x in rotary_tables(np, 9, 16, np.float32)), symmetry=symmetry)
+        make.collect(results, f"{rotary.__name__}, symmetry", x=heads)
+
+
+def _turned_attention(make: _Maker, results: Results, prefix: str, queries: int, keys: int, size: int) -> None:
+    """With the symmetry on some pairs, forward and backward."""
+    launcher = make.device.launcher
+    q, dout, out, dq = (make.draw(1, queries, 2, size) for _ in range(4))
+    k, v, dk, dv = (make.draw(1, keys, 1, size) for _ in range(4))
+    lse = make.draw(1, 2, queries, dtype=np.float32)
+    symmetry = Symmetry(make.integers(99, 1, keys), make.device.put(symmetry_turns(5).astype(np.float32)))
+    options: dict[str, Any] = {"causal": True, "scale": 0.2, "symmetry": symmetry}
+    attention_forward(launcher, q, k, v, out, lse, **options)
+    for method in METHODS:
+        attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, method=method, **options)
+        make.collect(results, f"{prefix}.{method}", out=out, dq=dq, dk=dk, dv=dv)
 
 
 def _attention(make: _Maker, results: Results, prefix: str, queries: int, keys: int, heads: int, size: int) -> None:

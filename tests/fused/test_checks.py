@@ -17,7 +17,6 @@ from cllm_gpu.fused.gelu import gelu_forward
 from cllm_gpu.fused.launcher import Launcher, Variant
 from cllm_gpu.fused.layernorm import layernorm_backward, layernorm_forward
 from cllm_gpu.fused.rotary import rotary_forward
-from cllm_gpu.fused.symmetry import symmetry_forward
 from cllm_gpu.reference.dropout import Dropout
 from tests.fused.devices import BFLOAT16, Device
 
@@ -75,18 +74,6 @@ WRONG: dict[str, tuple[Callable[[Any, Launcher], None], str]] = {
     "tables": (
         lambda p, a: rotary_forward(a, p(_f(1, 2, 1, 4)), p(_f(2, 2)), p(_f(3, 2))),
         r"argument sine has shape \(3, 2\); it must be \(2, 2\)",
-    ),
-    "symmetry tables": (
-        lambda p, a: symmetry_forward(
-            a, p(_f(1, 2, 1, 4)), p(_f(1, 2, dtype=np.int32)), p(_f(12, 2)), p(_f(12, 2)), p(_f(12))
-        ),
-        r"argument cosine has shape \(12, 2\); it must be \(24, 'P'\)",
-    ),
-    "symmetry pairs": (
-        lambda p, a: symmetry_forward(
-            a, p(_f(1, 2, 1, 4)), p(_f(1, 2, dtype=np.int32)), p(_f(24, 3)), p(_f(24, 3)), p(_f(24))
-        ),
-        r"argument cosine has 3 pairs; x has head size 4, at most 2 pairs",
     ),
     "too many positions": (
         lambda p, a: embedding_forward(

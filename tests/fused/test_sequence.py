@@ -1,4 +1,4 @@
-"""Embedding, dropout, rotary and the lattice's symmetry against the reference."""
+"""Embedding, dropout and rotary against the reference."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import pytest
 
 from cllm_gpu.fused.embedding import SEGMENT, embedding_backward, embedding_forward
 from cllm_gpu.fused.rotary import rotary_backward, rotary_forward
-from cllm_gpu.fused.symmetry import symmetry_backward, symmetry_forward
-from cllm_gpu.lattice import ELEMENTS, symmetry_tables
 from cllm_gpu.reference import embedding as reference_embedding
 from cllm_gpu.reference import rotary as reference_rotary
-from cllm_gpu.reference import symmetry as reference_symmetry
 from tests.fused.comparison import close, tied_dropout
 from tests.fused.devices import DTYPES, Device
 
@@ -120,26 +117,3 @@ def test_rotary(device: Device, rng: Any, storage: str, size: int) -> None:
     twice = 1.5 if storage == "bfloat16" else 1.0  # two roundings to bf16, each of a number up to √2 times as large
     error = np.abs(device.get(memory).astype(np.float64) - whole.astype(np.float64)).max()
     assert error <= twice * (2.0**-7 if storage == "bfloat16" else 2.0**-21) * np.abs(whole.astype(np.float64)).max()
-
-
-@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("size", "pairs"), [(16, 8), (7, 3), (64, 5), (2, 1)])
-def test_symmetry(device: Device, rng: Any, storage: str, size: int, pairs: int) -> None:
-    """On a strided view, every element; the other dimensions and heads are left alone; back again by the transpose."""
-    whole = _draw(rng, storage, 2, 13, 6, size)
-    elements = np.arange(26, dtype=np.int32).reshape(2, 13) % ELEMENTS
-    tables = symmetry_tables(pairs)
-    on_device = [device.put(table.astype(np.float32)) for table in tables]
-    memory = device.put(whole)
-    symmetry_forward(device.launcher, memory[:, :, 2:5], device.put(elements), *on_device)
-    want = whole.astype(np.float64)
-    reference_symmetry.symmetry_forward(np, want[:, :, 2:5], elements, *tables)
-    close("turned", device.get(memory), want, storage=storage, factor=4)
-    back = device.put(whole)
-    symmetry_backward(device.launcher, back[:, :, 2:5], device.put(elements), *on_device)
-    want = whole.astype(np.float64)
-    reference_symmetry.symmetry_backward(np, want[:, :, 2:5], elements, *tables)
-    close("turned back", device.get(back), want, storage=storage, factor=4)
-    for changed in (memory, back):
-        for part in (np.s_[:, :, :2], np.s_[:, :, 5:], np.s_[..., 2 * pairs :]):
-            assert np.array_equal(device.get(changed)[part].view(np.uint8), whole[part].copy().view(np.uint8))

@@ -84,12 +84,13 @@ def test_training_with_everything_else_switched_on() -> None:
     _follow(_losses(architecture, _backend("simulator"), STEPS, dropout=True), want)
 
 
-def test_crystalline_training_follows_the_reference() -> None:
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_crystalline_training_follows_the_reference(positions: str) -> None:
     """Every term, learned points, the symmetry on half of the head, starting where they matter."""
     everything = LatticeTerms(
         matches=8, distance=True, prime_distance=True, symmetry_fraction=0.5, learned_points=True, start=0.5
     )
-    architecture = _tiny(positions="rope", kv_heads=1, lattice=everything)
+    architecture = _tiny(positions=positions, kv_heads=1, lattice=everything)
     want = _losses(architecture, _backend("numpy"), STEPS, dropout=False)
     _follow(_losses(architecture, _backend("simulator"), STEPS, dropout=False), want)
 
@@ -97,9 +98,12 @@ def test_crystalline_training_follows_the_reference() -> None:
 LATTICE = LatticeTerms(matches=8, distance=True, symmetry_fraction=0.5, start=0.5)
 
 
+@pytest.mark.parametrize("positions", ["rope", "learned"])
 @pytest.mark.parametrize("lattice", [None, LATTICE], ids=["standard", "crystalline"])
-def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence(lattice: LatticeTerms | None) -> None:
-    architecture = _tiny(positions="rope", lattice=lattice)
+def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence(
+    lattice: LatticeTerms | None, positions: str
+) -> None:
+    architecture = _tiny(positions=positions, lattice=lattice)
     backend = _backend("simulator")
     layout = Layout(parameter_specs(architecture), np.float32)
     model = Transformer(architecture, backend, layout.views(initial_values(layout, 1)))

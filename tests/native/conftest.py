@@ -14,6 +14,7 @@ from cllm_gpu.compiler import find_compiler
 from cllm_gpu.native import NATIVE, Library, blas, load_library
 from cllm_gpu.operations import REFERENCE
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
+from cllm_gpu.reference.symmetry import Symmetry
 
 Array = np.ndarray[Any, Any]
 
@@ -67,11 +68,11 @@ def agree(library: Library, within: Callable[[str, float, float], None]) -> Call
 
 
 def convert_terms(value: Any, *dtypes: Any) -> Any:
-    """Score terms or their gradients with copies of their arrays rounded to each dtype in turn; else value itself."""
-    if not isinstance(value, ScoreTerms | ScoreTermGradients):
+    """Score terms, their gradients or a symmetry, its arrays rounded to each dtype in turn; else value itself."""
+    if not isinstance(value, ScoreTerms | ScoreTermGradients | Symmetry):
         return value
     arrays = {}
-    for name in ("points", "scalars"):
+    for name in ("turns",) if isinstance(value, Symmetry) else ("points", "scalars"):
         arrays[name] = getattr(value, name)
         for dtype in dtypes:
             arrays[name] = _convert(arrays[name], dtype)

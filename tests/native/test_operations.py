@@ -7,7 +7,6 @@ import inspect
 import numpy as np
 import pytest
 
-from cllm_gpu.lattice import ELEMENTS, symmetry_tables
 from cllm_gpu.native import NATIVE, pointwise
 from cllm_gpu.operations import NAMES, REFERENCE
 from cllm_gpu.reference import dropout as reference_dropout
@@ -142,50 +141,6 @@ def test_rotary(agree, generator, b, t, h, d):
     angles = generator.standard_normal((t, d // 2))
     for name in ("rotary_forward", "rotary_backward"):
         agree(name, [wide[:, :, 1 : h + 1], np.cos(angles), np.sin(angles)], terms=3)
-
-
-@pytest.mark.parametrize(("b", "t", "h", "d"), [(1, 1, 1, 2), (2, 5, 3, 6), (2, 30, 2, 35), (3, 4, 2, 64)])
-@pytest.mark.parametrize("fraction", [0.3, 1.0])
-def test_symmetry(agree, generator, b, t, h, d, fraction):
-    """Every element, any number of pairs; the dimensions it does not act on, and other heads, stay."""
-    wide = generator.standard_normal((b, t, h + 2, d))
-    elements = generator.permutation(b * t).reshape(b, t).astype(np.int32) % ELEMENTS
-    for name in ("symmetry_forward", "symmetry_backward"):
-        agree(name, [wide[:, :, 1 : h + 1], elements, *symmetry_tables(int(fraction * d) // 2)], terms=3)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("pairs", [0, 1, 3, 9])
-def test_symmetry_leaves_all_else(library, generator, dtype, pairs):
-    """Dimensions beyond the pairs and the heads around keep every bit, NaN included."""
-    wide = np.full((2, 3, 3, 20), np.nan, dtype)
-    x = wide[:, :, 1, : 2 * pairs]
-    x[...] = generator.standard_normal(x.shape)
-    elements = generator.integers(0, ELEMENTS, (2, 3)).astype(np.int32)
-    tables = [table.astype(dtype) for table in symmetry_tables(pairs)]
-    for name in ("symmetry_forward", "symmetry_backward"):
-        NATIVE[name](library, wide[:, :, 1:2], elements, *tables)
-    assert np.isfinite(x).all()
-    x[...] = np.nan
-    assert np.isnan(wide).all()
-
-
-def test_symmetry_refuses(library):
-    x, elements = np.zeros((1, 2, 1, 4), np.float32), np.array([[0, 23]], np.int32)
-    tables = [table.astype(np.float32) for table in symmetry_tables(2)]
-    forward = NATIVE["symmetry_forward"]
-    forward(library, x, elements, *tables)
-    for bad in (-1, ELEMENTS):
-        with pytest.raises(IndexError, match="elements holds an index outside 0 … 23"):
-            forward(library, x, np.array([[0, bad]], np.int32), *tables)
-    with pytest.raises(ValueError, match=r"elements is int64 .*expected int32 \(1, 2\)"):
-        forward(library, x, elements.astype(np.int64), *tables)
-    with pytest.raises(ValueError, match=r"sine is float64 .*expected float32 \(24, 2\)"):
-        forward(library, x, elements, tables[0], tables[1].astype(np.float64), tables[2])
-    with pytest.raises(ValueError, match=r"cosine is .*\(12, 2\).*expected float32 \(24, 2\)"):
-        forward(library, x, elements, tables[0][:12], tables[1], tables[2])
-    with pytest.raises(ValueError, match=r"cosine has 3 pairs, .*the 4 dimensions of dx"):
-        NATIVE["symmetry_backward"](library, x, elements, *symmetry_tables(3))
 
 
 @pytest.mark.parametrize(("n", "v"), ROWS)

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.lattice import symmetry_tables
+from cllm_gpu.lattice import symmetry_turns
 from cllm_gpu.operations import REFERENCE
 from cllm_gpu.precision import BFLOAT16
 from cllm_gpu.reference.bfloat16 import FLAT, MADE_OF_OTHERS, WRITTEN, in_bfloat16
 from cllm_gpu.reference.dropout import Dropout
 from cllm_gpu.reference.rotary import rotary_tables
 from cllm_gpu.reference.score_terms import ScoreTermGradients, ScoreTerms
+from cllm_gpu.reference.symmetry import Symmetry
 
 NARROW = in_bfloat16(REFERENCE)
 Rng = np.random.Generator
@@ -37,10 +38,9 @@ def arguments(name: str, rng: Rng) -> dict[str, Any]:
         draw(a, b, 3, columns),
         dict(zip(("cosine", "sine"), rotary_tables(np, b, columns, "f4"), strict=True)),
     )
-    turns = dict(zip(("cosine", "sine", "sign"), (t.astype("f4") for t in symmetry_tables(2)), strict=True))
-    turns["elements"] = rng.integers(0, 24, (a, b)).astype(np.int32)
+    symmetry = {"symmetry": Symmetry(tokens, symmetry_turns(2).astype("f4"))}
     attention = {"q": draw(a, b, 2, columns), "k": draw(a, b, 1, columns), "v": draw(a, b, 1, columns)}
-    attention |= {"causal": True, "scale": 0.3, "terms": _terms(rng, tokens)}
+    attention |= {"causal": True, "scale": 0.3, "terms": _terms(rng, tokens)} | symmetry
     out, lse = draw(a, b, 2, columns), 1 + np.abs(draw(a, 2, b, dtype="f4"))
     calls: dict[str, dict[str, Any]] = {
         "embedding_forward": {"tokens": tokens, "token_embedding": draw(7, columns), "out": x,
@@ -62,10 +62,8 @@ def arguments(name: str, rng: Rng) -> dict[str, Any]:
                                       "dx": draw(rows, columns), "dbranch": draw(rows, columns),
                                       "dweight": draw(columns), "dbias": draw(columns), "accumulate": True,
                                       "dropout": MASK},
-        "rotary_forward": sine | {"x": heads},
-        "rotary_backward": sine | {"dx": heads},
-        "symmetry_forward": turns | {"x": heads},
-        "symmetry_backward": turns | {"dx": heads},
+        "rotary_forward": sine | symmetry | {"x": heads},
+        "rotary_backward": sine | symmetry | {"dx": heads},
         "attention_forward": attention | {"out": out, "lse": lse},
         "attention_backward": attention | {"dout": draw(a, b, 2, columns), "out": out, "lse": lse,
                                            "dq": draw(a, b, 2, columns), "dk": draw(a, b, 1, columns),

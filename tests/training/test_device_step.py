@@ -91,6 +91,7 @@ CASES: dict[str, dict[str, Any]] = {
     "adam without masters": {"optimizer": {"name": "adam", "master_weights": False}},
     "sgd": {"optimizer": {"name": "sgd", "momentum": 0.0, "clip_norm": 0.0}},
     "rope and symmetry": {"model": {"positions": "rope", "attention": "crystalline", "lattice": SYMMETRY}},
+    "symmetry": {"model": {"attention": "crystalline", "lattice": SYMMETRY}},
     "score terms": {"model": {"attention": "crystalline", "lattice": LatticeTerms(distance=True, start=0.5)}},
     "learned points": {"model": {"attention": "crystalline", "lattice": POINTS}},
     "no dropout": {"model": {"dropout": 0.0}, "training": {"micro_batch": None}},

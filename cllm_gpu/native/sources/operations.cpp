@@ -122,11 +122,11 @@ int attention_backward(
 template <class T>
 int symmetry(
     index_t b, index_t t, index_t h, index_t d, index_t pairs, T* x, index_t item, index_t row, index_t head,
-    const std::int32_t* elements, const T* cosine, const T* sine, const T* sign, int backward
+    const std::int32_t* elements, const T* turns, int backward
 ) {
     static thread_local Scratch memory;
     return guarded([&] {
-        const SymmetryTables<T> tables(pairs, cosine, sine, sign, backward != 0, memory);
+        const SymmetryTables<T> tables(pairs, turns, backward != 0, memory);
         return ::symmetry<T>(b, t, h, d, x, item, row, head, elements, tables) ? DONE : BAD_INDEX;
     });
 }
@@ -217,9 +217,9 @@ double sgd_step(index_t size, index_t decayed, T* p, const T* g, T* velocity, co
     }                                                                                                                  \
     EXPORT int symmetry_##name(                                                                                        \
         index_t b, index_t t, index_t h, index_t d, index_t pairs, T* x, index_t item, index_t row, index_t head,      \
-        const std::int32_t* elements, const T* cosine, const T* sine, const T* sign, int backward                      \
+        const std::int32_t* elements, const T* turns, int backward                                                     \
     ) {                                                                                                                \
-        return symmetry<T>(b, t, h, d, pairs, x, item, row, head, elements, cosine, sine, sign, backward);             \
+        return symmetry<T>(b, t, h, d, pairs, x, item, row, head, elements, turns, backward);                          \
     }                                                                                                                  \
     EXPORT void dropout_##name(                                                                                        \
         index_t size, const T* x, T* out, std::uint64_t first, std::uint64_t seed, std::uint32_t stream0,              \

@@ -55,24 +55,26 @@ template <class T> void rotary(
             }
 }
 
-constexpr int ELEMENTS = 24;
+constexpr int ELEMENTS = 24, ROTATIONS = 12;
 
 // Every element's operation as x → straight·x + crossed·(x with the two of each pair exchanged)
 template <class T> struct SymmetryTables {
     index_t width, pitch;   // dimensions it acts on; whole vectors of them
     T *straight, *crossed;  // (ELEMENTS, pitch)
 
-    SymmetryTables(index_t pairs, const T* cosine, const T* sine, const T* sign, bool transposed, Scratch& memory)
+    // turns: (ELEMENTS, pairs, 2), cosines and sines; from ROTATIONS on elements reflect first
+    SymmetryTables(index_t pairs, const T* turns, bool transposed, Scratch& memory)
         : width(2 * pairs), pitch((width + lanes<T> - 1) / lanes<T> * lanes<T>),
           straight(memory.get<T>(2 * ELEMENTS * pitch)), crossed(straight + ELEMENTS * pitch) {
         std::fill_n(straight, 2 * ELEMENTS * pitch, T(0));
         for (index_t e = 0; e < ELEMENTS; ++e)
             for (index_t m = 0; m < pairs; ++m) {
-                const index_t from = e * pairs + m, to = e * pitch + 2 * m;
-                straight[to] = cosine[from];
-                straight[to + 1] = sign[e] * cosine[from];
-                crossed[to] = transposed ? sine[from] : -sign[e] * sine[from];
-                crossed[to + 1] = transposed ? -sign[e] * sine[from] : sine[from];
+                const T *turn = turns + 2 * (e * pairs + m), sign = T(e < ROTATIONS ? 1 : -1);
+                const index_t to = e * pitch + 2 * m;
+                straight[to] = turn[0];
+                straight[to + 1] = sign * turn[0];
+                crossed[to] = transposed ? turn[1] : -sign * turn[1];
+                crossed[to + 1] = transposed ? -sign * turn[1] : turn[1];
             }
     }
 

@@ -62,11 +62,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "attention_fused.cuh": (*_TURNS, "-k", _ONE_KERNEL),
     "attention_fused_bfloat16.cuh": (*_TURNS, "-k", f"({_ONE_KERNEL} or conflicts) and not float32"),
     "attention_fused_float32.cuh": (*_TURNS, "-k", f"{_ONE_KERNEL} and not bfloat16"),
-    "attention_tiles_bfloat16.cuh": (
-        *_ATTENTION,
-        "-k",
-        f"(bfloat16 or weights) and (symmetry_alone or not {_ONE_KERNEL})",
-    ),
+    "attention_tiles_bfloat16.cuh": (*_ATTENTION, "-k", f"(bfloat16 or weights) and not {_ONE_KERNEL}"),
     "attention_tiles_float32.cuh": (*_ATTENTION, "-k", f"not bfloat16 and not {_ONE_KERNEL}"),
     "column_sum.cu": (_ROWWISE, "tests/fused/test_linear.py", "-k", "column_sum or linear"),
     "columns.cuh": (_ROWWISE, "-k", "column_sum or gelu_backward"),
@@ -82,6 +78,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "storage.cuh": (_ROWWISE, _SEQUENCE),
     "step.cu": ("tests/fused/test_step.py",),
     "symmetry.cuh": ("tests/fused/test_symmetry.py",),
+    "symmetry_bfloat16.cuh": ("tests/fused/test_symmetry.py", "-k", "bfloat16"),
 }
 """Each source and the tests that answer for it."""
 

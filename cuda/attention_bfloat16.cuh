@@ -14,6 +14,7 @@
 constexpr int THREADS = 128;
 
 #include "attention_tiles_bfloat16.cuh"
+#include "symmetry_bfloat16.cuh"
 
 // Rows of a warp in 16s, and columns of a tile in 8s: the most that the registers hold (cllm_gpu.fused.attention knows
 // the same numbers).
@@ -102,13 +103,13 @@ __device__ __forceinline__ void forward_tile(const View<const bf16>& q, const Vi
     queries.load(q.at(b, h), q.row, first, n.queries, n.wide);
     start(0);
     copy_async_commit();
-    queries.turn_arrived(symmetry, n.position(first));
+    turn_arrived(queries, symmetry, n.position(first));
     for (int begin = 0; begin < end; begin += FORWARD_KEYS) {
         if (begin + FORWARD_KEYS < end) start(begin + FORWARD_KEYS);
         copy_async_commit();
         copy_async_wait<1>();
         unsigned char* const stage = stages + begin / FORWARD_KEYS % 2 * 2 * tile_bytes(FORWARD_KEYS);
-        Tile<FORWARD_KEYS>{stage}.turn(symmetry, begin);
+        turn_rows(Tile<FORWARD_KEYS>{stage}, symmetry, begin);
         __syncthreads();
         Accumulator<FORWARD_M, FORWARD_N> scores;
         row_products(scores, queries, row, Tile<FORWARD_KEYS>{stage});
@@ -170,13 +171,13 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
     douts.load(dout.at(b, h), dout.row, first, n.queries, n.wide);
     start(0);
     copy_async_commit();
-    queries.turn_arrived(symmetry, n.position(first));
+    turn_arrived(queries, symmetry, n.position(first));
     for (int begin = 0; begin < end; begin += BACKWARD_KEYS) {
         if (begin + BACKWARD_KEYS < end) start(begin + BACKWARD_KEYS);
         copy_async_commit();
         copy_async_wait<1>();
         unsigned char* const stage = stages + begin / BACKWARD_KEYS % 2 * 2 * tile_bytes(BACKWARD_KEYS);
-        Tile<BACKWARD_KEYS>{stage}.turn(symmetry, begin);
+        turn_rows(Tile<BACKWARD_KEYS>{stage}, symmetry, begin);
         __syncthreads();
         Accumulator<M, N> scores, dweights;
         row_products(scores, queries, row, Tile<BACKWARD_KEYS>{stage});
@@ -247,14 +248,14 @@ __device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout,
     values.load(v.at(b, kv), v.row, begin, n.keys, n.wide);
     if (steps > 0) start(0);
     copy_async_commit();
-    keys.turn_arrived(symmetry, begin);
+    turn_arrived(keys, symmetry, begin);
     for (int step = 0; step < steps; step++) {
         if (step + 1 < steps) start(step + 1);
         copy_async_commit();
         copy_async_wait<1>();
         const int h = kv * n.group() + step / tiles, first = (skipped + step % tiles) * KEYS_QUERIES;
         const Tile<KEYS_QUERIES> queries = {stage_of(step)}, douts = {stage_of(step) + tile_bytes(KEYS_QUERIES)};
-        queries.turn(symmetry, n.position(first));
+        turn_rows(queries, symmetry, n.position(first));
         __syncthreads();
         if (step % tiles == 0) terms = n.terms(given, term_unit(n), b, h);
         Accumulator<M, N> scores, dweights;

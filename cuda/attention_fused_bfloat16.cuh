@@ -12,6 +12,7 @@ constexpr bool NARROW = D <= 64 && !POINTS;  // the points take registers, too
 constexpr int THREADS = NARROW ? 128 : 256;
 
 #include "attention_tiles_bfloat16.cuh"
+#include "symmetry_bfloat16.cuh"
 
 // The most that the registers hold (cllm_gpu.fused.attention_backward knows the same numbers).
 constexpr int KEYS_M = NARROW ? 2 : 1, QUERIES_N = D <= 64 || POINTS ? 4 : 8;
@@ -135,7 +136,7 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
     int h = kv * n.group(), at = skipped, parity = 0;
     if (at < query_tiles) Stage{stages}.load(q, dout, lse, delta, n, b, h, at * TILE_QUERIES);
     copy_async_commit();
-    keys.turn_arrived(symmetry, begin);
+    turn_arrived(keys, symmetry, begin);
     while (h < past_heads && at < query_tiles) {  // there may be no query at all
         const bool head_ends = at + 1 == query_tiles;
         const int next_h = head_ends ? h + 1 : h, next = head_ends ? skipped : at + 1, first = at * TILE_QUERIES;
@@ -145,7 +146,7 @@ __device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout
             Stage{stages + parity * STAGE}.load(q, dout, lse, delta, n, b, next_h, next * TILE_QUERIES);
         copy_async_commit();
         copy_async_wait<1>();
-        stage.queries().turn(symmetry, n.position(first));
+        turn_rows(stage.queries(), symmetry, n.position(first));
         __syncthreads();
         if (at == skipped) terms = n.terms(given, term_unit(n), b, h);
         Accumulator<M, N> scores, dweights;

@@ -211,20 +211,6 @@ EQUIVALENT: dict[Key, str] = {
         1,
     ): "warps share the columns only where one can keep them all (_split in cllm_gpu.fused.layernorm), so that "
     "PACKS * step >= columns and the added round is left at once",
-    (
-        "score_terms.cuh",
-        "if (SAME_TOKEN) token.id = tokens[s < last ? s : last];",
-        "token.end = end, token.none = none;",
-        "< -> <=",
-        1,
-    ): _EQUAL_LAST,
-    (
-        "score_terms.cuh",
-        "return at < 0 ? token.none : tokens[at < last ? at : last];",
-        "}",
-        "< -> <=",
-        2,
-    ): _EQUAL_LAST,
     ("score_terms.cuh", *_VOTE, "< -> <=", 1): _LAST_VOTE,
     ("score_terms.cuh", *_VOTE, "+ -> -", 1): _LAST_VOTE,
     (

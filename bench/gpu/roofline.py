@@ -48,9 +48,9 @@ CLASS_OF: dict[str, str] = {
     "decide_step": EMBEDDING,
     "adam_step": OPTIMIZER,
     "sgd_step": OPTIMIZER,
+    "attention_pad_tokens": LATTICE,
     "attention_terms_finish": LATTICE,
     "attention_points_finish": LATTICE,
-    "symmetry": LATTICE,
     "rotary": OTHER,
 }
 """Kernel → class."""

@@ -211,6 +211,14 @@ EQUIVALENT: dict[Key, str] = {
         1,
     ): "warps share the columns only where one can keep them all (_split in cllm_gpu.fused.layernorm), so that "
     "PACKS * step >= columns and the added round is left at once",
+    (
+        "score_terms.cuh",
+        "constexpr bool SCORE_TERMS = TERM_COUNT > 0;",
+        "// Around the tokens of a sequence stands what matches nothing, so that no comparison asks where the sequence ends: "
+        "before",
+        "> -> >=",
+        1,
+    ): "without terms the kernels then go over the pairs once more and add nothing",
     ("score_terms.cuh", *_VOTE, "< -> <=", 1): _LAST_VOTE,
     ("score_terms.cuh", *_VOTE, "+ -> -", 1): _LAST_VOTE,
     (

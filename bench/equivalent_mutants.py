@@ -214,8 +214,8 @@ EQUIVALENT: dict[Key, str] = {
     (
         "score_terms.cuh",
         "constexpr bool SCORE_TERMS = TERM_COUNT > 0;",
-        "// Around the tokens of a sequence stands what matches nothing, so that no comparison asks where the sequence ends: "
-        "before",
+        "// Around the tokens of a sequence stands what matches nothing, so that no comparison asks where the sequence "
+        "ends: before",
         "> -> >=",
         1,
     ): "without terms the kernels then go over the pairs once more and add nothing",

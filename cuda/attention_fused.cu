@@ -25,9 +25,13 @@
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
 //   kernel                                     registers  shared  spilled
 //   attention_backward_fused_bfloat16                255     128       40
-//   attention_backward_fused_bfloat16+terms          255     128      408
+//   attention_backward_fused_bfloat16+symmetry       255     128       24
+//   attention_backward_fused_bfloat16+terms          255     128      228
+//   attention_backward_fused_bfloat16+terms+symmetry       255     128      276
 //   attention_backward_fused_float32                 203     128        0
-//   attention_backward_fused_float32+terms           252     128        0
+//   attention_backward_fused_float32+symmetry        207     128        0
+//   attention_backward_fused_float32+terms           236     128        0
+//   attention_backward_fused_float32+terms+symmetry       227     128        0
 #include "attention_fused.cuh"
 #ifdef CLLM_BF16
 #include "attention_fused_bfloat16.cuh"

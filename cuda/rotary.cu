@@ -12,7 +12,9 @@
 // Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
 //   kernel                                     registers  shared  spilled
 //   rotary_bfloat16                                   28       0        0
+//   rotary_bfloat16+symmetry                          32       0        0
 //   rotary_float32                                    28       0        0
+//   rotary_float32+symmetry                           34       0        0
 #include "symmetry.cuh"
 
 #ifdef CLLM_REAL_TABLE

@@ -58,8 +58,9 @@ def test_every_source_is_compiled() -> None:
 
 
 def test_an_error_is_one_line_with_the_sources_own_line() -> None:
-    text = load_source("rotary.cu").replace("const float c =", "const float c = nowhere +")
-    line = 1 + (source_directory() / "rotary.cu").read_text(encoding="utf-8").split("const float c =")[0].count("\n")
+    before = "float rotated(int d) const {"
+    text = load_source("rotary.cu").replace(before, f"{before} nowhere;")
+    line = 1 + (source_directory() / "rotary.cu").read_text(encoding="utf-8").split(before)[0].count("\n")
     with pytest.raises(UserError, match=rf"^NVRTC cannot compile rotary.cu for sm_90: rotary.cu\({line}\): error"):
         nvrtc.compile_kernels(text, "rotary.cu", Variant("rotary.cu", "float32").options, "sm_90")
 

@@ -166,6 +166,18 @@ def test_no_scalar_no_difference(device: Device, rng: Any, storage: str, method:
 
 @EITHER
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_places_that_hold_no_query_weigh_nothing(
+    device: Device, rng: Any, storage: str, method: BackwardMethod
+) -> None:
+    """The last tile has such places; with nothing subtracted their weights would be infinite, and zeros of dO NaN."""
+    problem = Problem(rng, (1, 70, 70, 2, 2, 16), (True, False, False, 0), storage, causal=True)
+    problem.terms.scalars[...] = -300.0
+    for name, result in problem.fused(device, method, points=False).items():
+        assert np.isfinite(result.astype(np.float64)).all(), name
+
+
+@EITHER
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
 @pytest.mark.parametrize("gamma", [300.0, -300.0])
 def test_a_term_that_all_scores_share_changes_nothing(
     device: Device, rng: Any, storage: str, gamma: float, method: BackwardMethod

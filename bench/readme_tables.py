@@ -94,16 +94,16 @@ def _with_spread(values: list[float], form: str) -> str:
 
 
 def lattice_cpu() -> str:
-    """What the terms add to a training step on a CPU."""
-    found = load("lattice_cpu.json")
-    lines = ["| terms | a step | against standard |", "|---|---:|---:|"]
-    lines += [
-        f"| {name} | {taken:.1f} ms | {found['ratio_to_standard'][name]:.2f}× |"
-        for name, taken in found["step_milliseconds"].items()
-    ]
-    machine = found["machine"]
-    made = f"{machine['processor']}, {found['workers']} workers, {found['date'][:10]}"
-    return "\n".join([*lines, "", f"Medians of {found['rounds']} alternating rounds, backend native; {made}."])
+    """What the terms add to a training step on a CPU, by bytes and by tokens of a larger vocabulary."""
+    found = [load("lattice_cpu.json"), load("lattice_cpu_bpe.json")]
+    heads = [f"a step, V = {report['vocabulary']:,}" for report in found]
+    lines = [f"| terms | {heads[0]} | against standard | {heads[1]} | against standard |", "|---|---:|---:|---:|---:|"]
+    for name in found[0]["step_milliseconds"]:
+        cells = [f"{r['step_milliseconds'][name]:.1f} ms | {r['ratio_to_standard'][name]:.2f}×" for r in found]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    machine = found[0]["machine"]
+    made = f"{machine['processor']}, {found[0]['workers']} workers, {found[0]['date'][:10]}"
+    return "\n".join([*lines, "", f"Medians of {found[0]['rounds']} alternating rounds, backend native; {made}."])
 
 
 def recompute() -> str:

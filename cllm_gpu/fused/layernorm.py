@@ -150,28 +150,15 @@ def layernorm_backward(
     chunk_rows = max(2 * groups, blocks_for(rows, MAXIMUM_CHUNKS))
     chunks = blocks_for(rows, chunk_rows)
     partials = launcher.scratch("layernorm", (2, chunks, columns), "float32")
+    read = {"dout": dout, "x": x, "weight": weight, "mean": mean, "rstd": rstd, "dresidual": dresidual}
+    written = {"dx": dx, "dbranch": dbranch, "partials": partials}
+    sizes = {"rows": rows, "columns": columns, "chunk_rows": chunk_rows, "row_threads": row_threads, "wide": int(wide)}
     launcher.launch(
         Variant("layernorm.cu", storage),
         "layernorm_backward",
         (chunks,),
         block,
-        {
-            "dout": dout,
-            "x": x,
-            "weight": weight,
-            "mean": mean,
-            "rstd": rstd,
-            "dresidual": dresidual,
-            "dx": dx,
-            "dbranch": dbranch,
-            "partials": partials,
-            "rows": rows,
-            "columns": columns,
-            "chunk_rows": chunk_rows,
-            "row_threads": row_threads,
-            "wide": int(wide),
-            **mask_arguments(launcher, dropout),
-        },
+        read | written | sizes | mask_arguments(launcher, dropout),
         shared_bytes=_staging_bytes(columns, 16 // x.dtype.itemsize if wide else 1) if groups > 1 else 0,
     )
     finish_column_sum(launcher, storage, partials[0], dweight, accumulate=accumulate)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cpu_side import SIZES
+from host import load, processor
 
 HERE = Path(__file__).parent
 CONTESTANTS = {
@@ -48,18 +49,12 @@ def installed(package: str) -> str | None:
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
-    model = platform.processor()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     return {
-        "processor": model,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load_before": load(),
         "versions": {name: installed(name) for name in ("numpy", "torch", "mkl")},
     }
 

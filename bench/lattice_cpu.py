@@ -17,15 +17,13 @@ import argparse
 import dataclasses
 import datetime
 import json
-import os
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from cpu_side import Ours
-from prepare_memory import processor
+from host import load, machine
+from turns import take_turns
 
 from cllm_gpu.architecture import Architecture, LatticeTerms
 from cllm_gpu.compiler import cache_directory
@@ -33,7 +31,6 @@ from cllm_gpu.config import ModelConfig
 from cllm_gpu.data import Batches, open_dataset
 from cllm_gpu.errors import UserError
 from cllm_gpu.tokenizers import load_tokenizer
-from cllm_gpu.versions import environment, package_version
 
 RESULTS = Path(__file__).parent / "results"
 BYTES = "bytes"
@@ -73,39 +70,19 @@ class Contestant:
         return self.architecture().context
 
 
-def take_turns(
-    sides: dict[str, Ours], batches: Batches, rounds: int, steps: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds and processor seconds of every step of every side; the first steps of each are not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    processor_seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(-1, rounds):  # the first round warms up
-        chosen = range(WARMUP) if number < 0 else range(WARMUP + number * steps, WARMUP + (number + 1) * steps)
-        for name in list(sides)[:: -1 if number % 2 else 1]:
-            for step in chosen:
-                tokens, targets = batches.batch(step)
-                start, start_processor = time.perf_counter(), time.process_time()
-                sides[name].step(tokens, targets)
-                if number >= 0:
-                    seconds[name].append(time.perf_counter() - start)
-                    processor_seconds[name].append(time.process_time() - start_processor)
-        print(f"round {number + 1} of {rounds}", end="\r", file=sys.stderr)
-    return seconds, processor_seconds
+def milliseconds(seconds: dict[str, float]) -> dict[str, float]:
+    """Of each, as they are written."""
+    return {name: round(1e3 * median, 3) for name, median in seconds.items()}
 
 
-def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Milliseconds of the median step of each."""
-    return {name: round(1e3 * statistics.median(taken), 3) for name, taken in seconds.items()}
-
-
-def ratios(milliseconds: dict[str, float]) -> dict[str, float]:
+def ratios(seconds: dict[str, float]) -> dict[str, float]:
     """Each over that of standard attention."""
-    return {name: round(median / milliseconds[STANDARD], 4) for name, median in milliseconds.items()}
+    return {name: round(median / seconds[STANDARD], 4) for name, median in seconds.items()}
 
 
 def measure(tokenizer: str, rounds: int, steps: int, workers: int) -> dict[str, Any]:
     """The whole report; UserError for a tokenizer that cannot be read."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load_before = load()
     data = open_dataset(
         "stdlib",
         tokenizer=load_tokenizer(tokenizer),
@@ -117,11 +94,11 @@ def measure(tokenizer: str, rounds: int, steps: int, workers: int) -> dict[str, 
     models = {name: Contestant(lattice, data.tokenizer.vocabulary) for name, lattice in TERMS.items()}
     sides = {name: Ours(model, "native", workers) for name, model in models.items()}
     batches = Batches(data.train, batch=BATCH, context=models[STANDARD].length, seed=1)
-    wall, processor_time = (medians(seconds) for seconds in take_turns(sides, batches, rounds, steps))
+    wall, busy = take_turns(sides, lambda _, step: batches.batch(step), rounds, steps=steps, warmup=WARMUP)
     costs = ratios(wall)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {**environment(), "processor": processor(), "mkl": package_version("mkl"), "load_before": load},
+        "machine": machine() | {"load_before": load_before},
         "backend": sides[STANDARD].description,
         "workers": workers,
         "model": models[STANDARD].architecture().as_dict(),
@@ -130,10 +107,10 @@ def measure(tokenizer: str, rounds: int, steps: int, workers: int) -> dict[str, 
         "vocabulary": data.tokenizer.vocabulary,
         "rounds": rounds,
         "steps_per_round": steps,
-        "step_milliseconds": wall,
+        "step_milliseconds": milliseconds(wall),
         "ratio_to_standard": costs,
-        "processor_milliseconds": processor_time,
-        "processor_ratio_to_standard": ratios(processor_time),
+        "processor_milliseconds": milliseconds(busy),
+        "processor_ratio_to_standard": ratios(busy),
         "bar": BAR,
         "bar_met": all(costs[name] <= BAR for name in WITH_A_BAR),
     }

@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import platform
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.host import processor
 from cllm_gpu.compiler import compiler_version, require_compiler
 from cllm_gpu.files import write_atomically
 from cllm_gpu.simulator.errors import KINDS
@@ -102,14 +102,7 @@ def _place(mutant: Mutant) -> dict[str, Any]:
 
 def machine() -> dict[str, str]:
     """Versions, compiler and processor."""
-    return environment() | {"compiler": compiler_version(require_compiler()), "processor": _processor()}
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return environment() | {"compiler": compiler_version(require_compiler()), "processor": processor()}
 
 
 def merge(file: str, new: Entry, there: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench import readme_tables  # noqa: E402
-from bench.prepare_memory import processor  # noqa: E402
+from bench.host import processor  # noqa: E402
 from cllm_gpu import exact_json  # noqa: E402
 from cllm_gpu.backend import get_backend  # noqa: E402
 from cllm_gpu.cli import compare  # noqa: E402

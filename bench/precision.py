@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prepare_memory import processor
+from host import processor
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.compiler import cache_directory

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+from host import processor
 
 from cllm_gpu.data import open_dataset
 from cllm_gpu.data.sources import find_corpus
@@ -91,15 +92,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": numpy.__version__,
     }
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

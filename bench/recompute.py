@@ -16,16 +16,13 @@ import argparse
 import dataclasses
 import datetime
 import json
-import os
-import statistics
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cpu_side import Ours
-from prepare_memory import processor
+from host import load, machine
+from turns import take_turns
 
 from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import get_backend
@@ -33,7 +30,6 @@ from cllm_gpu.config import ModelConfig
 from cllm_gpu.parallel import workers_plan
 from cllm_gpu.parameters import Layout, parameter_specs
 from cllm_gpu.recompute import LEVELS, Recompute
-from cllm_gpu.versions import environment, package_version
 
 RESULT = Path(__file__).parent / "results" / "recompute.json"
 BATCH, VOCABULARY = 16, 257
@@ -57,23 +53,15 @@ class Contestant:
         return self.architecture().context
 
 
-def take_turns(sides: dict[str, tuple[Ours, int]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds and processor seconds of the median step of each side, its model and batch, on random tokens."""
+def time_steps(sides: dict[str, Ours], sizes: dict[str, int], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """`take_turns` on random tokens, as many sequences as each side takes."""
     generator, length = np.random.default_rng(1), Contestant(1).length
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    busy: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(-1, rounds):  # the first round warms up
-        for name in list(sides)[:: -1 if number % 2 else 1]:
-            side, batch = sides[name]
-            tokens = generator.integers(VOCABULARY, size=(batch, length), dtype=np.int32)
-            start, start_busy = time.perf_counter(), time.process_time()
-            side.step(tokens, tokens)
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
-                busy[name].append(time.process_time() - start_busy)
-        print(f"round {number + 1} of {rounds}", end="\r", file=sys.stderr)
-    wall, processors = ({n: statistics.median(x) for n, x in taken.items()} for taken in (seconds, busy))
-    return wall, processors
+
+    def batch_of(name: str, _: int) -> tuple[Any, Any]:
+        tokens = generator.integers(VOCABULARY, size=(sizes[name], length), dtype=np.int32)
+        return tokens, tokens
+
+    return take_turns(sides, batch_of, rounds)
 
 
 def levels(rounds: int, workers: int) -> dict[str, Any]:
@@ -81,7 +69,8 @@ def levels(rounds: int, workers: int) -> dict[str, Any]:
     contestant = Contestant(BATCH)
     a, backend = contestant.architecture(), get_backend("native", workers=workers)
     layout = Layout(parameter_specs(a), np.float32)
-    wall, busy = take_turns({name: (Ours(contestant, "native", workers, name), BATCH) for name in LEVELS}, rounds)
+    sides: dict[str, Ours] = {level: Ours(contestant, "native", workers, level) for level in LEVELS}
+    wall, busy = time_steps(sides, dict.fromkeys(sides, BATCH), rounds)
 
     def activations(level: Recompute) -> int:
         return workers_plan(a, backend, layout, BATCH, a.context, recompute=level).activations
@@ -100,8 +89,8 @@ def levels(rounds: int, workers: int) -> dict[str, Any]:
 def batches(rounds: int, workers: int) -> dict[str, Any]:
     """Tokens per second by the sequences that each worker has."""
     sizes = {str(count): count * workers for count in PER_WORKER}
-    sides = {name: (Ours(Contestant(batch), "native", workers), batch) for name, batch in sizes.items()}
-    wall, busy = take_turns(sides, rounds)
+    sides = {name: Ours(Contestant(batch), "native", workers) for name, batch in sizes.items()}
+    wall, busy = time_steps(sides, sizes, rounds)
     length = Contestant(1).length
     return {
         name: {
@@ -119,10 +108,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load_before = load()
     report = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {**environment(), "processor": processor(), "mkl": package_version("mkl"), "load_before": load},
+        "machine": machine() | {"load_before": load_before},
         "backend": get_backend("native", workers=options.workers).products,
         "workers": options.workers,
         "rounds": options.rounds,

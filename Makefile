@@ -17,7 +17,7 @@ $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	@extra=$$($(BIN)/python -m cllm_gpu.gpu); if [ -n "$$extra" ]; then \
+	@extra=$$($(BIN)/python -m cllm_gpu.devices.driver); if [ -n "$$extra" ]; then \
 	  echo "NVIDIA driver found: installing the extra $$extra"; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$$extra]"; fi
 	@touch $@
@@ -50,10 +50,10 @@ docs: $(VENV)/ready-docs
 	$(BIN)/python -m mkdocs build
 
 gpu-check:
-	$(CARD_PYTHON) bench/gpu_check.py $(ARGS)
+	$(CARD_PYTHON) -m bench.gpu_check $(ARGS)
 
 profile:
-	$(CARD_PYTHON) bench/profile_training.py $(ARGS)
+	$(CARD_PYTHON) -m bench.training.nsight $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from cllm_gpu.versions import environment, package_version
+from cllm_gpu.utils.versions import environment, package_version
 
 
 def processor() -> str:

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from cllm_gpu import gpu
-from cllm_gpu.buffers import ALIGNMENT
-from cllm_gpu.device import Device
-from cllm_gpu.errors import UserError
-from cllm_gpu.logit_chunks import ON_CARD, ON_HOST, LogitChunks
-from cllm_gpu.memory import anonymous_bytes, available_bytes
-from cllm_gpu.operations import REFERENCE, Operations, bind, bind_over
-from cllm_gpu.power import EnergyMeter, find_meter
-from cllm_gpu.precision import PRECISIONS, Precision, storage_dtype
-from cllm_gpu.profiling import Ranges
-from cllm_gpu.reference.bfloat16 import in_bfloat16
-from cllm_gpu.throughput import Peak, card_peak, measured_peak
+from cllm_gpu.devices import driver
+from cllm_gpu.devices.buffers import ALIGNMENT
+from cllm_gpu.devices.energy import EnergyMeter, find_meter
+from cllm_gpu.devices.host_memory import anonymous_bytes, available_bytes
+from cllm_gpu.devices.logit_chunks import ON_CARD, ON_HOST, LogitChunks
+from cllm_gpu.devices.peak_flops import Peak, card_peak, measured_peak
+from cllm_gpu.ops.precision import PRECISIONS, Precision, storage_dtype
+from cllm_gpu.ops.reference.bfloat16 import in_bfloat16
+from cllm_gpu.ops.registry import REFERENCE, Operations, bind, bind_over
+from cllm_gpu.ops.stream import Device
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.profiling import Ranges
 
 NAMES = ("auto", "numpy", "native", "cupy", "simulator")
 CPU_WORKING_BYTES = 3 << 20
@@ -148,7 +148,7 @@ def _require_precision(name: str, precision: Precision) -> None:
 
 def _automatic(workers: int | None, precision: Precision) -> Backend:
     """The fastest backend this machine has; its description says what was taken and why."""
-    obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
+    obstacle = driver.missing(driver.find_driver(), has_cupy=driver.has_cupy())
     if obstacle is None:
         try:
             return _cupy_backend("an NVIDIA GPU and CuPy are here", precision)
@@ -166,7 +166,7 @@ def _automatic(workers: int | None, precision: Precision) -> Backend:
 
 
 def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
-    obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
+    obstacle = driver.missing(driver.find_driver(), has_cupy=driver.has_cupy())
     if obstacle is not None:
         raise UserError(f"backend cupy cannot be had: {obstacle}")
     try:
@@ -178,10 +178,10 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
     precisions = TRAINS_IN["cupy"] if generation >= LEAST_GENERATION else ("fp32",)
     if precision not in precisions:
         raise UserError(f"{device} has no tensor cores for {precision} (Ampere and newer have): train in fp32")
-    from cllm_gpu.fused.cublaslt import WORKSPACE_BYTES
-    from cllm_gpu.fused.cuda_stream import CudaStream
-    from cllm_gpu.fused.gpu_launcher import gpu_launcher
-    from cllm_gpu.fused.operations import fused_device, fused_operations
+    from cllm_gpu.ops.cuda.cublaslt import WORKSPACE_BYTES
+    from cllm_gpu.ops.cuda.cupy_launcher import gpu_launcher
+    from cllm_gpu.ops.cuda.operations import fused_device, fused_operations
+    from cllm_gpu.ops.cuda.stream import CudaStream
 
     ranges = Ranges()
     launcher, products = gpu_launcher(cupy, tf32=precision == "tf32", watched=ranges.kernel)
@@ -219,11 +219,11 @@ def _cupy_peak(cupy: Any, ops: Operations, precision: Precision) -> Peak:
 
 def _simulator_backend(precision: Precision) -> Backend:
     from cllm_gpu import simulator  # only here, as above
-    from cllm_gpu.compiler import require_compiler
-    from cllm_gpu.fused.launcher import Launcher
-    from cllm_gpu.fused.operations import fused_device, fused_operations
+    from cllm_gpu.ops.cuda.launcher import Launcher
+    from cllm_gpu.ops.cuda.operations import fused_device, fused_operations
     from cllm_gpu.simulator import graphs
     from cllm_gpu.simulator.stream import SimulatedStream
+    from cllm_gpu.utils.compiler import require_compiler
 
     require_compiler()
     ranges = Ranges()
@@ -238,7 +238,7 @@ def _simulator_backend(precision: Precision) -> Backend:
 
 
 def _native_backend(workers: int | None, reason: str) -> Backend:
-    from cllm_gpu import native  # only here: other backends need none of it
+    from cllm_gpu.ops import native  # only here: other backends need none of it
 
     library = native.load_library()
     ops = bind_over(native.NATIVE, library, bind(REFERENCE, np))

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
-from cllm_gpu.errors import UserError
-from cllm_gpu.plain_data import build
-from cllm_gpu.precision import Precision
-from cllm_gpu.recompute import Recompute
+from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
+from cllm_gpu.model.recompute import Recompute
+from cllm_gpu.ops.precision import Precision
+from cllm_gpu.utils.dataclass_from_dict import build
+from cllm_gpu.utils.errors import UserError
 
 SizeName = Literal["tiny", "mini", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "custom"]
 Auto = Literal["auto"]

@@ -8,7 +8,7 @@
 // parameters, moments (n) fp32 (the master weights in bf16 training); gradients (n) gradient; copy (n) real or null gets
 // the rounded parameters. With -DCLLM_WITHOUT_MASTERS the parameters are not used: the copy itself is what is stepped, in
 // fp32, and rounded stochastically by Philox words at (element / 4, step, 2^32 - 1), elements counting from `first`,
-// key `seed`, as in cllm_gpu/reference/rounding.py. The first `decayed` elements have weight decay. skip: null, or an
+// key `seed`, as in cllm_gpu/ops/reference/rounding.py. The first `decayed` elements have weight decay. skip: null, or an
 // int that when not 0 makes the kernel write nothing. zero_gradients: the gradients are zeroed in the same pass.
 // numbers (3) fp32, step (1): what changes from step to step is read from the device (step_numbers.cuh).
 // moved (blocks) fp64 or null: Σ update² per block, added up by sum_finish in a fixed order.
@@ -16,7 +16,7 @@
 //   (read p, g, m, v; write p, m, v), 28 with bf16 gradients and copy (30 when zeroing), 22 without masters; 2
 //   more with fp32 gradients beside them.
 // Deterministic. Sources: Kingma & Ba 2015; Loshchilov & Hutter 2019; Sutskever et al. 2013.
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
+// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
 //   kernel                                     registers  shared  spilled
 //   adam_step_bfloat16                                64      64        0
 //   adam_step_bfloat16+alone                          74      64        0

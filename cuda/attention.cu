@@ -19,7 +19,7 @@
 //   where attention_fused.cu needs five and lets blocks wait for one another. Traffic: the moving side is read once per tile of the other, mostly from the L2.
 // Deterministic: every sum is made by one thread or a fixed tree, in the order of the positions; no atomics.
 // Sources: Dao et al. 2022, "FlashAttention", appendix B; Dao 2023, "FlashAttention-2".
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
+// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
 //   kernel                                     registers  shared  spilled
 //   attention_backward_delta_bfloat16                 32       0        0
 //   attention_backward_delta_bfloat16+symmetry        32       0        0

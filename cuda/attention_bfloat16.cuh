@@ -16,7 +16,7 @@ constexpr int THREADS = 128;
 #include "attention_tiles_bfloat16.cuh"
 #include "symmetry_bfloat16.cuh"
 
-// Rows of a warp in 16s, and columns of a tile in 8s: the most that the registers hold (cllm_gpu.fused.attention knows
+// Rows of a warp in 16s, and columns of a tile in 8s: the most that the registers hold (cllm_gpu.ops.cuda.attention knows
 // the same numbers).
 constexpr int POINTS_N = POINTS ? 2 : 0;  // the registers that the points take
 constexpr int FORWARD_M = 2, FORWARD_N = (D <= 64 ? 8 : 6) - POINTS_N;

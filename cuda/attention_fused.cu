@@ -22,7 +22,7 @@
 // After a launch that did not end, counters stand anywhere: the launcher then forgets them (Launcher.counters).
 // Sources: Dao 2023, "FlashAttention-2", section 3.1 (five products, a block per tile of keys); the turns:
 //   FlashAttention-3's deterministic backward.
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
+// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
 //   kernel                                     registers  shared  spilled
 //   attention_backward_fused_bfloat16                255     128       40
 //   attention_backward_fused_bfloat16+symmetry       255     128       24

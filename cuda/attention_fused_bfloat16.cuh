@@ -14,7 +14,7 @@ constexpr int THREADS = NARROW ? 128 : 256;
 #include "attention_tiles_bfloat16.cuh"
 #include "symmetry_bfloat16.cuh"
 
-// The most that the registers hold (cllm_gpu.fused.attention_backward knows the same numbers).
+// The most that the registers hold (cllm_gpu.ops.cuda.attention_fused knows the same numbers).
 constexpr int KEYS_M = NARROW ? 2 : 1, QUERIES_N = D <= 64 || POINTS ? 4 : 8;
 constexpr int TILE_KEYS = WARPS * 16 * KEYS_M, TILE_QUERIES = 8 * QUERIES_N;
 constexpr int ROW_PARTS = TILE_QUERIES / 16, COLUMN_PARTS = WARPS / ROW_PARTS;

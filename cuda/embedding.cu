@@ -14,7 +14,7 @@
 //   Philox per 4 elements; backward 1 read, and a read and a write per token that occurs.
 // Deterministic: every sum has one order. Source: sort and segment, as in Hillis & Steele 1986, "Data parallel
 //   algorithms".
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
+// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
 //   kernel                                     registers  shared  spilled
 //   embedding_backward_bfloat16                       30     776        0
 //   embedding_backward_float32                        30     776        0

@@ -14,7 +14,7 @@
 //   (2 with dbranch). A mask costs 10 rounds of Philox per 4 elements.
 // Deterministic: every sum has one order, fixed by N and C.
 // Source: Ba, Kiros, Hinton 2016, "Layer normalization"; two-pass variance.
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
+// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
 //   kernel                                     registers  shared  spilled
 //   layernorm_backward_bfloat16                      240     128        0
 //   layernorm_backward_float32                       230     128        0

@@ -1,5 +1,5 @@
 // Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"), drawing the same
-// words as cllm_gpu/reference/philox.py: word i is component i mod 4 at counter (i / 4, step, site), key = seed.
+// words as cllm_gpu/ops/reference/philox.py: word i is component i mod 4 at counter (i / 4, step, site), key = seed.
 // The step is read from the device's memory: a captured launch is replayed with the pointers it had, at every step.
 #pragma once
 

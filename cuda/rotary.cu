@@ -9,7 +9,7 @@
 // tokens are those of the last `length` of `positions`. A block then takes whole heads: a pair's results need up to eight
 // elements (most of them in the caches), so all are read before a barrier and written after it.
 // Deterministic. Source: Su et al. 2021, "RoFormer".
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (bench/kernel_resources.py writes this table):
+// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
 //   kernel                                     registers  shared  spilled
 //   rotary_bfloat16                                   28       0        0
 //   rotary_bfloat16+symmetry                          32       0        0

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu import gpu
-from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.compiler import find_compiler
-from cllm_gpu.model import Transformer
-from cllm_gpu.parameters import FlatParameters, Layout, initial_values, parameter_specs
+from cllm_gpu.devices import driver
+from cllm_gpu.model.architecture import Architecture
+from cllm_gpu.model.parameters import FlatParameters, Layout, initial_values, parameter_specs
+from cllm_gpu.model.transformer import Transformer
+from cllm_gpu.utils.compiler import find_compiler
 
 Array = np.ndarray[Any, Any]
 FIVE_POINT_STEP = 2.5e-4
@@ -29,7 +29,7 @@ FIVE_POINT_STEP = 2.5e-4
 @functools.cache
 def gpu_obstacle() -> str | None:
     """What stands between the tests and a GPU, in one line; None when nothing does."""
-    obstacle = gpu.missing(gpu.find_driver(), has_cupy=gpu.has_cupy())
+    obstacle = driver.missing(driver.find_driver(), has_cupy=driver.has_cupy())
     if obstacle is not None:
         return obstacle
     try:
@@ -86,7 +86,7 @@ def every_backend(request: pytest.FixtureRequest) -> Backend:
 @pytest.fixture
 def generator(request: pytest.FixtureRequest) -> np.random.Generator:
     """A random generator seeded by the test's own name: tests do not depend on their order."""
-    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
 
 
 @pytest.fixture

@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 
 from cllm_gpu import backend as backends
-from cllm_gpu import gpu
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.compiler import find_compiler
 from cllm_gpu.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import open_dataset
-from cllm_gpu.diagnostics import DIAGNOSTICS
-from cllm_gpu.errors import UserError
-from cllm_gpu.fused.column_major import COMPUTE_32F_FAST_TF32
-from cllm_gpu.fused.gemm import _compute_type
-from cllm_gpu.logit_chunks import ON_CARD
-from cllm_gpu.metrics import read_metrics
-from cllm_gpu.operations import NAMES, REFERENCE, bind
-from cllm_gpu.precision import BFLOAT16
-from cllm_gpu.training import Trainer
+from cllm_gpu.devices import driver as gpu
+from cllm_gpu.devices.logit_chunks import ON_CARD
+from cllm_gpu.ops.cuda.column_major import COMPUTE_32F_FAST_TF32
+from cllm_gpu.ops.cuda.gemm import _compute_type
+from cllm_gpu.ops.precision import BFLOAT16
+from cllm_gpu.ops.registry import NAMES, REFERENCE, bind
+from cllm_gpu.training.diagnostics import DIAGNOSTICS
+from cllm_gpu.training.metrics import read_metrics
+from cllm_gpu.training.trainer import Trainer
+from cllm_gpu.utils.compiler import find_compiler
+from cllm_gpu.utils.errors import UserError
 from tests.strict_device import DeviceArray, StrictModule
 
 
@@ -87,7 +87,7 @@ def test_a_broken_cupy_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     ("version", "devices", "extra"), [(12080, 1, "cuda12"), (13010, 2, "cuda13"), (12080, 0, ""), (11080, 1, "")]
 )
 def test_the_driver_is_asked_itself(tmp_path: Path, version: int, devices: int, extra: str) -> None:
-    """`make train` installs what `python -m cllm_gpu.gpu` prints; here a library stands for the driver's."""
+    """`make train` installs what `python -m cllm_gpu.devices.driver` prints; here a library stands for the driver's."""
     compiler = find_compiler()
     if compiler is None:
         pytest.skip("needs a C++ compiler to build the stand-in for the driver")
@@ -99,7 +99,7 @@ def test_the_driver_is_asked_itself(tmp_path: Path, version: int, devices: int, 
     )
     subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(tmp_path / "libcuda.so.1")], check=True)
     done = subprocess.run(
-        [sys.executable, "-m", "cllm_gpu.gpu"],
+        [sys.executable, "-m", "cllm_gpu.devices.driver"],
         env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cllm_gpu.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.config import (
     Config,
     DataConfig,
@@ -25,9 +24,10 @@ from cllm_gpu.config import (
     load_toml,
     to_toml,
 )
-from cllm_gpu.errors import UserError
-from cllm_gpu.parameters import Layout, parameter_specs
-from cllm_gpu.recompute import LEVELS
+from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
+from cllm_gpu.model.parameters import Layout, parameter_specs
+from cllm_gpu.model.recompute import LEVELS
+from cllm_gpu.utils.errors import UserError
 
 PUBLISHED = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
 """Parameters of the released GPT-2 models (50,257 tokens), as counted by Hugging Face transformers."""

@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from cllm_gpu import __version__
-from cllm_gpu.errors import UserError
-from cllm_gpu.plain_data import suggestion
+from cllm_gpu.utils.dataclass_from_dict import suggestion
+from cllm_gpu.utils.errors import UserError
 
 COMMANDS = {
     "train": "train a model, or resume a run",
@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _failed(error: str) -> int:
-    from cllm_gpu.display import say, terminal  # only here: most commands need no display this early
+    from cllm_gpu.cli.progress import say, terminal  # only here: most commands need no display this early
 
     say(f"cllm-gpu: error: {error}", terminal(errors=True))
     return USER_ERROR

@@ -12,18 +12,33 @@ import tyro
 
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli import INTERRUPTED
-from cllm_gpu.cli.configured import base_configuration, early_flags, open_data
+from cllm_gpu.cli.config_flags import base_configuration, early_flags, open_data
 from cllm_gpu.cli.parsing import Command, Quietable
-from cllm_gpu.comparison import OptimizerName, Run, ScheduleName, compare, default_settings, run_setting
+from cllm_gpu.cli.progress import Display, terminal
 from cllm_gpu.config import Config, as_dict
 from cllm_gpu.data import Dataset
-from cllm_gpu.display import Display, terminal
-from cllm_gpu.errors import UserError
-from cllm_gpu.experiment_report import experiment_data, experiment_sheet, plot_experiment
-from cllm_gpu.experiments import RUNS, Experiment, SeedRun, checked_seeds, load_experiment, run_experiment, run_variant
-from cllm_gpu.reporting import comparison_sheet, plot_comparison, require_plots, write_sheet
-from cllm_gpu.sheets import print_sheet
-from cllm_gpu.versions import environment
+from cllm_gpu.experiments.ablation import (
+    RUNS,
+    Experiment,
+    SeedRun,
+    checked_seeds,
+    load_experiment,
+    run_experiment,
+    run_variant,
+)
+from cllm_gpu.experiments.optimizer_comparison import (
+    OptimizerName,
+    Run,
+    ScheduleName,
+    compare,
+    default_settings,
+    run_setting,
+)
+from cllm_gpu.report.ablation import experiment_data, experiment_sheet, plot_experiment
+from cllm_gpu.report.runs import comparison_sheet, plot_comparison, require_plots, write_sheet
+from cllm_gpu.report.table import print_sheet
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.versions import environment
 
 
 @dataclass(frozen=True)

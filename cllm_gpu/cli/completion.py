@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from cllm_gpu.cli import COMMANDS, load_command
-from cllm_gpu.cli.flags import Flag, command_flags
+from cllm_gpu.cli.completion_flags import Flag, command_flags
+from cllm_gpu.cli.completion_scripts import SCRIPTS
 from cllm_gpu.cli.parsing import Command
-from cllm_gpu.cli.shells import SCRIPTS
 
 
 @dataclass(frozen=True)

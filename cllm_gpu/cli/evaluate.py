@@ -11,16 +11,16 @@ from typing import Annotated, Literal
 import tyro
 
 from cllm_gpu.backend import get_backend
+from cllm_gpu.checkpoint.pretrained import TrainedModel, open_trained, require_tokenizer
 from cllm_gpu.cli.parsing import Command, Quietable
+from cllm_gpu.cli.progress import counting, say, terminal
 from cllm_gpu.data import evaluation_batches, evaluation_windows, open_text
+from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.data.tokens import Batch
-from cllm_gpu.display import counting, say, terminal
-from cllm_gpu.errors import UserError
-from cllm_gpu.evaluation import evaluate, model_losses
-from cllm_gpu.multiple_choice import Choices, choose, read_hellaswag
-from cllm_gpu.runs import newest_run
-from cllm_gpu.tokenizers import Tokenizer
-from cllm_gpu.trained import TrainedModel, open_trained, require_tokenizer
+from cllm_gpu.inference.evaluate import evaluate, model_losses
+from cllm_gpu.inference.hellaswag import Choices, choose, read_hellaswag
+from cllm_gpu.training.run_folder import newest_run
+from cllm_gpu.utils.errors import UserError
 
 
 @dataclass(frozen=True)

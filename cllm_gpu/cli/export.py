@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import tyro
 
 from cllm_gpu.backend import get_backend
+from cllm_gpu.checkpoint.pretrained import open_trained
 from cllm_gpu.cli.parsing import Command
-from cllm_gpu.display import say
+from cllm_gpu.cli.progress import say
 from cllm_gpu.huggingface import export_model
-from cllm_gpu.trained import open_trained
 
 
 @dataclass(frozen=True)

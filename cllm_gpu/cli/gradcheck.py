@@ -9,12 +9,12 @@ from pathlib import Path
 from cllm_gpu.backend import ENVIRONMENT_VARIABLE, Backend, get_backend
 from cllm_gpu.cli import CHECK_FAILED
 from cllm_gpu.cli.parsing import Command
-from cllm_gpu.compiler import find_compiler
+from cllm_gpu.cli.progress import say
 from cllm_gpu.config import ModelConfig
-from cllm_gpu.display import say
-from cllm_gpu.errors import UserError
-from cllm_gpu.reporting import gradient_data, print_checks, write_json
-from cllm_gpu.verification import BOUND, check_gradients
+from cllm_gpu.model.gradcheck import BOUND, check_gradients
+from cllm_gpu.report.runs import gradient_data, print_checks, write_json
+from cllm_gpu.utils.compiler import find_compiler
+from cllm_gpu.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from cllm_gpu.checkpoints import save_checkpoint
+from cllm_gpu.checkpoint.checkpoint import save_checkpoint
 from cllm_gpu.cli.parsing import Command
-from cllm_gpu.display import say
+from cllm_gpu.cli.progress import say
+from cllm_gpu.data.tokenizers import load_tokenizer
 from cllm_gpu.huggingface import import_model
-from cllm_gpu.runs import begin_run, writing
-from cllm_gpu.tokenizers import load_tokenizer
+from cllm_gpu.training.run_folder import begin_run, writing
 
 
 @dataclass(frozen=True)

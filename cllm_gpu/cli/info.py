@@ -5,14 +5,15 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
-from cllm_gpu import __version__, gpu
+from cllm_gpu import __version__
 from cllm_gpu.backend import Backend, get_backend, usable_cores
 from cllm_gpu.cli.parsing import Command
-from cllm_gpu.compiler import cache_directory, compiler_version, find_compiler
-from cllm_gpu.display import say
-from cllm_gpu.files import readable_size
-from cllm_gpu.operations import NAMES
-from cllm_gpu.versions import package_version
+from cllm_gpu.cli.progress import say
+from cllm_gpu.devices import driver as gpu
+from cllm_gpu.ops.registry import NAMES
+from cllm_gpu.utils.compiler import cache_directory, compiler_version, find_compiler
+from cllm_gpu.utils.files import readable_size
+from cllm_gpu.utils.versions import package_version
 
 PACKAGES = (
     "numpy",

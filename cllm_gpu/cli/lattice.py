@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from cllm_gpu.architecture import MAXIMUM_VOCABULARY
 from cllm_gpu.backend import get_backend
+from cllm_gpu.checkpoint.pretrained import TrainedModel, open_trained, require_tokenizer
 from cllm_gpu.cli.parsing import Command
-from cllm_gpu.errors import UserError
-from cllm_gpu.lattice_pictures import (
+from cllm_gpu.data.tokenizers import Tokenizer
+from cllm_gpu.model.architecture import MAXIMUM_VOCABULARY
+from cllm_gpu.report.lattice_plots import (
     LABELLED,
     draw_lattice,
     draw_scalars,
@@ -21,9 +22,8 @@ from cllm_gpu.lattice_pictures import (
     learned_scalars,
     prompt_weights,
 )
-from cllm_gpu.reporting import require_plots, save_figure
-from cllm_gpu.tokenizers import Tokenizer
-from cllm_gpu.trained import TrainedModel, open_trained, require_tokenizer
+from cllm_gpu.report.runs import require_plots, save_figure
+from cllm_gpu.utils.errors import UserError
 
 BYTES = 257
 LONGEST_PROMPT = 128

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
 
-from cllm_gpu.errors import UserError
-from cllm_gpu.plain_data import suggestion
+from cllm_gpu.utils.dataclass_from_dict import suggestion
+from cllm_gpu.utils.errors import UserError
 
 Options = TypeVar("Options")
 

@@ -9,12 +9,12 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.cli.parsing import Command
-from cllm_gpu.diagnostics_report import diagnostics_sheets, plot_diagnostics, read_diagnosed, series
-from cllm_gpu.display import say
-from cllm_gpu.report_page import write_page
-from cllm_gpu.reporting import plot_runs, read_runs, run_summary, runs_sheet, write_sheet
-from cllm_gpu.runs import newest_run
-from cllm_gpu.sheets import print_sheet
+from cllm_gpu.cli.progress import say
+from cllm_gpu.report.diagnostics import diagnostics_sheets, plot_diagnostics, read_diagnosed, series
+from cllm_gpu.report.html_page import write_page
+from cllm_gpu.report.runs import plot_runs, read_runs, run_summary, runs_sheet, write_sheet
+from cllm_gpu.report.table import print_sheet
+from cllm_gpu.training.run_folder import newest_run
 
 
 @dataclass(frozen=True)

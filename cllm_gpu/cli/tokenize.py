@@ -12,16 +12,16 @@ import tyro
 from rich.console import Console
 
 from cllm_gpu.cli.parsing import Command, Quietable
+from cllm_gpu.cli.progress import reading_text, say, terminal
 from cllm_gpu.config import DataConfig
 from cllm_gpu.data.bpe import Reading, learn_bpe, measure, require_vocabulary
 from cllm_gpu.data.dataset import open_prepared, text_corpus
 from cllm_gpu.data.prepare import new_folder
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part, require_fraction
-from cllm_gpu.display import reading_text, say, terminal
-from cllm_gpu.errors import UserError
-from cllm_gpu.files import clear_errors, readable_size, write_atomically
-from cllm_gpu.tokenizers import HuggingFaceTokenizer, Tokenizer, identified, load_tokenizer
+from cllm_gpu.data.tokenizers import HuggingFaceTokenizer, Tokenizer, identified, load_tokenizer
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.files import clear_errors, readable_size, write_atomically
 
 VOCABULARY = 8192
 OUTPUT = Path("tokenizer.json")

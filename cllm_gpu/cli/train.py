@@ -11,21 +11,28 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.checkpoints import Checkpoint, load_checkpoint
+from cllm_gpu.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from cllm_gpu.cli import INTERRUPTED
-from cllm_gpu.cli.configured import base_configuration, early_flags, open_data
+from cllm_gpu.cli.config_flags import base_configuration, early_flags, open_data
 from cllm_gpu.cli.parsing import Command, Quietable
+from cllm_gpu.cli.progress import Display, say, terminal
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
-from cllm_gpu.display import Display, say, terminal
-from cllm_gpu.errors import UserError
-from cllm_gpu.fitting import decide_batch, out_of_memory, ran_out, shortage
-from cllm_gpu.memory import MemoryPlan
-from cllm_gpu.memory_plan import plan_memory
-from cllm_gpu.runs import begin_run, newest_run, save_configuration, save_plan, saved_configuration, writing
-from cllm_gpu.samples import keep_sample, sample_pieces
-from cllm_gpu.tensorboard import events, require_tensorboard
-from cllm_gpu.training import Trainer
+from cllm_gpu.devices.host_memory import MemoryPlan
+from cllm_gpu.training.auto_batch import decide_batch, out_of_memory, ran_out, shortage
+from cllm_gpu.training.memory_plan import plan_memory
+from cllm_gpu.training.run_folder import (
+    begin_run,
+    newest_run,
+    save_configuration,
+    save_plan,
+    saved_configuration,
+    writing,
+)
+from cllm_gpu.training.samples import keep_sample, sample_pieces
+from cllm_gpu.training.tensorboard import events, require_tensorboard
+from cllm_gpu.training.trainer import Trainer
+from cllm_gpu.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ whole.py reads a text to be evaluated, tokens.py and batches.py take windows.
 
 from cllm_gpu.data.batches import Batches, evaluation_batches, evaluation_windows
 from cllm_gpu.data.dataset import Dataset, open_dataset, open_prepared
+from cllm_gpu.data.text_source import open_text
 from cllm_gpu.data.tokens import IGNORE_INDEX, TokenSource
-from cllm_gpu.data.whole import open_text
 
 __all__ = [
     "IGNORE_INDEX",

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from cllm_gpu.data.mixing import hash_words, permute
+from cllm_gpu.data.random import hash_words, permute
 from cllm_gpu.data.tokens import IGNORE_INDEX, Batch, TokenSource
-from cllm_gpu.errors import UserError
+from cllm_gpu.utils.errors import UserError
 
 
 def require_length(source: TokenSource, context: int) -> None:

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cllm_gpu.architecture import MAXIMUM_VOCABULARY
 from cllm_gpu.data.prepare import Progress, split_pieces, throttled
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part
-from cllm_gpu.errors import UserError
-from cllm_gpu.tokenizers import END_OF_TEXT_NAMES, Tokenizer
+from cllm_gpu.data.tokenizers import END_OF_TEXT_NAMES, Tokenizer
+from cllm_gpu.model.architecture import MAXIMUM_VOCABULARY
+from cllm_gpu.utils.errors import UserError
 
 MINIMUM_VOCABULARY = 257
 """256 bytes and the end of text."""

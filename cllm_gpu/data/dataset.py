@@ -14,9 +14,9 @@ from cllm_gpu.data.prepare import SHARD_NAMES, Progress, prepared_folder
 from cllm_gpu.data.shards import ShardHeader, is_shard, open_shard
 from cllm_gpu.data.sources import Corpus, find_corpus
 from cllm_gpu.data.split import Part, require_fraction
+from cllm_gpu.data.tokenizers import Tokenizer, identified, load_tokenizer
 from cllm_gpu.data.tokens import TokenSource
-from cllm_gpu.errors import UserError
-from cllm_gpu.tokenizers import Tokenizer, identified, load_tokenizer
+from cllm_gpu.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 
 from cllm_gpu.data.split import Part
 from cllm_gpu.data.tokens import Tokens, TokenSource
-from cllm_gpu.errors import UserError
-from cllm_gpu.files import clear_errors
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.files import clear_errors
 
 _HEADER_BYTES = 1024
 

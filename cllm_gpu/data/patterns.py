@@ -15,10 +15,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cllm_gpu.data.mixing import hash_words, mix
+from cllm_gpu.data.random import hash_words, mix
+from cllm_gpu.data.tokenizers import LETTERS, Tokenizer
 from cllm_gpu.data.tokens import TokenSource, narrow
-from cllm_gpu.errors import UserError
-from cllm_gpu.tokenizers import LETTERS, Tokenizer
+from cllm_gpu.utils.errors import UserError
 
 STRIDES = (1, 2, 3, 4, -1, -2, -3, -4)
 SHORTEST = 3

@@ -13,9 +13,9 @@ from pathlib import Path
 from cllm_gpu.data.shards import VERSION, ShardHeader, ShardWriter
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part, Routed, documents_needed, split_by_document, split_by_position
-from cllm_gpu.errors import UserError
-from cllm_gpu.files import PARTIAL, clear_errors, remove, sync_folder
-from cllm_gpu.tokenizers import Tokenizer
+from cllm_gpu.data.tokenizers import Tokenizer
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.files import PARTIAL, clear_errors, remove, sync_folder
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""

@@ -28,8 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cllm_gpu.data.tokens import Tokens
-from cllm_gpu.errors import UserError
-from cllm_gpu.files import clear_errors
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.files import clear_errors
 
 MAGIC = b"CLLMTOKS"
 VERSION = 1

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cllm_gpu.data.text import Piece, file_pieces, record_pieces
-from cllm_gpu.errors import UserError
-from cllm_gpu.files import clear_errors, describe_error
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.files import clear_errors, describe_error
 
 JSON_LINES = (".jsonl", ".ndjson")
 _SNIFFED_BYTES = 8192

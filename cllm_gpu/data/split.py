@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from cllm_gpu.data.mixing import hash_words
+from cllm_gpu.data.random import hash_words
 from cllm_gpu.data.text import Piece
-from cllm_gpu.errors import UserError
+from cllm_gpu.utils.errors import UserError
 
 
 class Part(IntEnum):

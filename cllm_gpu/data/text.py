@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from cllm_gpu.errors import UserError
-from cllm_gpu.files import clear_errors
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.files import clear_errors
 
 CHUNK_BYTES = 64 * 1024  # larger strings of ever new sizes tear holes in the heap: at 512 KiB 100 MB more for 2 GB
 LONGEST_RECORD_BYTES = 64 * 1024 * 1024

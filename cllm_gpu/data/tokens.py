@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cllm_gpu.errors import UserError
-from cllm_gpu.reference.cross_entropy import IGNORE_INDEX
+from cllm_gpu.ops.reference.cross_entropy import IGNORE_INDEX
+from cllm_gpu.utils.errors import UserError
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from cllm_gpu.checkpoints import MODEL
-from cllm_gpu.errors import UserError
-from cllm_gpu.files import PARTIAL, clear_errors, remove, sync_folder
-from cllm_gpu.huggingface.gpt2 import HEAD, PREFIX, parameter_names, require_exportable, write_config
+from cllm_gpu.checkpoint.checkpoint import MODEL
+from cllm_gpu.checkpoint.safetensors_io import write_synced, write_tensors
+from cllm_gpu.data.tokenizers import Tokenizer
+from cllm_gpu.huggingface.gpt2_mapping import HEAD, PREFIX, parameter_names, require_exportable, write_config
 from cllm_gpu.huggingface.importing import CONFIG
-from cllm_gpu.huggingface.tokenizer_files import TOKENIZER, tokenizer_config, tokenizer_text
-from cllm_gpu.model import Transformer
-from cllm_gpu.tensor_files import write_synced, write_tensors
-from cllm_gpu.tokenizers import Tokenizer
+from cllm_gpu.huggingface.tokenizer_json import TOKENIZER, tokenizer_config, tokenizer_text
+from cllm_gpu.model.transformer import Transformer
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.files import PARTIAL, clear_errors, remove, sync_folder
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 

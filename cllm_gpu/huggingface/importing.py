@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from cllm_gpu.architecture import Architecture
-from cllm_gpu.checkpoints import MODEL, Checkpoint
+from cllm_gpu.checkpoint.checkpoint import MODEL, Checkpoint
+from cllm_gpu.checkpoint.safetensors_io import each_tensor
 from cllm_gpu.config import Config, ModelConfig, as_dict
-from cllm_gpu.errors import UserError
-from cllm_gpu.files import clear_errors
-from cllm_gpu.huggingface.gpt2 import EMBEDDING, HEAD, MASKS, PREFIX, parameter_names, read_config
-from cllm_gpu.huggingface.tokenizer_files import MERGES, TOKENIZER, VOCABULARY, read_tokenizer
-from cllm_gpu.parameters import FlatParameters, Layout, parameter_specs
-from cllm_gpu.tensor_files import each_tensor
-from cllm_gpu.tokenizers import Tokenizer
+from cllm_gpu.data.tokenizers import Tokenizer
+from cllm_gpu.huggingface.gpt2_mapping import EMBEDDING, HEAD, MASKS, PREFIX, parameter_names, read_config
+from cllm_gpu.huggingface.tokenizer_json import MERGES, TOKENIZER, VOCABULARY, read_tokenizer
+from cllm_gpu.model.architecture import Architecture
+from cllm_gpu.model.parameters import FlatParameters, Layout, parameter_specs
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.files import clear_errors
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cllm_gpu.errors import UserError
+from cllm_gpu.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cllm_gpu.compiler import cache_directory, compiler_version, require_compiler
-from cllm_gpu.errors import UserError
 from cllm_gpu.simulator import manifest
 from cllm_gpu.simulator import source as cuda_source
 from cllm_gpu.simulator.manifest import Built
+from cllm_gpu.utils.compiler import cache_directory, compiler_version, require_compiler
+from cllm_gpu.utils.errors import UserError
 
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"

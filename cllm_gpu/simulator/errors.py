@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cllm_gpu.errors import UserError
+from cllm_gpu.utils.errors import UserError
 
 KINDS = (
     "out of range",

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from cllm_gpu.errors import UserError
 from cllm_gpu.simulator import graphs, settings
 from cllm_gpu.simulator.build import Built, build
 from cllm_gpu.simulator.launch import MAXIMUM_THREADS, Function, Launch, Library, Schedule
 from cllm_gpu.simulator.traffic import Traffic
+from cllm_gpu.utils.errors import UserError
 
 DEFAULT_SHARED_LIMIT = 48 * 1024
 MAXIMUM_SHARED_LIMIT = 227 * 1024

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from cllm_gpu.errors import UserError
 from cllm_gpu.simulator import arguments as kernel_arguments
 from cllm_gpu.simulator import guarded, symbols, traffic
 from cllm_gpu.simulator.arguments import Parameter
 from cllm_gpu.simulator.errors import KernelError
 from cllm_gpu.simulator.structures import KernelTable, LaunchRequest, RangeEntry, TrafficEntry, VariableEntry
+from cllm_gpu.utils.errors import UserError
 
 MAXIMUM_THREADS = 1024
 STACK_BYTES = 256 * 1024

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cllm_gpu.errors import UserError
+from cllm_gpu.utils.errors import UserError
 
 _BRACES = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|[{}]')
 _NAME = re.compile(r"[A-Za-z_]\w*")

@@ -20,7 +20,7 @@ Task = Callable[[], None]
 
 
 class SimulatedStream:
-    """As `cllm_gpu.device.Stream`. late: work is done when someone waits for it, otherwise as it is enqueued."""
+    """As `cllm_gpu.ops.stream.Stream`. late: work is done when someone waits for it, otherwise as it is enqueued."""
 
     def __init__(self, *, late: bool = False) -> None:
         self._late = late

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.gpu.timing import Call, Rehearsal, Timing
+from bench.kernels.timing import Call, Rehearsal, Timing
 
 MACHINE: dict[str, Any] = {"card": "NVIDIA H200 (not real)", "date": "2031-02-03T04:05:06+00:00"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cllm_gpu.runs import writing
+from cllm_gpu.training.run_folder import writing
 
 Command = Callable[..., tuple[int, str, str]]
 Flags = tuple[str, ...]

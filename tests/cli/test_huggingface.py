@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cllm_gpu.checkpoints import load_checkpoint, load_model
+from cllm_gpu.checkpoint.checkpoint import load_checkpoint, load_model
+from cllm_gpu.checkpoint.safetensors_io import read_tensors, write_tensors
 from cllm_gpu.config import load_toml
-from cllm_gpu.tensor_files import read_tensors, write_tensors
 
 Command = Callable[..., tuple[int, str, str]]
 Flags = tuple[str, ...]

@@ -14,7 +14,7 @@ import pytest
 
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli import run
-from cllm_gpu.runs import saved_configuration
+from cllm_gpu.training.run_folder import saved_configuration
 
 Command = Callable[..., tuple[int, str, str]]
 Flags = tuple[str, ...]

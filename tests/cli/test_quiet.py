@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cllm_gpu.metrics import read_metrics
+from cllm_gpu.training.metrics import read_metrics
 
 Command = Callable[..., tuple[int, str, str]]
 Flags = tuple[str, ...]
@@ -54,4 +54,4 @@ def test_an_error_is_shown(command: Command, workplace: Path) -> None:
 def test_notices_from_below(command: Command, workplace: Path, flags: Flags, level: int) -> None:
     """That something is compiled is logged as INFO; a terminal's handler is there for whoever looks on."""
     command("evaluate", "text.txt", *flags)
-    assert logging.getLogger("cllm_gpu.compiler").getEffectiveLevel() == level
+    assert logging.getLogger("cllm_gpu.utils.compiler").getEffectiveLevel() == level

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cllm_gpu.checkpoints import load_checkpoint
+from cllm_gpu.checkpoint.checkpoint import load_checkpoint
 from cllm_gpu.data.split import Part, Routed
-from cllm_gpu.runs import newest_run
-from cllm_gpu.tokenizers import END_OF_TEXT_NAMES, load_tokenizer
+from cllm_gpu.data.tokenizers import END_OF_TEXT_NAMES, load_tokenizer
+from cllm_gpu.training.run_folder import newest_run
 
 Command = Callable[..., tuple[int, str, str]]
 Flags = tuple[str, ...]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cllm_gpu.data import IGNORE_INDEX, Batches, TokenSource, evaluation_batches, evaluation_windows
-from cllm_gpu.data.mixing import permute
-from cllm_gpu.errors import UserError
+from cllm_gpu.data.random import permute
+from cllm_gpu.utils.errors import UserError
 
 
 def counting(length: int, *, pieces: int = 1) -> TokenSource:

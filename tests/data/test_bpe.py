@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from cllm_gpu.data.bpe import EvenShare, Reading, learn_bpe, measure, short_runs
 from cllm_gpu.data.sources import find_corpus
 from cllm_gpu.data.split import Part, part_of_document
-from cllm_gpu.errors import UserError
-from cllm_gpu.tokenizers import HuggingFaceTokenizer
+from cllm_gpu.data.tokenizers import HuggingFaceTokenizer
+from cllm_gpu.utils.errors import UserError
 
 TEXT = "".join(f"The number {i} squared is {i * i}, isn't it?\n\n  And its cube's {i**3}.\n" for i in range(60))
 GPT2_ASCII = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+")

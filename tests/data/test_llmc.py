@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.data import Batches
-from cllm_gpu.errors import UserError
+from cllm_gpu.utils.errors import UserError
 
 
 def write(path: Path, tokens: list[int] | np.ndarray, magic: int = 20240520, version: int = 1, count: int = -1) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from cllm_gpu.data import IGNORE_INDEX, Batches, evaluation_batches
 from cllm_gpu.data.patterns import pattern_documents
-from cllm_gpu.errors import UserError
+from cllm_gpu.utils.errors import UserError
 
 
 def test_documents_are_arithmetic_and_long_enough() -> None:

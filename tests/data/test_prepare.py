@@ -14,8 +14,8 @@ import pytest
 
 from cllm_gpu.data import Batches, open_dataset, prepare, shards
 from cllm_gpu.data.sources import Corpus, find_corpus
-from cllm_gpu.errors import UserError
-from cllm_gpu.tokenizers import load_tokenizer
+from cllm_gpu.data.tokenizers import load_tokenizer
+from cllm_gpu.utils.errors import UserError
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cllm_gpu.data import shards
 from cllm_gpu.data.shards import HEADER_BYTES, ShardHeader, ShardWriter, open_shard
-from cllm_gpu.errors import UserError
+from cllm_gpu.utils.errors import UserError
 
 
 def header(vocabulary: int = 300, end_of_text: int = 299) -> ShardHeader:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cllm_gpu.data import text
 from cllm_gpu.data.sources import find_corpus
 from cllm_gpu.data.text import cut_position
-from cllm_gpu.errors import UserError
+from cllm_gpu.utils.errors import UserError
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 MIXED_TEXT = st.text(st.sampled_from("ab \n\r\té€😀"), max_size=200)
@@ -67,7 +67,7 @@ def test_cuts_move_forward(content: str) -> None:
 
 
 def test_cuts_are_where_tokenizers_cut(bpe_json: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cllm_gpu.tokenizers import HuggingFaceTokenizer
+    from cllm_gpu.data.tokenizers import HuggingFaceTokenizer
 
     tokenizer = HuggingFaceTokenizer(bpe_json, "t")
     content = "the cat sat\n\n  on the mat,\nthe dog\n\ton the log.\n" * 40

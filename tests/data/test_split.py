@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cllm_gpu.data import Dataset, open_dataset, text
 from cllm_gpu.data.split import Part, documents_needed, part_of_document
-from cllm_gpu.errors import UserError
+from cllm_gpu.utils.errors import UserError
 
 END = 256
 

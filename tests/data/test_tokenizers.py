@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cllm_gpu.errors import UserError
-from cllm_gpu.tokenizers import (
+from cllm_gpu.data.tokenizers import (
     END_OF_TEXT_NAMES,
     ByteTokenizer,
     HuggingFaceTokenizer,
@@ -23,6 +22,7 @@ from cllm_gpu.tokenizers import (
     require_same,
     tokenizer_from_dict,
 )
+from cllm_gpu.utils.errors import UserError
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fused.devices import Device, cupy_device, simulator_device
+from tests.ops.cuda.devices import Device, cupy_device, simulator_device
 
 
 @pytest.fixture(scope="session", params=["simulator", pytest.param("cupy", marks=pytest.mark.gpu)])

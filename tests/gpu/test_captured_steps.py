@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.device_step import DeviceStep, Shape, StepResult
-from cllm_gpu.logit_chunks import LogitChunks
-from cllm_gpu.precision import Precision
-from cllm_gpu.reference.dropout import Dropout
-from tests.fused.devices import simulator_or_skip
+from cllm_gpu.devices.logit_chunks import LogitChunks
+from cllm_gpu.ops.precision import Precision
+from cllm_gpu.ops.reference.dropout import Dropout
+from cllm_gpu.training.graph_step import DeviceStep, Shape, StepResult
 from tests.gpu.training_runs import BATCH, LENGTH, Run, tiny_architecture
+from tests.ops.cuda.devices import simulator_or_skip
 
 STEPS = {"simulator": 4, "cupy": 40}
 

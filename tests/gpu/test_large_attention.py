@@ -1,4 +1,4 @@
-"""Attention at the sizes of models, by the bounds of tests/fused: float32 by eps, bf16 by FlashAttention's rule.
+"""Attention at the sizes of models, by the bounds of tests/ops/cuda: float32 by eps, bf16 by FlashAttention's rule.
 
 The reference is NumPy's in float64, on the host; on the simulator one case of a few tiles stands in.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cllm_gpu.fused.attention import METHODS
-from tests.fused import test_attention as fused
-from tests.fused.devices import Device, cupy_device, simulator_device
+from cllm_gpu.ops.cuda.attention import METHODS
+from tests.ops.cuda import test_attention as fused
+from tests.ops.cuda.devices import Device, cupy_device, simulator_device
 
 CASES = [
     fused.Case(2, 1024, 1024, 12, 12, 64, True, packed=True),  # GPT-2 124M

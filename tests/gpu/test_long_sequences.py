@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.gpu.cases import DTYPES
-from cllm_gpu.fused.attention import BackwardMethod, attention_backward, attention_forward
-from cllm_gpu.reference import attention as reference
-from tests.fused.devices import Device, cupy_device
-from tests.fused.test_attention import EITHER
+from bench.kernels.cases import DTYPES
+from cllm_gpu.ops.cuda.attention import BackwardMethod, attention_backward, attention_forward
+from cllm_gpu.ops.reference import attention as reference
+from tests.ops.cuda.devices import Device, cupy_device
+from tests.ops.cuda.test_attention import EITHER
 
 HEAD_SIZE = 64
 ROWS = 64

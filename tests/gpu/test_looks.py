@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.diagnostics import Look
-from tests.fused.devices import simulator_or_skip
+from cllm_gpu.training.diagnostics import Look
 from tests.gpu.training_runs import Run, tiny_architecture
+from tests.ops.cuda.devices import simulator_or_skip
 
 RELATIVE = {"fp32": 1e-4, "bf16": 2.0**-5}
 """Of norms and largest elements after two steps: sums in another order. In bf16 a bias' gradient, a sum of terms that

@@ -1,7 +1,7 @@
 """Every fused operation against the reference in float64 on the same device; larger operands on a GPU.
 
 bound = growth·eps(float32)·largest value + with bf16 operands, roundings·2^-8·largest value. Both factors, and why, are
-in bench/gpu/table.py; tests/fused holds the tighter bounds at small sizes.
+in bench/kernels/operation_cases.py; tests/ops/cuda holds the tighter bounds at small sizes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.gpu.cases import DTYPES, LARGE, ODD, SMALL, Bound, Case, Sizes
-from bench.gpu.table import MAKERS, NAMES, OTHER_WAYS, fused_side, make_case
-from cllm_gpu.fused.attention import METHOD, METHODS
-from cllm_gpu.fused.operations import FUSED
-from cllm_gpu.operations import REFERENCE
-from tests.fused.devices import Device
+from bench.kernels.cases import DTYPES, LARGE, ODD, SMALL, Bound, Case, Sizes
+from bench.kernels.operation_cases import MAKERS, NAMES, OTHER_WAYS, fused_side, make_case
+from cllm_gpu.ops.cuda.attention import METHOD, METHODS
+from cllm_gpu.ops.cuda.operations import FUSED
+from cllm_gpu.ops.registry import REFERENCE
+from tests.ops.cuda.devices import Device
 
 EPSILON = 2.0**-23
 HALF_ULP = 2.0**-8
@@ -73,7 +73,7 @@ def test_operation_against_the_reference(device: Device, name: str, sizes: Sizes
 @pytest.mark.parametrize("storage", list(DTYPES))
 @pytest.mark.parametrize("name", NAMES)
 def test_large_operation_against_the_reference(name: str, storage: str) -> None:
-    from tests.fused.devices import cupy_device
+    from tests.ops.cuda.devices import cupy_device
 
     check_case(cupy_device(), make_case(name, storage, LARGE), storage=storage)
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.gpu.cases import DTYPES, ODD, SMALL, Bound, Sizes
-from bench.gpu.exercise import CountingLauncher
-from bench.gpu.table import fused_side, make_case
-from cllm_gpu.fused.cublaslt import GELU_GENERATIONS
-from cllm_gpu.fused.gpu_launcher import gpu_launcher
-from cllm_gpu.fused.launcher import Launcher
-from cllm_gpu.fused.linear import linear_backward, linear_forward
-from cllm_gpu.fused.mlp import mlp_backward, mlp_forward
-from tests.fused.devices import Device, cupy_or_skip
+from bench.gpu_check.launch_all import CountingLauncher
+from bench.kernels.cases import DTYPES, ODD, SMALL, Bound, Sizes
+from bench.kernels.operation_cases import fused_side, make_case
+from cllm_gpu.ops.cuda.cublaslt import GELU_GENERATIONS
+from cllm_gpu.ops.cuda.cupy_launcher import gpu_launcher
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.cuda.linear import linear_backward, linear_forward
+from cllm_gpu.ops.cuda.mlp import mlp_backward, mlp_forward
 from tests.gpu.test_operations import check_case
+from tests.ops.cuda.devices import Device, cupy_or_skip
 
 pytestmark = pytest.mark.gpu
 GPT2 = Sizes(batch=1, length=1024, width=768, mlp_width=3072)

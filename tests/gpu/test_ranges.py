@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.compiler import find_compiler
-from cllm_gpu.errors import UserError
-from cllm_gpu.fused.launcher import Launcher
-from cllm_gpu.fused.operations import FUSED, fused_operations
-from cllm_gpu.profiling import Ranges
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.cuda.operations import FUSED, fused_operations
+from cllm_gpu.utils.compiler import find_compiler
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.profiling import Ranges
 from tests.gpu.training_runs import Run, tiny_architecture
 
 
@@ -58,7 +58,7 @@ def test_operations_lie_inside_the_models_ranges(monkeypatch: pytest.MonkeyPatch
     if find_compiler() is None:
         pytest.skip("not run: the simulator needs a C++ compiler")
     domain = FakeDomain()
-    monkeypatch.setattr("cllm_gpu.profiling._nvtx_domain", lambda: domain)
+    monkeypatch.setattr("cllm_gpu.utils.profiling._nvtx_domain", lambda: domain)
     Run(get_backend("simulator"), tiny_architecture(layers=1)).step()
     seen = set(domain.seen)
     assert ("forward", "forward/block_00/attention", "operation/attention_forward") in seen

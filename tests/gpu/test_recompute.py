@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.precision import Precision
-from cllm_gpu.recompute import Recompute
-from cllm_gpu.workspace import Workspace
-from tests.fused.devices import simulator_or_skip
+from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.recompute import Recompute
+from cllm_gpu.ops.precision import Precision
 from tests.gpu.training_runs import BATCH, LENGTH, Run, tiny_architecture
+from tests.ops.cuda.devices import simulator_or_skip
 
 STEPS = {"simulator": 2, "cupy": 20}
 EPILOGUE_RELATIVE = 2.0**-8

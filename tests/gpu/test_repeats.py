@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from bench.gpu.cases import DTYPES, LARGE, SMALL, Bound
-from bench.gpu.table import NAMES, fused_side, make_case
-from tests.fused.devices import Device
+from bench.kernels.cases import DTYPES, LARGE, SMALL, Bound
+from bench.kernels.operation_cases import NAMES, fused_side, make_case
+from tests.ops.cuda.devices import Device
 
 REPEATS = 1000
 

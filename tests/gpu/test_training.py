@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.precision import BFLOAT16, PRECISIONS
-from tests.fused.devices import simulator_or_skip
+from cllm_gpu.ops.precision import BFLOAT16, PRECISIONS
 from tests.gpu.training_runs import Run, tiny_architecture
+from tests.ops.cuda.devices import simulator_or_skip
 
 STEPS = 20
 RELATIVE = 1e-5
 """Of the loss over 20 steps in float32: roundings of a loss near ln 97, grown by the steps before."""
 BF16_RELATIVE = 2.0**-8
-"""Of the loss in bf16: its weights' rounding alone moves a loss by 2^-9 of itself (tests/fused/test_training.py)."""
+"""Of the loss in bf16: its weights' rounding alone moves a loss by 2^-9 of itself (tests/ops/cuda/test_training.py)."""
 LONG_STEPS, LONG_RELATIVE = 60, 1e-3
 """Between two CPU backends the difference is 1e-8 after 20 steps and grows tenfold every 20 to 30 steps from the 40th
 on; after 100 this run is chaotic. A device whose first differences are 1e-6 stays a factor 10 below the bound."""
@@ -41,7 +41,7 @@ def numpy_losses() -> list[float]:
 def test_training_follows_numpy(
     every_backend: Backend, numpy_losses: list[float], within: Callable[[str, float, float], None]
 ) -> None:
-    """All 20 steps on a GPU; five on the simulator, where tests/fused has a run of 20."""
+    """All 20 steps on a GPU; five on the simulator, where tests/ops/cuda has a run of 20."""
     steps = 5 if every_backend.name == "simulator" else STEPS
     got = _losses(every_backend, steps)
     assert numpy_losses[-1] < numpy_losses[0] - 0.5, "the run learns nothing, so it proves nothing"
@@ -118,7 +118,7 @@ def test_the_trainer_on_the_gpu_follows_numpy(tmp_path: Any, within: Callable[[s
 
 
 def _trainer_losses(backend: str, folder: Any) -> list[float]:
-    training, data = importlib.import_module("cllm_gpu.training"), importlib.import_module("cllm_gpu.data")
+    training, data = importlib.import_module("cllm_gpu.training.trainer"), importlib.import_module("cllm_gpu.data")
     config = importlib.import_module("cllm_gpu.config")
     text = folder / "text.txt"
     text.write_text("".join(f"def f{i}(x):\n    return x * {i}\n" for i in range(400)), encoding="utf-8")

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from cllm_gpu.architecture import SIZES, Architecture
 from cllm_gpu.backend import Backend
 from cllm_gpu.config import OptimizerConfig
-from cllm_gpu.model import Transformer
-from cllm_gpu.optimizers import Optimizer
-from cllm_gpu.parameters import Layout, initial_values, parameter_specs
-from cllm_gpu.workspace import Workspace
+from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.architecture import SIZES, Architecture
+from cllm_gpu.model.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.model.transformer import Transformer
+from cllm_gpu.optim.optimizer import Optimizer
 
 BATCH, LENGTH = 4, 24
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.architecture import Architecture
+from cllm_gpu.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
 from cllm_gpu.huggingface import export_model
-from cllm_gpu.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
+from cllm_gpu.model.architecture import Architecture
 
 SHAPE = Architecture(vocabulary=257, context=16, layers=2, heads=2, kv_heads=2, width=16, mlp_width=64)
 BuildModel = Callable[..., Any]

@@ -12,14 +12,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cllm_gpu.architecture import Architecture, LatticeTerms
-from cllm_gpu.checkpoints import load_model
+from cllm_gpu.checkpoint.checkpoint import load_model
+from cllm_gpu.checkpoint.safetensors_io import read_tensors, write_tensors
 from cllm_gpu.config import ModelConfig
-from cllm_gpu.errors import UserError
+from cllm_gpu.data.tokenizers import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    PatternTokenizer,
+    Tokenizer,
+    tokenizer_from_dict,
+)
 from cllm_gpu.huggingface import export_model, import_model
-from cllm_gpu.huggingface.gpt2 import read_config
-from cllm_gpu.tensor_files import read_tensors, write_tensors
-from cllm_gpu.tokenizers import ByteTokenizer, HuggingFaceTokenizer, PatternTokenizer, Tokenizer, tokenizer_from_dict
+from cllm_gpu.huggingface.gpt2_mapping import read_config
+from cllm_gpu.model.architecture import Architecture, LatticeTerms
+from cllm_gpu.utils.errors import UserError
 
 SHAPE = Architecture(vocabulary=300, context=16, layers=2, heads=2, kv_heads=2, width=16, mlp_width=64)
 CHANGES: list[dict[str, Any]] = [{}, {"tied_head": False}, {"mlp_width": 40, "heads": 4, "kv_heads": 4}]

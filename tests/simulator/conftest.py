@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from cllm_gpu.compiler import find_compiler
+from cllm_gpu.utils.compiler import find_compiler
 
 HAVE_COMPILER = find_compiler() is not None
 

@@ -63,7 +63,7 @@ def _kernel(name: str, body: str) -> str:
 
 @pytest.fixture(scope="module")
 def module() -> RawModule:
-    from cllm_gpu.fused.sources import source_directory
+    from cllm_gpu.ops.cuda.kernel_source import source_directory
 
     kernels = [_kernel(name, body) for name, body in BODIES.items()]
     for name, parts in NEEDED.items():

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cllm_gpu.fused.nvrtc import compile_kernels, load_nvrtc
-from cllm_gpu.fused.sources import source_directory
+from bench.compiled.nvrtc import compile_kernels, load_nvrtc
+from cllm_gpu.ops.cuda.kernel_source import source_directory
 from cllm_gpu.simulator import RawModule, Schedule
 
 SOURCE = r"""

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cllm_gpu.errors import UserError
 from cllm_gpu.simulator import RawKernel, RawModule
+from cllm_gpu.utils.errors import UserError
 
 ADD = r"""
 extern "C" __global__ void my_add(const float* x1, const float* x2, float* y) {

@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cllm_gpu.compiler import find_compiler
-from cllm_gpu.errors import UserError
 from cllm_gpu.simulator import KernelError, RawKernel, RawModule
 from cllm_gpu.simulator.build import build
+from cllm_gpu.utils.compiler import find_compiler
+from cllm_gpu.utils.errors import UserError
 
 SOURCE = r"""
 extern "C" __global__ void scale(const float* x, float* y, float factor, int n) {

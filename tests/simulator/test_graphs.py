@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.compiler import find_compiler
 from cllm_gpu.simulator import RawModule
 from cllm_gpu.simulator.errors import CaptureError
 from cllm_gpu.simulator.graphs import DeviceArray, array, capture, empty, library_call
+from cllm_gpu.utils.compiler import find_compiler
 
 SCALE = 'extern "C" __global__ void scale(const float* f, float* x, float more) { x[threadIdx.x] *= *f + more; }'
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cllm_gpu.errors import UserError
 from cllm_gpu.simulator import RawModule
 from cllm_gpu.simulator.source import find_kernels, find_variables
+from cllm_gpu.utils.errors import UserError
 
 SOURCE = r"""
 extern __shared__ __align__(16) unsigned char raw[];

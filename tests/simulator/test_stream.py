@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.inlet import Inlet
 from cllm_gpu.simulator.stream import SimulatedStream
+from cllm_gpu.training.input_staging import Inlet
 
 
 def _arrays(stream: SimulatedStream, *values: float) -> list[Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cllm_gpu.errors import UserError
 from cllm_gpu.simulator import KernelError, RawModule
+from cllm_gpu.utils.errors import UserError
 
 SOURCE = r"""
 struct Pair { int a, b; };

@@ -11,7 +11,7 @@ import pytest
 from cllm_gpu.backend import Backend
 from cllm_gpu.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import Dataset, open_dataset
-from cllm_gpu.training import Trainer
+from cllm_gpu.training.trainer import Trainer
 
 TEXT = "".join(f"def f{i}(x):\n    return x * {i} + {i * i}\n\n\n" for i in range(200))
 

@@ -15,11 +15,11 @@ import pytest
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.config import Config, TrainingConfig
-from cllm_gpu.diagnostics import DIAGNOSTICS, KINDS, is_due, largest, largest_activations
-from cllm_gpu.errors import UserError
-from cllm_gpu.metrics import read_metrics
-from cllm_gpu.pace import FIGURES
-from cllm_gpu.training import Trainer
+from cllm_gpu.training.diagnostics import DIAGNOSTICS, KINDS, is_due, largest, largest_activations
+from cllm_gpu.training.metrics import read_metrics
+from cllm_gpu.training.step_timer import FIGURES
+from cllm_gpu.training.trainer import Trainer
+from cllm_gpu.utils.errors import UserError
 
 MakeTrainer = Callable[..., Trainer]
 EXACT_SUMS = 1e-12

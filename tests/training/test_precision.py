@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.architecture import LatticeTerms
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.checkpoints import load_checkpoint, load_model
-from cllm_gpu.compiler import find_compiler
+from cllm_gpu.checkpoint.checkpoint import load_checkpoint, load_model
+from cllm_gpu.checkpoint.pretrained import open_trained
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
-from cllm_gpu.errors import UserError
-from cllm_gpu.logit_chunks import LogitChunks
-from cllm_gpu.memory_plan import plan_memory
-from cllm_gpu.metrics import read_metrics
-from cllm_gpu.precision import BFLOAT16
-from cllm_gpu.trained import open_trained
-from cllm_gpu.training import Trainer
+from cllm_gpu.devices.logit_chunks import LogitChunks
+from cllm_gpu.model.architecture import LatticeTerms
+from cllm_gpu.ops.precision import BFLOAT16
+from cllm_gpu.training.memory_plan import plan_memory
+from cllm_gpu.training.metrics import read_metrics
+from cllm_gpu.training.trainer import Trainer
+from cllm_gpu.utils.compiler import find_compiler
+from cllm_gpu.utils.errors import UserError
 
 MakeTrainer = Callable[..., Trainer]
 POINTS = LatticeTerms(matches=2, distance=True, learned_points=True, symmetry_fraction=0.5, start=0.5)
@@ -30,7 +30,7 @@ WITH_TERMS = ("numpy", "simulator")
 """Backends whose attention takes the lattice's score terms in bfloat16."""
 STEPS = 10
 FOLLOWS = 2.0**-9
-"""Relative difference of losses: an average rounding to 8 bits, as for one step in tests/fused/test_training.py."""
+"""Relative difference of losses: an average rounding to 8 bits, as for one step in tests/ops/cuda/test_training.py."""
 
 
 def backend_of(name: str, precision: Any = "bf16", workers: int = 1) -> Backend:
@@ -99,7 +99,7 @@ def test_a_crystalline_model_follows_float32(make_trainer: MakeTrainer, config: 
 def test_learned_points_are_float32_inside_and_have_gradients(
     make_trainer: MakeTrainer, config: Config, within: Any, name: str
 ) -> None:
-    """Of one batch and the same (bf16) weights, points and scalars: 2% as in tests/fused/test_training.py."""
+    """Of one batch and the same (bf16) weights, points and scalars: 2% as in tests/ops/cuda/test_training.py."""
     gradients = {}
     for precision in ("bf16", "fp32"):
         trainer = make_trainer(short(crystalline(config), precision), backend=backend_of(name, precision))

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.architecture import LatticeTerms
-from cllm_gpu.checkpoints import load_checkpoint, newest_checkpoint
+from cllm_gpu.checkpoint.checkpoint import load_checkpoint, newest_checkpoint
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
-from cllm_gpu.errors import UserError
-from cllm_gpu.metrics import read_metrics
-from cllm_gpu.pace import FIGURES
-from cllm_gpu.training import Trainer
+from cllm_gpu.model.architecture import LatticeTerms
+from cllm_gpu.training.metrics import read_metrics
+from cllm_gpu.training.step_timer import FIGURES
+from cllm_gpu.training.trainer import Trainer
+from cllm_gpu.utils.errors import UserError
 
 MakeTrainer = Callable[..., Trainer]
 

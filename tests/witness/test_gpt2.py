@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cllm_gpu.architecture import Architecture
-from cllm_gpu.workspace import Workspace
+from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.architecture import Architecture
 
 pytestmark = pytest.mark.witness
 

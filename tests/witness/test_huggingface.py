@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.architecture import Architecture
 from cllm_gpu.backend import get_backend
+from cllm_gpu.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from cllm_gpu.huggingface import export_model, import_model
-from cllm_gpu.huggingface.gpt2 import read_config
-from cllm_gpu.model import Transformer
-from cllm_gpu.parameters import Layout, parameter_specs
-from cllm_gpu.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
-from cllm_gpu.workspace import Workspace
+from cllm_gpu.huggingface.gpt2_mapping import read_config
+from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.architecture import Architecture
+from cllm_gpu.model.parameters import Layout, parameter_specs
+from cllm_gpu.model.transformer import Transformer
 
 pytestmark = pytest.mark.witness
 
@@ -147,8 +147,8 @@ def test_export(
 
 def test_both_continue_a_text_alike(build_model: Any, transformers: Any, torch: Any, tmp_path: Path) -> None:
     """Greedy generation by transformers from an export, token by token as here."""
-    from cllm_gpu.generation import generate_tokens
-    from cllm_gpu.sampling import Sampler
+    from cllm_gpu.inference.generate import generate_tokens
+    from cllm_gpu.inference.sampling import Sampler
 
     model, _ = build_model(A, np.float32)
     export_model(model, ByteTokenizer(), tmp_path / "out")

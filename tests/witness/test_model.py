@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from cllm_gpu.architecture import Architecture, LatticeTerms
-from cllm_gpu.lattice import lattice_points
-from cllm_gpu.model import EPSILON, IGNORE_INDEX
-from cllm_gpu.reference.dropout import Dropout, dropout_forward
-from cllm_gpu.workspace import Workspace
+from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.architecture import Architecture, LatticeTerms
+from cllm_gpu.model.lattice import lattice_points
+from cllm_gpu.model.transformer import EPSILON, IGNORE_INDEX
+from cllm_gpu.ops.reference.dropout import Dropout, dropout_forward
 
 pytestmark = pytest.mark.witness
 

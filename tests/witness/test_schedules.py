@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cllm_gpu.config import ScheduleConfig
-from cllm_gpu.schedules import rate_at
+from cllm_gpu.optim.schedules import rate_at
 
 pytestmark = pytest.mark.witness
 

@@ -1,0 +1,165 @@
+"""The tables of docs/performance.md, from the committed result files; see readme_tables.py."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.paths import RESULTS
+from cllm_gpu.report.diagnostics import ACTIVATIONS, GRADIENTS, highest, layer_row
+from cllm_gpu.utils import exact_json
+
+WARM_UP = ", warm-up"
+
+
+def load(name: str) -> Any:
+    """A result file as plain data, its infinities and NaNs included."""
+    return exact_json.loads((RESULTS / f"{name}.json").read_bytes())
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, its first column set to the left."""
+    rule = ["---", *("---:" for _ in header[1:])]
+    return [f"| {' | '.join(header)} |", f"|{'|'.join(rule)}|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def over_seeds(values: Sequence[float], form: str) -> str:
+    """Mean ± standard deviation (n − 1); for one seed the value; a dash where a run has none."""
+    if not all(map(math.isfinite, values)):
+        return "–"
+    mean = format(statistics.fmean(values), form)
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
+
+
+def made(found: Mapping[str, Any]) -> str:
+    """Steps, seeds, machine and date of an experiment, in a sentence."""
+    seeds, steps = found["seeds"], found["config"]["training"]["steps"]
+    said = f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "one seed"
+    return f"{steps} steps, {said}; {found['made']['system']}, {found['made']['date']}."
+
+
+# ---- optimizers and schedules
+
+
+def losses(name: str) -> str:
+    """Loss of every variant of an experiment, and how many of its steps were clipped or skipped."""
+    found = load(name)
+    rows = []
+    for summary in found["summaries"]:
+        runs = [run for run in found["runs"] if run["variant"] == summary["variant"]]
+        steps = sum(found["config"]["training"]["steps"] for _ in runs)
+        clipped, skipped = (_counted(runs, of) for of in ("clipped", "skipped"))
+        share = "–" if clipped is None else f"{clipped / steps:.0%}"
+        loss = over_seeds(summary["losses"], ".4f")
+        rows.append((summary["variant"], loss, share, "–" if skipped is None else str(skipped)))
+    header = ("optimizer, schedule", "validation loss (nats/byte)", "steps clipped", "steps skipped")
+    return "\n".join([*table(header, rows), "", made(found)])
+
+
+def _counted(runs: Sequence[Mapping[str, Any]], of: str) -> int | None:
+    counts = [run[of] for run in runs]
+    return None if None in counts else sum(counts)
+
+
+def schedule_effects(name: str) -> str:
+    """What a warm-up and a decay are each worth, seed by seed, by what else the schedule has."""
+    found = load(name)
+    by_variant = {summary["variant"]: summary["losses"] for summary in found["summaries"]}
+    rows = []
+    for optimizer in dict.fromkeys(variant.split(",")[0] for variant in by_variant):
+        constant, cosine = f"{optimizer}, constant", f"{optimizer}, cosine"
+        pairs = (
+            (constant, constant + WARM_UP),
+            (cosine, cosine + WARM_UP),
+            (constant, cosine),
+            (constant + WARM_UP, cosine + WARM_UP),
+        )
+        rows.append((optimizer, *(_gain(by_variant[without], by_variant[having]) for without, having in pairs)))
+    header = (
+        "", "warm-up, constant rate", "warm-up, cosine decay", "cosine decay, no warm-up", "cosine decay, warm-up"
+    )  # fmt: skip
+    spoken = "Loss without it less loss with it, seed by seed: above 0 it helped."
+    return "\n".join([*table(header, rows), "", f"{spoken} {made(found)[0].upper()}{made(found)[1:]}"])
+
+
+def _gain(without: Sequence[float], having: Sequence[float]) -> str:
+    return over_seeds([a - b for a, b in zip(without, having, strict=True)], "+.4f")
+
+
+# ---- inside the runs
+
+
+def gradient_flow() -> str:
+    """A table by layer for each run."""
+    found = load("gradient_flow")
+    lines: list[str] = []
+    for run in found["runs"]:
+        inside = run["series"]
+        header = (run["variant"], *GRADIENTS, *ACTIVATIONS)
+        lines += [*table(header, [layer_row(inside, name) for name in inside["gradient_norm"]]), ""]
+        lines += [f"Loss {run['loss']:.4f}; {_events(run)}", ""]
+    return "\n".join([*lines, _looked(found)])
+
+
+def stability() -> str:
+    """A row for each run: the largest activations of all layers and looks, and what was refused."""
+    found = load("stability")
+    rows = []
+    for run in found["runs"]:
+        inside = run["series"]
+        peaks = [f"{_peak(by_layer):.3g}" for by_layer in inside["largest"].values()]
+        zeros = f"{_peak(inside['zero_share']):.2%}"
+        loss = "–" if run["loss"] is None else f"{run['loss']:.4f}"
+        clipped, skipped = f"{inside['clipped']}", f"{inside['skipped']}"
+        rows.append((run["variant"], str(run["steps"]), loss, *peaks, zeros, clipped, skipped))
+    header = ("run", "steps", "loss", *ACTIVATIONS, GRADIENTS[-1], "clipped", "skipped")
+    stops = [f"{run['variant']}: {_reason(run['stopped'])}." for run in found["runs"] if run["stopped"]]
+    return "\n".join([*table(header, rows), "", " ".join([_looked(found), *stops])])
+
+
+def _peak(by_layer: Mapping[str, Sequence[float]]) -> float:
+    return highest(value for values in by_layer.values() for value in values)
+
+
+def _events(run: Mapping[str, Any]) -> str:
+    return f"{run['series']['clipped']} of {run['steps']} steps clipped, {run['series']['skipped']} skipped."
+
+
+def _reason(stopped: str) -> str:
+    """The reason without the advice."""
+    return re.sub(r"; the weights are .*", "", stopped)
+
+
+def _looked(found: Mapping[str, Any]) -> str:
+    runs = found["runs"]
+    seeds = {run["seed"] for run in runs}
+    said = "one seed" if len(seeds) == 1 else f"seeds {', '.join(map(str, sorted(seeds)))}"
+    machine = found["made"]
+    return f"{said[0].upper()}{said[1:]}; {machine['processor']}, {machine['system']}, {machine['date']}."
+
+
+# ---- gathered from other results
+
+
+def kernels() -> str:
+    """One sentence on the resources of the CUDA kernels, and one on what their tests catch."""
+    resources, mutants = load("kernel_resources"), load("mutation")["total"]
+    rows = resources["kernels"]
+    names = {row["declared"] for row in rows}
+    architectures = sorted({row["architecture"] for row in rows}, key=lambda name: int(name.removeprefix("sm_")))
+    spilling = {row["declared"] for row in rows if row["spill_bytes"]}
+    worst, most = (max(rows, key=lambda row: row[of]) for of in ("spill_bytes", "registers"))
+    spills = "none spills"
+    if spilling:
+        size = f"{worst['spill_bytes']} bytes a thread"
+        spills = f"{len(spilling)} spill on one of them at least, `{worst['declared']}` the most ({size})"
+    compiled = f"{len(names)} kernels, variants counted, for {', '.join(architectures)}"
+    caught = f"the tests catch {mutants['caught']} of the others, {mutants['share']:.1%}"
+    return (
+        f"NVRTC {resources['nvrtc']} compiles {compiled}: {spills}; the most registers a thread has are "
+        f"{most['registers']}. Of {mutants['tried']} damaged copies of the kernels {mutants['equivalent']} compute the "
+        f"same as before; {caught}."
+    )

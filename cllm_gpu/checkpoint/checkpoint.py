@@ -1,0 +1,320 @@
+"""Checkpoints: everything a run needs to go on bit for bit, or to be used, in folders that are complete or not there.
+
+    run/checkpoints/step_00001000/
+        model.safetensors      the parameters by name, in float32 where there are masters; other tools can read them
+        optimizer.safetensors  "first_moment/blocks.0.qkv.weight" …
+        manifest.json          configuration, architecture, tokenizer, step, loop state, SHA-256 of every file
+
+A checkpoint is written into a folder with a temporary name, every file and the folder are synced, and then the folder
+is renamed. Only after that are old checkpoints removed. Which checkpoint is the best stands in the manifests (the
+newest that was the best when it was written), so no second file can disagree with them after a crash.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cllm_gpu.backend import Backend
+from cllm_gpu.checkpoint.manifest import MANIFEST, Manifest, NewerFormatError, manifest_text, read_manifest
+from cllm_gpu.checkpoint.safetensors_io import read_tensors, tensors_size, verify_file, write_synced, write_tensors
+from cllm_gpu.model.architecture import Architecture
+from cllm_gpu.model.parameters import FlatParameters
+from cllm_gpu.ops.precision import wide_dtype
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.files import PARTIAL, clear_errors, remove, remove_partials, sync_folder
+
+CHECKPOINTS = "checkpoints"
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+REPLACED = ".replaced"
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after `step` optimizer steps, on the host."""
+
+    config: dict[str, Any]
+    """Plain data, as `cllm_gpu.config.as_dict` gives it; so are the three below."""
+    architecture: dict[str, Any]
+    tokenizer: dict[str, Any]
+    step: int
+    state: dict[str, Any]
+    """The loop's own: counters, windows, the best loss. Floats come back to the bit, infinities and NaN too."""
+    parameters: dict[str, Array]
+    """By name."""
+    optimizer: dict[str, dict[str, Array]]
+    """Moments ("first_moment", …) → parameter name → array."""
+    passed_over: tuple[str, ...] = ()
+    """When a run's folder was read: a line for each newer checkpoint that is incomplete or damaged."""
+
+
+# ---- writing
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep_last: int, best: bool) -> Path:
+    """Write a checkpoint of `run` and return its folder; then keep the newest `keep_last` and the best one.
+
+    Checkpoints of later steps are of a course that was given up (the run was resumed from an earlier one) and go too.
+    One of the same step is replaced. Arrays are written from where they lie: no copy of contiguous ones is made.
+    Raises UserError when the disk is full or the folder cannot be written; all earlier checkpoints are then intact.
+    """
+    folder = run / CHECKPOINTS
+    target = folder / f"step_{checkpoint.step:08d}"
+    partial = folder / f".{target.name}{PARTIAL}"
+    moments = _joined(checkpoint.optimizer)
+    needs = tensors_size(checkpoint.parameters) + tensors_size(moments)
+    with clear_errors("write", target, needs):
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            sync_folder(run)
+        _clean(folder)
+        try:
+            partial.mkdir()
+            _write_files(partial, checkpoint, moments, best)
+            _put_in_place(partial, target)
+        except BaseException:
+            remove(partial)
+            raise
+        sync_folder(folder)
+    _prune(folder, checkpoint.step, keep_last)
+    return target
+
+
+def _joined(optimizer: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
+    return {f"{moment}/{name}": array for moment, arrays in optimizer.items() for name, array in arrays.items()}
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint, moments: dict[str, Array], best: bool) -> None:
+    """The three files, synced, and the folder that lists them. Raises OSError."""
+    manifest = Manifest(
+        step=checkpoint.step,
+        best=best,
+        optimizer=list(checkpoint.optimizer),
+        files={
+            MODEL: write_tensors(folder / MODEL, checkpoint.parameters),
+            OPTIMIZER: write_tensors(folder / OPTIMIZER, moments),
+        },
+        content={
+            "config": checkpoint.config,
+            "architecture": checkpoint.architecture,
+            "tokenizer": checkpoint.tokenizer,
+            "state": checkpoint.state,
+        },
+    )
+    write_synced(folder / MANIFEST, iter([manifest_text(manifest)]))
+    sync_folder(folder)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Rename the finished folder; one of the same step steps aside first and is still found by readers meanwhile."""
+    aside = target.with_name(f".{target.name}{REPLACED}")
+    if target.exists():
+        os.rename(target, aside)
+    try:
+        os.rename(partial, target)
+    except OSError:
+        if aside.exists():
+            os.rename(aside, target)
+        raise
+    remove(aside)
+
+
+def _clean(folder: Path) -> None:
+    """Undo or finish what an interrupted writer began."""
+    remove_partials(folder)
+    for aside in folder.glob(f".step_*{REPLACED}"):
+        target = aside.with_name(aside.name[1 : -len(REPLACED)])
+        if target.exists():
+            remove(aside)
+        else:
+            os.rename(aside, target)
+
+
+def _prune(folder: Path, newest: int, keep_last: int) -> None:
+    """Remove all but step `newest`, the `keep_last` newest up to it, and the best of them."""
+    steps = _complete(folder)
+    earlier = [step for step in steps if step <= newest]
+    kept = {newest, *earlier[:keep_last]} if keep_last > 0 else {newest}
+    kept |= set(_best_of({step: steps[step] for step in earlier}))
+    for path in _folders(folder).values():
+        if path not in {steps.get(step) for step in kept}:
+            remove(path)
+
+
+# ---- finding
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """Folder of the newest complete checkpoint of a run, or None. Sizes are checked, contents only when it is read."""
+    return next(iter(_complete(run / CHECKPOINTS).values()), None)
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """Folder of the complete checkpoint with the lowest validation loss of a run, or None when none was marked."""
+    return next(iter(_best_of(_complete(run / CHECKPOINTS)).values()), None)
+
+
+def _folders(folder: Path) -> dict[int, Path]:
+    """Step → folder of every checkpoint, complete or not, newest first."""
+    found: dict[int, Path] = {}
+    with clear_errors("read", folder):
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in paths:  # ".step_…" sorts first: the real name wins
+        match = re.fullmatch(r"step_(\d+)|\.step_(\d+)\.replaced", path.name)
+        if match and path.is_dir():
+            found[int(match[1] or match[2])] = path
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _complete(folder: Path) -> dict[int, Path]:
+    return {step: path for step, path in _folders(folder).items() if _manifest_if_complete(path) is not None}
+
+
+def _manifest_if_complete(path: Path) -> Manifest | None:
+    """The manifest, when it is sound and every file it names has its size."""
+    try:
+        manifest = read_manifest(path)
+        sizes = {name: (path / name).stat().st_size for name in manifest.files}
+    except (UserError, OSError):
+        return None
+    return manifest if all(sizes[name] == file.size for name, file in manifest.files.items()) else None
+
+
+def _best_of(steps: dict[int, Path]) -> dict[int, Path]:
+    """The newest of complete checkpoints (newest first) that was the best when it was written."""
+    for step, path in steps.items():
+        manifest = _manifest_if_complete(path)
+        if manifest is not None and manifest.best:
+            return {step: path}
+    return {}
+
+
+# ---- reading
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint: its own folder, or a run's (then the newest complete one).
+
+    Raises UserError when there is none, or it is truncated, changed, incomplete, or of a newer format.
+    """
+    folder = _chosen(path, "last")
+    passed_over = _passed_over(path, folder)
+    manifest = read_manifest(folder)
+    for name, record in manifest.files.items():
+        verify_file(folder / name, record)
+    optimizer: dict[str, dict[str, Array]] = {moment: {} for moment in manifest.optimizer}
+    for joined, array in read_tensors(folder / OPTIMIZER).items():
+        moment, name = joined.split("/", 1)
+        optimizer[moment][name] = array
+    return _checkpoint(manifest, read_tensors(folder / MODEL), optimizer, passed_over)
+
+
+def load_model(path: Path, which: Literal["best", "last"] = "best") -> Checkpoint:
+    """Like `load_checkpoint` without the optimizer, whose file may be absent when `path` is a checkpoint's folder.
+
+    Of a run's folder it takes the best checkpoint, or the newest when none was marked or `which` is "last".
+    """
+    folder, manifest = model_manifest(path, which)
+    verify_file(folder / MODEL, manifest.files[MODEL])
+    return _checkpoint(manifest, read_tensors(folder / MODEL), {})
+
+
+def model_manifest(path: Path, which: Literal["best", "last"] = "best") -> tuple[Path, Manifest]:
+    """The folder of the checkpoint that `load_model` would read, and its manifest alone. UserError as there."""
+    folder = _chosen(path, which)
+    return folder, read_manifest(folder)
+
+
+def _checkpoint(
+    manifest: Manifest,
+    parameters: dict[str, Array],
+    optimizer: dict[str, dict[str, Array]],
+    passed_over: tuple[str, ...] = (),
+) -> Checkpoint:
+    return Checkpoint(
+        step=manifest.step, parameters=parameters, optimizer=optimizer, passed_over=passed_over, **manifest.content
+    )
+
+
+def _passed_over(path: Path, chosen: Path) -> tuple[str, ...]:
+    """A line for each broken checkpoint of the run newer than `chosen`; NewerFormatError for one that is sound."""
+    if path == chosen:
+        return ()
+    lines = []
+    for folder in _folders(chosen.parent).values():
+        if folder == chosen:
+            break
+        try:
+            read_manifest(folder)
+            lines.append(f"{folder} is incomplete: passed over")
+        except NewerFormatError:
+            raise
+        except UserError as error:
+            lines.append(f"{error} (passed over)")
+    return tuple(lines)
+
+
+def _chosen(path: Path, which: Literal["best", "last"]) -> Path:
+    """The checkpoint's folder that `path` means. Raises UserError when it means none."""
+    with clear_errors("read", path):
+        if not path.exists():
+            raise UserError(f"checkpoint {path} does not exist; give the folder of a run or of a checkpoint")
+        if not path.is_dir():
+            raise UserError(f"checkpoint {path} is a file; give the folder of a run or of a checkpoint")
+        if (path / "config.json").exists() and not (path / MANIFEST).exists():
+            raise UserError(f"{path} is a model as Hugging Face stores it: read it with `cllm-gpu import {path}` first")
+        if (path / MANIFEST).exists() or (path / MODEL).exists() or re.fullmatch(r"step_\d+", path.name):
+            return path
+    run = path.parent if path.name == CHECKPOINTS else path
+    found = (best_checkpoint(run) if which == "best" else None) or newest_checkpoint(run)
+    if found is not None:
+        return found
+    damaged = next(iter(_folders(run / CHECKPOINTS).values()), None)
+    if damaged is not None:
+        return damaged  # reading it tells what is wrong with it
+    raise UserError(f"{path} holds no checkpoint: expected {MANIFEST} in it, or {CHECKPOINTS}/step_… of a run")
+
+
+def require_architecture(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """UserError where the checkpoint is of a model of another shape."""
+    own = architecture.as_dict()
+    for name in own | checkpoint.architecture:
+        value, found = own.get(name), checkpoint.architecture.get(name)
+        if found != value:
+            raise UserError(f"the checkpoint is of another model: {name} is {found} in it, {value} here")
+
+
+def match_parameters(
+    arrays: Mapping[str, Array], target: FlatParameters, backend: Backend, *, rounded: bool = False
+) -> None:
+    """Copy a checkpoint's arrays into `target`'s views, on the device; names and shapes must be the same.
+
+    A narrower dtype is widened; nothing is rounded unless `rounded`: then float32 may be, to its nearest. Raises
+    UserError that names the first array that is missing, extra, of another shape or of a wider dtype; nothing is copied
+    then.
+    """
+    wanted, kept = target.layout.specs, target.layout.dtype
+    widest = wide_dtype(kept) if rounded else kept
+    other = "the checkpoint is of another model"
+    for name, spec in wanted.items():
+        if name not in arrays:
+            raise UserError(f"{other}: {name} {list(spec.shape)} is missing from it")
+        found = arrays[name]
+        if found.shape != spec.shape:
+            raise UserError(f"{other}: {name} is {list(found.shape)} in it, this model needs {list(spec.shape)}")
+        if not np.can_cast(found.dtype, widest, "safe"):
+            raise UserError(f"{other}: {name} is {found.dtype} in it, this model holds {kept}")
+    for name in arrays:
+        if name not in wanted:
+            raise UserError(f"{other}: it has {name} {list(arrays[name].shape)}, this model does not")
+    for name, view in target.items():
+        view[...] = backend.asarray(arrays[name]).astype(kept, copy=False)

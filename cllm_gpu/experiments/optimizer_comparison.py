@@ -1,0 +1,342 @@
+"""The same model from the same seed under several optimizers and schedules: which reaches a loss sooner, fairly tuned.
+
+A family is one optimizer and schedule; its settings differ in the learning rate alone. Every family is tried over as
+many rates as any other, a constant factor apart, and where the best rate lies at an end of its grid, over more rates
+beyond that end (as many for every family at most). The loss is the validation loss at evaluations; a loss is reached
+at the first evaluation that is not above it. Time is that of training steps, without evaluations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from cllm_gpu.backend import Backend
+from cllm_gpu.config import Config, ScheduleConfig, as_dict
+from cllm_gpu.data import Dataset
+from cllm_gpu.training.trainer import Trainer
+from cllm_gpu.utils.errors import UserError
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+ScheduleName = Literal["constant", "linear", "cosine", "step", "wsd"]
+
+BASELINE = "sgd"
+RATES: dict[OptimizerName, tuple[float, ...]] = {
+    "sgd": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "adam": (0.0003, 0.001, 0.003, 0.01, 0.03),
+    "adamw": (0.0003, 0.001, 0.003, 0.01, 0.03),
+}
+"""Two decades around each optimizer's usual rate, half a decade apart: as many for each."""
+ADAMW_DECAY = 0.1
+"""AdamW's weight decay where the configuration has none: without any it is Adam."""
+EVALUATIONS = 40
+"""A run is evaluated this often at least, so that steps to a loss are known to 1/40 of the run."""
+EXTENSIONS = 3
+"""Rates at most that a family may be tried over beyond its grid."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run to make: what it is called, whose grid it belongs to, and its configuration."""
+
+    name: str
+    family: str
+    config: Config
+
+    @property
+    def rate(self) -> float:
+        """Its peak learning rate."""
+        return self.config.optimizer.rate
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation: after `step` steps and `seconds` of training the validation loss (nats/token) was `loss`."""
+
+    step: int
+    seconds: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The evaluations of a run, in order."""
+
+    points: tuple[Point, ...]
+    stopped: str | None = None
+    """Why the run ended early; None where it did not."""
+
+    @property
+    def best(self) -> Point | None:
+        """The first evaluation of the lowest loss; None where no loss was finite."""
+        return min((p for p in self.points if math.isfinite(p.loss)), key=lambda p: p.loss, default=None)
+
+    def reach(self, loss: float) -> Point | None:
+        """The first evaluation with at most this loss."""
+        return next((p for p in self.points if p.loss <= loss), None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A setting and what came of it."""
+
+    setting: Setting
+    curve: Curve
+
+    @property
+    def best_loss(self) -> float:
+        """Lowest loss, or inf."""
+        return self.curve.best.loss if self.curve.best else math.inf
+
+
+@dataclass(frozen=True)
+class Row:
+    """A family in the comparison. "sooner" is the baseline's steps or seconds to the target over this family's."""
+
+    family: str
+    runs: int
+    """Rates it was tried over."""
+    tuned: str
+    """Name of the setting with the lowest loss."""
+    rate: float
+    """Its learning rate."""
+    at_edge: bool
+    """That rate is the least or the greatest tried: a better one may lie beyond."""
+    best_loss: float
+    steps: int | None
+    """Steps of the tuned setting to the target; None where it never got there."""
+    seconds: float | None
+    steps_sooner: float | None
+    seconds_sooner: float | None
+    fastest: str | None
+    """Name of the setting of this family that reached the target in the fewest steps."""
+    fastest_steps: int | None
+    fastest_sooner: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All runs, and a row for each family against the baseline's best loss."""
+
+    baseline: str
+    target: float
+    """The lowest loss of the baseline's best-tuned setting."""
+    rows: tuple[Row, ...]
+    runs: tuple[Run, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, configurations and curves included."""
+        return {
+            "baseline": self.baseline,
+            "target": self.target,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "runs": [
+                {
+                    "name": run.setting.name,
+                    "family": run.setting.family,
+                    "config": as_dict(run.setting.config),
+                    "stopped": run.curve.stopped,
+                    "points": [dataclasses.asdict(point) for point in run.curve.points],
+                }
+                for run in self.runs
+            ],
+        }
+
+    def tuned(self) -> list[Run]:
+        """The best-tuned run of every family, in the order of the rows."""
+        by_name = {run.setting.name: run for run in self.runs}
+        return [by_name[row.tuned] for row in self.rows]
+
+
+# ---- what is run
+
+
+def default_settings(
+    config: Config,
+    *,
+    optimizers: Sequence[OptimizerName] = ("sgd", "adam", "adamw"),
+    schedules: Sequence[ScheduleName] = (),
+) -> list[Setting]:
+    """A grid of rates for every optimizer under `config`'s schedule, and for AdamW under each of `schedules` besides.
+
+    The minimum rate keeps its ratio to the peak; runs are evaluated at least 40 times.
+    """
+    _known(optimizers, get_args(OptimizerName), "optimizer")
+    _known(schedules, get_args(ScheduleName), "schedule")
+    settings = [s for name in optimizers for s in _grid(config, name, name)]
+    for schedule in schedules:
+        if schedule != config.schedule.name:
+            other = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, name=schedule))
+            settings += _grid(other, "adamw", f"adamw {schedule}")
+    return settings
+
+
+def _known(names: Iterable[str], known: tuple[str, ...], what: str) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"{what} {name!r} is not known; choose from {', '.join(known)}")
+
+
+def _grid(config: Config, optimizer: OptimizerName, family: str) -> list[Setting]:
+    decay = config.optimizer.weight_decay or (ADAMW_DECAY if optimizer == "adamw" else 0.0)
+    loop = config.training
+    often = max(1, loop.steps // EVALUATIONS)
+    base = dataclasses.replace(
+        config,
+        optimizer=dataclasses.replace(config.optimizer, name=optimizer, weight_decay=decay),
+        training=dataclasses.replace(loop, evaluate_every=min(loop.evaluate_every or often, often)),
+    )
+    return [with_rate(Setting("", family, base), rate) for rate in RATES[optimizer]]
+
+
+def with_rate(setting: Setting, rate: float) -> Setting:
+    """The setting with another peak rate, and a name that says it."""
+    config = setting.config
+    rate = float(f"{rate:.3g}")
+    minimum = config.schedule.minimum_rate / config.optimizer.rate * rate
+    schedule: ScheduleConfig = dataclasses.replace(config.schedule, minimum_rate=min(minimum, rate))
+    optimizer = dataclasses.replace(config.optimizer, rate=rate)
+    new = dataclasses.replace(config, optimizer=optimizer, schedule=schedule)
+    return Setting(f"{setting.family} rate {rate:g}", setting.family, new)
+
+
+def run_setting(config: Config, backend: Backend, dataset: Dataset) -> Curve:
+    """Train `config` from its seed, in memory; its evaluations. A run that training gave up on ends early.
+
+    KeyboardInterrupt when the person asked to stop.
+    """
+    recorder = CurveRecorder()
+    trainer = Trainer(config, backend, dataset, reporter=recorder)
+    stopped = None
+    try:
+        trainer.initialise()
+        with np.errstate(all="ignore"):  # numbers that overflow are what a rate too high looks like, and are judged
+            if trainer.train().interrupted:
+                raise KeyboardInterrupt
+    except UserError as error:
+        stopped = str(error)
+    finally:
+        trainer.close()
+    return Curve(tuple(recorder.points), stopped)
+
+
+class CurveRecorder:
+    """A `reporters.Reporter` that keeps the evaluations and the time of the steps before each."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self._seconds = 0.0
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Count a step's time."""
+        self._seconds += record["seconds"]
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Keep an evaluation."""
+        self.points.append(Point(record["step"], self._seconds, record["loss"]))
+
+    def message(self, text: str) -> None:
+        """Nothing: what stops a run is kept with its curve."""
+
+
+# ---- the comparison
+
+
+def compare(
+    settings: Sequence[Setting],
+    run: Callable[[Config], Curve],
+    *,
+    baseline: str = BASELINE,
+    extensions: int = EXTENSIONS,
+    report: Callable[[Run], None] = lambda run: None,
+) -> Comparison:
+    """Run every setting, and at most `extensions` more rates per family where the best rate is at the grid's end.
+
+    `report` is told of every run as it ends. UserError when the settings do not train the same model on the same
+    batches for the same steps, when the baseline is missing, or when it reached no finite loss.
+    """
+    _require_alike(settings, baseline)
+    runs: list[Run] = []
+
+    def make(setting: Setting) -> Run:
+        done = Run(setting, run(setting.config))
+        runs.append(done)
+        report(done)
+        return done
+
+    families: dict[str, list[Run]] = {}
+    for setting in settings:
+        families.setdefault(setting.family, []).append(make(setting))
+    for grid in families.values():
+        for _ in range(extensions):
+            rate = next_rate([(r.setting.rate, r.best_loss) for r in grid])
+            if rate is None:
+                break
+            grid.append(make(with_rate(grid[0].setting, rate)))
+    return summarise(families, runs, baseline)
+
+
+def _require_alike(settings: Sequence[Setting], baseline: str) -> None:
+    families = {setting.family for setting in settings}
+    if baseline not in families:
+        raise UserError(f"the comparison is against {baseline}, which is not among {', '.join(sorted(families))}")
+    if len({setting.name for setting in settings}) != len(settings):
+        raise UserError("two settings of the comparison have the same name")
+    first = settings[0].config
+    for setting in settings:
+        c = setting.config
+        same = (c.model, c.data, c.training) == (first.model, first.data, first.training)
+        if not same:
+            raise UserError(f"{setting.name} and {settings[0].name} differ in more than optimizer and schedule")
+
+
+def next_rate(tried: Sequence[tuple[float, float]]) -> float | None:
+    """The rate to try after these (rate, lowest loss): one factor beyond the end at which the best lies, else None.
+
+    The factor is that between the two rates at that end. None too for fewer than two rates, or where all diverged.
+    """
+    order = sorted(tried)
+    losses = [loss for _, loss in order]
+    best = losses.index(min(losses))
+    if len(order) < 2 or not math.isfinite(losses[best]) or 0 < best < len(order) - 1:
+        return None
+    end, neighbour = (order[0][0], order[1][0]) if best == 0 else (order[-1][0], order[-2][0])
+    return end * end / neighbour
+
+
+def summarise(families: dict[str, list[Run]], runs: Sequence[Run], baseline: str) -> Comparison:
+    """The comparison of families of runs. UserError when the baseline has no finite loss."""
+    tuned = {name: min(grid, key=lambda r: r.best_loss) for name, grid in families.items()}
+    target = tuned[baseline].best_loss
+    if not math.isfinite(target):
+        raise UserError(f"no run of {baseline} reached a finite loss; there is nothing to compare with")
+    reference = tuned[baseline].curve.reach(target)
+    assert reference is not None
+    rows = tuple(_row(name, grid, tuned[name], target, reference) for name, grid in families.items())
+    return Comparison(baseline, target, rows, tuple(runs))
+
+
+def _row(family: str, grid: list[Run], tuned: Run, target: float, reference: Point) -> Row:
+    there = tuned.curve.reach(target)
+    reached = [(point.step, run.setting.name) for run in grid if (point := run.curve.reach(target))]
+    fastest = min(reached, default=None)
+    return Row(
+        family=family,
+        runs=len(grid),
+        tuned=tuned.setting.name,
+        rate=tuned.setting.rate,
+        at_edge=next_rate([(r.setting.rate, r.best_loss) for r in grid]) is not None,
+        best_loss=tuned.best_loss,
+        steps=there.step if there else None,
+        seconds=there.seconds if there else None,
+        steps_sooner=reference.step / there.step if there else None,
+        seconds_sooner=reference.seconds / there.seconds if there and there.seconds > 0 else None,
+        fastest=fastest[1] if fastest else None,
+        fastest_steps=fastest[0] if fastest else None,
+        fastest_sooner=reference.step / fastest[0] if fastest else None,
+    )

@@ -1,0 +1,92 @@
+"""Tokenizers in a Hugging Face folder: tokenizer.json, or GPT-2's older vocab.json and merges.txt.
+
+A byte-level BPE without merges is our bytes: each of the 256 characters of GPT-2's alphabet is one id.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cllm_gpu.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, byte_characters, load_tokenizer
+from cllm_gpu.utils.errors import UserError
+
+TOKENIZER = "tokenizer.json"
+VOCABULARY = "vocab.json"
+MERGES = "merges.txt"
+END_OF_TEXT = "<|endoftext|>"
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a folder; None where it holds none. UserError for files that cannot be used."""
+    if (folder / TOKENIZER).is_file():
+        found = load_tokenizer(str(folder / TOKENIZER))
+        own = isinstance(found, HuggingFaceTokenizer) and json.loads(found.as_dict()["json"]) == bytes_settings()
+        return ByteTokenizer() if own else found
+    files = [folder / name for name in (VOCABULARY, MERGES)]
+    there = [path for path in files if path.is_file()]
+    if len(there) == 1:
+        raise UserError(f"{there[0]} is there without its {next(f.name for f in files if f not in there)}: give both")
+    return _from_merges(*files) if there else None
+
+
+def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
+    """GPT-2's tokenizer of its two files, with its end of text marked as special."""
+    import tokenizers  # slow to import
+    from tokenizers import decoders, models, pre_tokenizers
+
+    try:
+        built = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{vocabulary} and {merges.name} are no byte-level BPE: {error}") from error
+    if built.token_to_id(END_OF_TEXT) is None:
+        raise UserError(f"{vocabulary} has no {END_OF_TEXT}: it is not the vocabulary of a GPT-2")
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    built.add_special_tokens([END_OF_TEXT])
+    return HuggingFaceTokenizer(built.to_str(), str(vocabulary))
+
+
+def tokenizer_text(tokenizer: Tokenizer) -> str | None:
+    """The tokenizer.json that does what `tokenizer` does; None where there is none that does."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return str(tokenizer.as_dict()["json"])
+    return json.dumps(bytes_settings()) if isinstance(tokenizer, ByteTokenizer) else None
+
+
+def tokenizer_config(tokenizer: Tokenizer, text: str, context: int) -> dict[str, Any]:
+    """What transformers' AutoTokenizer needs beside tokenizer.json."""
+    end = HuggingFaceTokenizer(text, TOKENIZER).name_of(tokenizer.end_of_text)
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end,
+        "eos_token": end,
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def bytes_settings() -> dict[str, Any]:
+    """`ByteTokenizer` as the content of a tokenizer.json: the same ids."""
+    end = {
+        "id": ByteTokenizer.end_of_text, "content": END_OF_TEXT, "single_word": False, "lstrip": False,
+        "rstrip": False, "normalized": False, "special": True,
+    }  # fmt: skip
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [end],
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": None,
+        "decoder": level,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+            "vocab": byte_characters() | {END_OF_TEXT: end["id"]},
+            "merges": [],
+        },
+    }  # fmt: skip

@@ -1,0 +1,113 @@
+"""What every attention kernel is given: checked operands and strides, sizes, score terms, symmetry, the variant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, address_of, element_strides, storage_of
+from cllm_gpu.ops.cuda.score_bias import (
+    ARRAYS,
+    check_gradients,
+    check_terms,
+    padded_tokens,
+    term_arguments,
+    term_defines,
+)
+from cllm_gpu.ops.cuda.symmetry import check_symmetry, symmetry_arguments, symmetry_defines
+from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.symmetry import Symmetry
+from cllm_gpu.utils.errors import UserError
+
+MAXIMUM_HEAD_SIZE = 128
+
+
+class AttentionCall:
+    """What the kernels of one call share: the checked operands, their sizes and the variant. UserError where wrong."""
+
+    def __init__(
+        self,
+        operation: str,
+        q: Any,
+        k: Any,
+        v: Any,
+        *,
+        causal: bool,
+        scale: float,
+        terms: ScoreTerms | None,
+        symmetry: Symmetry | None,
+    ) -> None:
+        self.check = Shapes(operation)
+        _, length, heads, size = self.check("q", q, "B T H D")
+        _, positions, kv_heads, _ = self.check("k", k, "B S K D")
+        self.check("v", v, "B S K D")
+        if not 1 <= size <= MAXIMUM_HEAD_SIZE:
+            raise UserError(f"{operation}: argument q has head size {size}; at most {MAXIMUM_HEAD_SIZE} is supported")
+        if heads % kv_heads:
+            raise UserError(f"{operation}: argument k has {kv_heads} heads, which do not divide q's {heads}")
+        if causal and positions < length:
+            raise UserError(f"{operation}: argument k has {positions} positions, fewer than the {length} queries")
+        if not (scale > 0.0):
+            raise UserError(f"{operation}: argument scale is {scale}; it must be above 0")
+        if positions == 0:
+            raise UserError(f"{operation}: argument k has no position")
+        if terms is not None:
+            check_terms(self.check, terms)
+        if symmetry is not None:
+            check_symmetry(self.check, symmetry, size)
+        self.terms = terms
+        self._symmetry = symmetry
+        self.storage = storage_of(operation, "q", q)
+        self.point_gradients = False
+        """The variants of the backward take the gradients of the terms' points, too."""
+        self._padded: Any = None
+        self._head_size = size
+        self._operation = operation
+        self._sizes = {
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "queries": length,
+            "keys": positions,
+            "causal": int(causal),
+            "scale": scale,
+        }
+
+    def expect_gradients(self, dterms: ScoreTermGradients | None) -> None:
+        """Of a backward: check where the terms' gradients go, and choose the variant that gives them."""
+        if self.terms is not None:
+            check_gradients(self.check, self.terms, dterms)
+            self.point_gradients = dterms is not None and dterms.points is not None
+
+    def pad_tokens(self, launcher: Launcher) -> None:
+        """Make what the kernels compare from the terms' tokens, before any of them is launched."""
+        if self.terms is not None and self.terms.uses_tokens:
+            self._padded = padded_tokens(launcher, self.variant(), self._operation, self.terms.tokens)
+
+    def variant(self, source: str = "attention.cu") -> Variant:
+        """The compilation of `source` for this head size, dtype, choice of terms and symmetry."""
+        defines = (
+            *term_defines(self.terms, point_gradients=self.point_gradients),
+            *symmetry_defines(self._symmetry),
+        )
+        return Variant(source, self.storage, defines=(("HEAD_SIZE", self._head_size), *defines))
+
+    def strided(self, operands: dict[str, Any]) -> frozenset[str]:
+        """Arguments that need not be contiguous: these operands, and what the terms and the symmetry read."""
+        return ARRAYS.union(operands, {"tokens"})
+
+    def arguments(self, **operands: Any) -> dict[str, Any]:
+        """Operands with their strides, sizes, symmetry and score terms, as a kernel takes them."""
+        symmetry = symmetry_arguments(self._operation, self._symmetry)
+        terms = term_arguments(self._operation, self.terms, self._padded)
+        return self.operands(**operands) | symmetry | terms | self._sizes
+
+    def operands(self, **operands: Any) -> dict[str, Any]:
+        """Operands with their strides, and whether all of them can be read 16 bytes at a time."""
+        wide = True
+        strides: dict[str, int] = {}
+        for name, array in operands.items():
+            parts = element_strides(self._operation, name, array)
+            strides |= {f"{name}_{axis}": part for axis, part in zip(("batch", "row", "head"), parts, strict=True)}
+            width = 16 // array.dtype.itemsize
+            aligned = address_of(array) % 16 == 0 and all(part % width == 0 for part in parts)
+            wide = wide and aligned and array.shape[3] % width == 0
+        return operands | strides | {"wide": int(wide)}

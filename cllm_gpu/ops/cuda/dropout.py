@@ -1,0 +1,27 @@
+"""The mask of `cllm_gpu.ops.reference.dropout` as kernels take it (cuda/dropout.cuh): none is launched for it alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.reference.dropout import Dropout
+
+
+def mask_arguments(launcher: Launcher, dropout: Dropout | None) -> dict[str, Any]:
+    """The mask as kernels take it; None keeps everything. A step that is a number is copied to the device first."""
+    if dropout is None:
+        return {"first_element": 0, "seed": 0, "step": None, "site": 0, "threshold": 0, "scale": 1.0}
+    return {
+        "first_element": dropout.first_element,
+        "seed": dropout.seed,
+        "step": draw_number(launcher, dropout.step),
+        "site": dropout.site & 0xFFFFFFFF,
+        "threshold": dropout.threshold,
+        "scale": dropout.scale,
+    }
+
+
+def draw_number(launcher: Launcher, step: Any) -> Any:
+    """A Philox step as kernels take it, (1,) uint32 on the device; a number's lowest 32 bits."""
+    return launcher.on_device("draw", step & 0xFFFFFFFF if isinstance(step, int) else step, "uint32")

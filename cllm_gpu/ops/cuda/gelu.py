@@ -1,0 +1,47 @@
+"""GELU with the bias of the linear map before it: launches cuda/gelu.cu. As `cllm_gpu.ops.reference.gelu`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.ops.cuda.column_sum import THREADS, column_grid, finish_column_sum
+from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, storage_of
+
+
+def gelu_forward(launcher: Launcher, x: Any, bias: Any | None, out: Any) -> None:
+    """x (N, M) becomes h = x + bias (M) in place, kept for the backward; out (N, M) = gelu(h)."""
+    check = Shapes("gelu_forward")
+    rows, columns = check("x", x, "N M")
+    check("bias", bias, "M")
+    check("out", out, "N M")
+    cut = column_grid(rows, columns, x, out, bias)
+    arguments = {"x": x, "bias": bias, "out": out, "rows": rows, "columns": columns}
+    launcher.launch(
+        Variant("gelu.cu", storage_of("gelu_forward", "x", x)),
+        "gelu_forward",
+        cut.grid,
+        THREADS,
+        arguments | {"chunk_rows": cut.chunk_rows, "wide": int(cut.wide)},
+    )
+
+
+def gelu_backward(launcher: Launcher, dout: Any, x: Any, dx: Any, dbias: Any | None, *, accumulate: bool) -> None:
+    """From dout (N, M) and the kept h = x (N, M): dx (N, M), which may be dout itself, and dbias (M) unless None."""
+    check = Shapes("gelu_backward")
+    rows, columns = check("dout", dout, "N M")
+    check("x", x, "N M")
+    check("dx", dx, "N M")
+    check("dbias", dbias, "M")
+    storage = storage_of("gelu_backward", "x", x)
+    cut = column_grid(rows, columns, dout, x, dx)
+    partials = launcher.scratch("column_sum", (cut.chunks, columns), "float32")
+    arguments = {"dout": dout, "x": x, "dx": dx, "partials": partials, "rows": rows, "columns": columns}
+    launcher.launch(
+        Variant("gelu.cu", storage),
+        "gelu_backward",
+        cut.grid,
+        THREADS,
+        arguments | {"chunk_rows": cut.chunk_rows, "wide": int(cut.wide)},
+    )
+    if dbias is not None:
+        finish_column_sum(launcher, storage, partials, dbias, accumulate=accumulate)

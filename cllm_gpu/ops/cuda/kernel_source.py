@@ -1,0 +1,79 @@
+"""The CUDA sources: where they lie, with their own includes spliced in, and the kernels' parameters read from them.
+
+Includes of our own headers become part of the source text, so that a compiler's cache that hashes the text sees a
+change of a header.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cllm_gpu.utils.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[ \t]*$', re.MULTILINE)
+_PRAGMA_ONCE = re.compile(r"^[ \t]*#[ \t]*pragma[ \t]+once[ \t]*$", re.MULTILINE)
+_ENTRY = re.compile(r"\bENTRY\((\w+)\)\s*\(([^)]*)\)")
+_COMMENT = re.compile(r"//[^\n]*")
+
+
+def source_directory() -> Path:
+    """The folder of the .cu files: in an installed wheel, else in the checkout. UserError where neither is."""
+    for folder in (_PACKAGE / "cuda_sources", _PACKAGE.parent / "cuda"):
+        if (folder / "common.cuh").is_file():
+            return folder
+    raise UserError("the CUDA sources are missing from this installation; install the cllm-gpu wheel again")
+
+
+@functools.cache
+def load_source(name: str) -> str:
+    """Text of `name` (for example "adam.cu") with each of our headers spliced in at its first include."""
+    folder = source_directory()
+    seen: set[str] = set()
+
+    def splice(file: str) -> str:
+        def include(match: re.Match[str]) -> str:
+            header = match[1]
+            if header in seen:
+                return ""
+            seen.add(header)
+            line = match.string.count("\n", 0, match.start()) + 1
+            return f'{splice(header)}#line {line + 1} "{file}"'
+
+        text = _PRAGMA_ONCE.sub("", (folder / file).read_text(encoding="utf-8"))
+        return f'#line 1 "{file}"\n{_INCLUDE.sub(include, text)}\n'
+
+    return splice(name)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel as its source declares it."""
+
+    name: str
+    type: str
+    """The C type without const and without the star: "real", "float", "int", "long long" …"""
+    pointer: bool
+    constant: bool
+    """The kernel only reads what it points to."""
+
+
+@functools.cache
+def kernel_parameters(source: str) -> dict[str, tuple[Parameter, ...]]:
+    """Every entry point `ENTRY(name)(…)` of a source with its parameters, in order."""
+    text = _COMMENT.sub("", (source_directory() / source).read_text(encoding="utf-8"))
+    return {
+        match[1]: tuple(_parameter(part) for part in match[2].split(",") if part.strip())
+        for match in _ENTRY.finditer(text)
+    }
+
+
+def _parameter(declaration: str) -> Parameter:
+    words = declaration.replace("*", " * ").split()
+    constant = "const" in words
+    pointer = "*" in words
+    kept = [word for word in words if word not in ("const", "*", "__restrict__")]
+    return Parameter(kept[-1], " ".join(kept[:-1]), pointer, constant)

@@ -1,0 +1,77 @@
+"""Affine map: matrix products with the bias and its gradient as epilogues. As `cllm_gpu.ops.reference.linear`.
+
+Where a product takes no epilogue (see `gemm`), cuda/column_sum.cu adds the bias and sums its gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.ops.cuda.column_sum import THREADS, column_grid, column_sum, finish_column_sum
+from cllm_gpu.ops.cuda.epilogue import Epilogue
+from cllm_gpu.ops.cuda.gemm import matmul, matmul_with
+from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, storage_of
+
+
+def linear_forward(launcher: Launcher, x: Any, weight: Any, bias: Any | None, out: Any) -> None:
+    """out (N, M) = x (N, K) · weight (M, K)ᵀ + bias (M)."""
+    check = Shapes("linear_forward")
+    check("x", x, "N K")
+    check("weight", weight, "M K")
+    rows, columns = check("out", out, "N M")
+    check("bias", bias, "M")
+    if bias is not None and matmul_with(launcher, x, weight.T, out, Epilogue("bias", bias)):
+        return
+    matmul(launcher, x, weight.T, out)
+    if bias is None:
+        return
+    cut = column_grid(rows, columns, out, bias)
+    arguments = {"x": out, "bias": bias, "rows": rows, "columns": columns}
+    launcher.launch(
+        Variant("column_sum.cu", storage_of("linear_forward", "out", out)),
+        "bias_add",
+        cut.grid,
+        THREADS,
+        arguments | {"chunk_rows": cut.chunk_rows, "wide": int(cut.wide)},
+    )
+
+
+def linear_backward(
+    launcher: Launcher,
+    dout: Any,
+    x: Any,
+    weight: Any,
+    dx: Any | None,
+    dweight: Any,
+    dbias: Any | None,
+    *,
+    accumulate: bool,
+) -> None:
+    """From dout (N, M): dx (N, K), unless None; dweight (M, K) and dbias (M), unless None."""
+    check = Shapes("linear_backward")
+    check("dout", dout, "N M")
+    check("x", x, "N K")
+    check("weight", weight, "M K")
+    check("dx", dx, "N K")
+    check("dweight", dweight, "M K")
+    check("dbias", dbias, "M")
+    _weight_gradients(launcher, dout, x, dweight, dbias, accumulate=accumulate)
+    if dx is not None:
+        matmul(launcher, dout, weight, dx)
+
+
+def _weight_gradients(
+    launcher: Launcher, dout: Any, x: Any, dweight: Any, dbias: Any | None, *, accumulate: bool
+) -> None:
+    """The epilogue overwrites its vector: where gradients are added to, that is a float32 one beside the bias's."""
+    fused = False
+    if dbias is not None:
+        vector = launcher.scratch("bias_gradient", dbias.shape, "float32") if accumulate else dbias
+        epilogue = Epilogue("bias gradient", vector)
+        fused = matmul_with(launcher, dout.T, x, dweight, epilogue, accumulate=accumulate)
+        if fused and accumulate:
+            finish_column_sum(launcher, dout.dtype.name, vector.reshape(1, -1), dbias, accumulate=True)
+    if not fused:
+        matmul(launcher, dout.T, x, dweight, accumulate=accumulate)
+        if dbias is not None:
+            column_sum(launcher, dout, dbias, accumulate=accumulate)

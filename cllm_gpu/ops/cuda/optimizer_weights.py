@@ -1,0 +1,39 @@
+"""The weights of an optimizer's step as cuda/adam.cu takes them: masters and their copy, or the copy alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.ops.cuda.dropout import draw_number
+from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, storage_of
+from cllm_gpu.ops.reference.rounding import StochasticRounding
+from cllm_gpu.utils.errors import UserError
+
+WITHOUT_MASTERS = (("CLLM_WITHOUT_MASTERS", 1),)
+
+
+def weight_arguments(
+    launcher: Launcher,
+    operation: str,
+    gradients: Any,
+    parameters: Any,
+    copy: Any | None,
+    rounding: StochasticRounding | None,
+) -> tuple[Variant, dict[str, Any]]:
+    """The compilation that steps parameters (n) by gradients (n), with a copy (n) or None, and its arguments for them.
+
+    With `rounding` the parameters are bfloat16, have no masters, and are what the kernel calls the copy. UserError for
+    a combination that has no meaning.
+    """
+    check = Shapes(operation)
+    kind = storage_of(operation, "gradients", gradients)
+    check("parameters", parameters, "n")
+    check("copy", copy, "n")
+    if rounding is None:
+        unused = {"seed": 0, "step": None, "first": 0}
+        storage = kind if copy is None else storage_of(operation, "copy", copy)
+        return Variant("adam.cu", storage, kind), {"parameters": parameters, "copy": copy, **unused}
+    if copy is not None or storage_of(operation, "parameters", parameters) != "bfloat16":
+        raise UserError(f"{operation}: stochastic rounding is of bfloat16 parameters that have no copy")
+    draws = {"seed": rounding.seed, "step": draw_number(launcher, rounding.step), "first": rounding.first_element}
+    return Variant("adam.cu", "bfloat16", kind, WITHOUT_MASTERS), {"parameters": None, "copy": parameters, **draws}

@@ -1,0 +1,120 @@
+"""A CUDA stream through CuPy, and the capture of what goes into it as a CUDA graph."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+
+from cllm_gpu.utils.errors import UserError
+
+
+class CudaStream:
+    """As `cllm_gpu.ops.stream.Stream`: one stream that does not wait for the default one, nor is waited for by it."""
+
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+
+    def another(self) -> CudaStream:
+        """A new stream of the same GPU."""
+        return CudaStream(self._cupy)
+
+    @functools.cached_property
+    def _stream(self) -> Any:
+        return self._cupy.cuda.Stream(non_blocking=True)
+
+    def empty(self, size: int, dtype: Any) -> Any:
+        """An uninitialised flat array of the GPU."""
+        return self._cupy.empty(size, dtype=dtype)
+
+    def array(self, host: Any) -> Any:
+        """A host array on the GPU."""
+        return self._cupy.asarray(host)
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+        """A host array in page-locked memory, zeros."""
+        array: np.ndarray[Any, Any] = importlib.import_module("cupyx").empty_pinned(shape, dtype=dtype)
+        array[...] = 0
+        return array
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Enqueue `work`."""
+        with self._stream:
+            work()
+
+    def capture(self, work: Callable[[], None]) -> _CudaGraph:
+        """`work` as a CUDA graph. UserError, in one line, where CUDA or CuPy refuses a part of it, or it allocates."""
+        cupy, stream = self._cupy, self._stream
+        with stream, cupy.cuda.using_allocator(_refuse_memory):
+            stream.begin_capture()
+            try:
+                work()
+            except Exception as error:
+                self._discard()
+                raise UserError(_one_line(error)) from error
+            try:
+                return _CudaGraph(stream.end_capture(), stream)
+            except cupy.cuda.runtime.CUDARuntimeError as error:
+                raise UserError(_one_line(error)) from error
+
+    def _discard(self) -> None:
+        """End a capture that failed; CUDA says so once more where it had noticed."""
+        with contextlib.suppress(self._cupy.cuda.runtime.CUDARuntimeError):
+            self._stream.end_capture()
+
+    def upload(self, host: np.ndarray[Any, Any], array: Any) -> None:
+        """Enqueue the copy of a pinned array to the GPU."""
+        array.set(host, stream=self._stream)
+
+    def download(self, array: Any, host: np.ndarray[Any, Any]) -> None:
+        """Enqueue the copy of an array to a pinned one."""
+        array.get(stream=self._stream, out=host, blocking=False)
+
+    def copy(self, source: Any, target: Any) -> None:
+        """Enqueue the copy of an array of the GPU to another of its size and dtype; both contiguous."""
+        target.data.copy_from_device_async(source.data, source.nbytes, stream=self._stream)
+
+    def mark(self) -> _CudaMark:
+        """This place in the stream."""
+        event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(self._stream)
+        return _CudaMark(event)
+
+    def follow(self, mark: Any) -> None:
+        """Enqueue the wait for a place in another stream of this kind."""
+        self._stream.wait_event(mark.event)
+
+
+class _CudaMark:
+    """An event that was recorded."""
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
+
+    def wait(self) -> None:
+        """Return when all before it is done."""
+        self.event.synchronize()
+
+
+class _CudaGraph:
+    """A captured graph and the stream it is launched into."""
+
+    def __init__(self, graph: Any, stream: Any) -> None:
+        self._graph, self._stream = graph, stream
+
+    def launch(self) -> None:
+        """Enqueue it."""
+        self._graph.launch(stream=self._stream)
+
+
+def _refuse_memory(size: int) -> NoReturn:
+    raise UserError(f"the step allocates {size} bytes")
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,42 @@
+"""The lattice's symmetry as cuda/symmetry.cuh takes it. As `cllm_gpu.ops.reference.symmetry`.
+
+The attention kernels and the rotary embedding's apply it; here are the checks of what they are given, and the variant.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.model.lattice import ELEMENTS
+from cllm_gpu.ops.cuda.launcher import Shapes, address_of, element_strides
+from cllm_gpu.ops.reference.symmetry import Symmetry
+from cllm_gpu.utils.errors import UserError
+
+
+def symmetry_defines(symmetry: Symmetry | None) -> tuple[tuple[str, int], ...]:
+    """The -D flags that compile a source with this symmetry."""
+    return () if symmetry is None else (("SYMMETRY_PAIRS", symmetry.pairs),)
+
+
+def check_symmetry(check: Shapes, symmetry: Symmetry, size: int) -> None:
+    """UserError unless tokens (B, S), turns and pairs fit what was checked before, and a head of `size` dimensions."""
+    operation, tables = check.operation, Shapes(check.operation, E=ELEMENTS)
+    check("symmetry.tokens", symmetry.tokens, "B S")
+    _, pairs, parts = tables("symmetry.turns", symmetry.turns, "E P C")
+    if parts != 2 or address_of(symmetry.turns) % 16:
+        raise UserError(f"{operation}: symmetry.turns must hold a cosine and a sine a pair, aligned to 16 bytes")
+    if not 1 <= pairs <= size // 2:
+        raise UserError(
+            f"{operation}: argument symmetry has {pairs} pairs; a head of {size} dimensions takes 1 to {size // 2}"
+        )
+
+
+def symmetry_arguments(operation: str, symmetry: Symmetry | None) -> dict[str, Any]:
+    """The kernels' parameters for the symmetry; null pointers where there is none."""
+    if symmetry is None:
+        return {"tokens": None, "element_turns": None, "tokens_batch": 0}
+    return {
+        "tokens": symmetry.tokens,
+        "element_turns": symmetry.turns,
+        "tokens_batch": element_strides(operation, "symmetry.tokens", symmetry.tokens)[0],
+    }

@@ -1,0 +1,51 @@
+"""Every compilation of every CUDA source that the fused operations can ask for: what the gates compile."""
+
+from __future__ import annotations
+
+from cllm_gpu.ops.cuda.launcher import Variant
+from cllm_gpu.ops.cuda.optimizer_weights import WITHOUT_MASTERS
+
+HEAD_SIZES = (32, 64, 80, 96, 128)
+"""Head sizes of published models; others up to 128 compile when first used."""
+TERMS_HEAD_SIZES = (64, 128)
+"""Head sizes compiled with score terms too."""
+_NAMES = ("TERM_DISTANCE", "TERM_PRIME_DISTANCE", "TERM_SAME_TOKEN", "TERM_MATCHES", "TERM_POINT_GRADIENTS")
+TERMS = tuple(
+    tuple((name, value) for name, value in zip(_NAMES, values, strict=True) if value)
+    for values in ((0, 0, 1, 8, 0), (1, 1, 1, 8, 0), (1, 1, 1, 8, 1))
+)
+"""Choices of score terms compiled ahead: the default ones, all, and all with learned points."""
+SYMMETRY_SHARE = 8
+"""Dimensions of a head for each pair of the symmetry compiled ahead, alone and with the default terms: a quarter."""
+_PLAIN = ("cross_entropy.cu", "gelu.cu", "layernorm.cu", "rotary.cu", "step.cu")
+_WITH_GRADIENT = ("adam.cu", "column_sum.cu", "embedding.cu")
+
+
+def all_variants() -> list[Variant]:
+    """Every source in float32 and bf16, with its other choices."""
+    both = ("float32", "bfloat16")
+    variants = [Variant(source, storage) for source in (*_PLAIN, *_WITH_GRADIENT) for storage in both]
+    variants += [Variant(source, "bfloat16", "float32") for source in _WITH_GRADIENT]
+    variants += [Variant("adam.cu", "bfloat16", kind, defines=WITHOUT_MASTERS) for kind in both]
+    variants.append(Variant("rotary.cu", "bfloat16", defines=(("CLLM_REAL_TABLE", 1),)))
+    variants.append(Variant("attention.cu", "bfloat16", "float32", (("HEAD_SIZE", 64), *TERMS[0])))
+    variants += [Variant("rotary.cu", storage, defines=_symmetry(HEAD_SIZES[0])) for storage in both]
+    return variants + attention_variants()
+
+
+def attention_variants() -> list[Variant]:
+    """The attention sources for every head size; with the score terms and the symmetry that are compiled ahead too."""
+    choices: list[tuple[int, tuple[tuple[str, int], ...]]] = [(size, ()) for size in HEAD_SIZES]
+    for size in TERMS_HEAD_SIZES:
+        choices += [(size, terms) for terms in (*TERMS, _symmetry(size), (*TERMS[0], *_symmetry(size)))]
+    return [
+        Variant(source, storage, defines=(("HEAD_SIZE", size), *chosen))
+        for source in ("attention.cu", "attention_fused.cu")
+        for storage in ("float32", "bfloat16")
+        for size, chosen in choices
+        if source == "attention.cu" or ("TERM_POINT_GRADIENTS", 1) not in chosen  # the fused kernel does not have them
+    ]
+
+
+def _symmetry(head_size: int) -> tuple[tuple[str, int], ...]:
+    return (("SYMMETRY_PAIRS", head_size // SYMMETRY_SHARE),)

@@ -1,0 +1,137 @@
+"""Compiles and loads the shared library, and knows the types of its entry points."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cllm_gpu.ops.native import blas
+from cllm_gpu.utils.compiler import compile_library
+from cllm_gpu.utils.errors import UserError
+
+SOURCES = Path(__file__).parent / "csrc"
+_ARM = platform.machine().lower() in ("arm64", "aarch64")  # there clang knows the processor by -mcpu only
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-mcpu=native" if _ARM else "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+)
+"""No flag lets the compiler assume finite numbers: NaN and infinity reach the result."""
+
+_POINTER = ctypes.c_void_p
+_TYPES: dict[str, Any] = {
+    "p": _POINTER,
+    "i": ctypes.c_int64,
+    "n": ctypes.c_int,
+    "u": ctypes.c_uint64,
+    "w": ctypes.c_uint32,
+    "d": ctypes.c_double,
+}
+PROTOTYPES = {
+    "linear_forward": "piiipppp:n",
+    "linear_backward": "piiippppppn:n",
+    "layernorm_forward": "iippppppr:",
+    "residual_layernorm_forward": "iippppppppr:",
+    "layernorm_backward": "iipppppppppn:",
+    "gelu_forward": "iippp:",
+    "gelu_backward": "iippppn:",
+    "cross_entropy": "iipppnnr:n",
+    "embedding_forward": "iiiipppp:n",
+    "embedding_backward": "iiiipppp:n",
+    "rotary": "iiiipiiippr:",
+    "symmetry": "iiiiipiiippn:n",
+    "dropout": "ippuuwwur:",
+    "attention_forward": "pnpppppprp:n",
+    "attention_backward": "pnpppppppppprp:n",
+    "adam_step": "iipppppn:d",
+    "sgd_step": "iipppp:d",
+    "squared_norm": "ip:d",
+    "exponential": "ipp:",
+    "add_buffer": "ipp:",
+}
+"""Entry point → types of its arguments : of its result. r is the real type (float or double), p any pointer."""
+
+NO_MEMORY, BAD_INDEX = 1, 2
+
+
+class Kernels:
+    """The entry points for one real type, and the matrix product they use."""
+
+    def __init__(self, library: ctypes.CDLL, suffix: str, real: Any, gemm: int | None) -> None:
+        self.gemm = gemm
+        """Address of a cblas_?gemm; None: the library's own."""
+        self.functions: dict[str, Callable[..., Any]] = {}
+        for name, prototype in PROTOTYPES.items():
+            arguments, _, result = prototype.partition(":")
+            function = getattr(library, f"{name}_{suffix}")
+            function.argtypes = [real if letter == "r" else _TYPES[letter] for letter in arguments]
+            function.restype = _TYPES[result] if result else None
+            self.functions[name] = function
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return self.functions[name]
+
+
+class Library:
+    """The loaded library: what every native operation takes first."""
+
+    def __init__(self, path: Path, products: blas.Blas | None) -> None:
+        loaded = ctypes.CDLL(str(path))
+        self.products = products.description if products else "own matrix products"
+        self._kernels = {
+            np.dtype(np.float32): Kernels(loaded, "f32", ctypes.c_float, products.sgemm if products else None),
+            np.dtype(np.float64): Kernels(loaded, "f64", ctypes.c_double, products.dgemm if products else None),
+        }
+
+    def kernels(self, x: Any) -> Kernels:
+        """The entry points for the dtype of `x`; ValueError unless float32 or float64."""
+        try:
+            return self._kernels[x.dtype]
+        except KeyError:
+            raise ValueError(f"native operations take float32 and float64, not {x.dtype}") from None
+
+
+def load_library(*, use_mkl: bool | None = None) -> Library:
+    """Compile (once per machine) and load. UserError when there is no compiler or it fails.
+
+    `use_mkl`: take MKL's matrix products where it is installed; None: unless $CLLM_MKL is 0.
+    """
+    if os.name == "nt":  # g++ there does not align the stack for 32-byte vectors (GCC bug 54412)
+        raise UserError("the native backend is not available on Windows; use the backend numpy")
+    if use_mkl is None:
+        use_mkl = os.environ.get("CLLM_MKL") != "0"
+    sources = [SOURCES / "operations.cpp"]
+    path = compile_library(sources, sorted(SOURCES.glob("*.hpp")), FLAGS, key=processor())
+    try:
+        return Library(path, blas.load_mkl() if use_mkl else None)
+    except OSError as error:
+        raise UserError(f"the compiled library {path} does not load: {error}") from error
+
+
+@functools.cache
+def processor() -> str:
+    """What -march=native depends on: the processor's model and features."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU ", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def check_status(status: int, name: str, bound: int) -> None:
+    """MemoryError or IndexError for what an entry point returned; `name` holds the indices, `bound` their limit."""
+    if status == NO_MEMORY:
+        raise MemoryError(f"no memory for the scratch space of {name}")
+    if status == BAD_INDEX:
+        raise IndexError(f"{name} holds an index outside 0 … {bound - 1}")

@@ -1,0 +1,41 @@
+"""Softmax cross-entropy over the vocabulary and, in the logits' own buffer, its gradient.
+
+    loss = log Σ_v exp(x_v) − x_target,   dx = (softmax(x) − onehot(target))·gradient_scale
+
+The row maximum is subtracted first, so no exponential overflows. Rows whose target is `ignore_index` have loss 0 and
+gradient 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.ops.reference.tiling import row_tiles
+
+IGNORE_INDEX = -1
+"""Target that loss, gradient and accuracy leave out, wherever this package makes targets."""
+
+
+def cross_entropy(
+    xp: Any, logits: Any, targets: Any, losses: Any, *, ignore_index: int, gradient_scale: float | None
+) -> None:
+    """losses (N), in nats, from logits (N, V) and targets (N) int32.
+
+    With a `gradient_scale` the logits are overwritten by the gradient of gradient_scale·Σ losses; with None they stay.
+    """
+    for rows in row_tiles(xp, *logits.shape):
+        target = targets[rows]
+        counted = target != ignore_index
+        column = xp.where(counted, target, 0)
+        index = xp.arange(target.size)
+        x = logits[rows] if gradient_scale is not None else logits[rows].copy()
+        x -= x.max(axis=1, keepdims=True)
+        chosen = x[index, column]
+        xp.exp(x, out=x)
+        total = x.sum(axis=1)
+        losses[rows] = xp.where(counted, xp.log(total) - chosen, 0.0)
+        if gradient_scale is not None:
+            weight = counted.astype(x.dtype)
+            weight *= gradient_scale
+            x *= (weight / total)[:, None]
+            x[index, column] -= weight

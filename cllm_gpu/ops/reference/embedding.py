@@ -1,0 +1,66 @@
+"""Token and position embeddings: out[b, t] = E[token(b, t)] + P[first_position + t], and the dropout behind them.
+
+Backward, dout being the gradient before dropout: dE[v] = Σ dout over the places where token v stands;
+dP[p] = Σ_b dout[b, p − first_position].
+Summed over tokens in sorted order, so the result does not depend on any schedule.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.ops.reference.dropout import Dropout, dropout_forward
+
+
+def embedding_forward(
+    xp: Any,
+    tokens: Any,
+    token_embedding: Any,
+    position_embedding: Any | None,
+    out: Any,
+    *,
+    first_position: int = 0,
+    dropout: Dropout | None = None,
+) -> None:
+    """out (B·T, C) from tokens (B, T) int32, token_embedding (V, C) and position_embedding (P, C) unless None."""
+    batch, length = tokens.shape
+    xp.take(token_embedding, tokens.reshape(-1), axis=0, out=out)
+    if position_embedding is not None:
+        by_position = out.reshape(batch, length, -1)
+        by_position += position_embedding[first_position : first_position + length]
+    if dropout is not None:
+        dropout_forward(xp, out, out, dropout=dropout)
+
+
+def embedding_backward(
+    xp: Any,
+    dout: Any,
+    tokens: Any,
+    dtoken_embedding: Any,
+    dposition_embedding: Any | None,
+    *,
+    accumulate_tokens: bool,
+    accumulate_positions: bool,
+    order: Any | None = None,
+) -> None:
+    """From dout (B·T, C): dtoken_embedding (V, C), dposition_embedding (P, C) unless None (positions start at 0).
+
+    order: (B·T,) int64, what a stable sort of the tokens gives, where the caller has it.
+    """
+    batch, length = tokens.shape
+    if not accumulate_tokens:
+        dtoken_embedding[...] = 0.0
+    flat = tokens.reshape(-1)
+    if order is None:
+        order = xp.argsort(flat, kind="stable")
+    values, starts = xp.unique(flat[order], return_index=True)
+    # gathered row blocks are as wide as dout; columns are independent, so cut them to bound the temporary
+    width = dout.shape[1]
+    step = max(1, min(width, (1 << 25) // max(1, flat.size)))
+    for start in range(0, width, step):
+        columns = slice(start, start + step)
+        dtoken_embedding[values, columns] += xp.add.reduceat(dout[order, columns], starts, axis=0)
+    if dposition_embedding is not None:
+        if not accumulate_positions:
+            dposition_embedding[...] = 0.0
+        dposition_embedding[:length] += dout.reshape(batch, length, width).sum(axis=0)

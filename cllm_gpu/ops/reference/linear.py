@@ -1,0 +1,48 @@
+"""Affine map: out = x Wᵀ + b.
+
+Backward: dx = dout W,  dW = doutᵀ x,  db = Σ_rows dout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cllm_gpu.ops.reference.tiling import row_tiles
+
+
+def linear_forward(xp: Any, x: Any, weight: Any, bias: Any | None, out: Any) -> None:
+    """out (N, M) = x (N, K) · weight (M, K)ᵀ + bias (M)."""
+    xp.matmul(x, weight.T, out=out)
+    if bias is not None:
+        out += bias
+
+
+def linear_backward(
+    xp: Any,
+    dout: Any,
+    x: Any,
+    weight: Any,
+    dx: Any | None,
+    dweight: Any,
+    dbias: Any | None,
+    *,
+    accumulate: bool,
+) -> None:
+    """From dout (N, M): dx (N, K), unless None; dweight (M, K) and dbias (M), unless None."""
+    if accumulate:
+        for rows in row_tiles(xp, *dweight.shape, tiles=16):  # the product is never there as a whole
+            dweight[rows] += xp.matmul(dout[:, rows].T, x)
+    else:
+        xp.matmul(dout.T, x, out=dweight)
+    if dbias is not None:
+        column_sum(xp, dout, dbias, accumulate=accumulate)
+    if dx is not None:
+        xp.matmul(dout, weight, out=dx)
+
+
+def column_sum(xp: Any, x: Any, out: Any, *, accumulate: bool) -> None:
+    """out (M) = Σ_rows x (N, M), added to `out` when accumulating."""
+    if accumulate:
+        out += x.sum(axis=0)
+    else:
+        xp.sum(x, axis=0, out=out)

@@ -1,0 +1,83 @@
+"""What a device offers a training step that runs without the host: a stream, and operations that only enqueue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from cllm_gpu.ops.registry import Operation
+
+
+class Graph(Protocol):
+    """A captured step."""
+
+    def launch(self) -> None:
+        """Enqueue all of it once more, with the arguments of its capture."""
+
+
+class Mark(Protocol):
+    """A place in a stream: all that was enqueued before it."""
+
+    def wait(self) -> None:
+        """Return, on the host, when all of it is done."""
+
+
+class Stream(Protocol):
+    """Work in order on one device: what is enqueued is done later, after what was enqueued before.
+
+    Between two streams there is no order but what `follow` makes.
+    """
+
+    def another(self) -> Stream:
+        """A new stream of the same device."""
+
+    def empty(self, size: int, dtype: Any) -> Any:
+        """An uninitialised flat array on the device."""
+
+    def array(self, host: Any) -> Any:
+        """A host array (or one that is there) on the device; waits."""
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+        """A host array that the device can copy from and to by itself."""
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Call `work`, whose launches go into this stream."""
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """What `work` would enqueue, as a graph. Raises UserError, in one line, where it cannot be captured."""
+
+    def upload(self, host: np.ndarray[Any, Any], array: Any) -> None:
+        """Enqueue the copy of a pinned array to the device."""
+
+    def copy(self, source: Any, target: Any) -> None:
+        """Enqueue the copy of an array of the device to another of its size and dtype; both contiguous."""
+
+    def download(self, array: Any, host: np.ndarray[Any, Any]) -> None:
+        """Enqueue the copy of an array to a pinned one."""
+
+    def mark(self) -> Mark:
+        """This place in the stream."""
+
+    def follow(self, mark: Mark) -> None:
+        """Enqueue the wait for a place in another stream: what comes after it sees what was done before that."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """The stream of a backend and the operations of a step that leave their results on the device.
+
+    Documented where defined, in `cllm_gpu.ops.cuda`: add_losses and decide_step in step.py, squared_norm in norm.py,
+    adam_step and sgd_step as `adam_step_on_device` in adam.py and `sgd_step_on_device` in sgd.py.
+    """
+
+    stream: Stream
+    replays: str
+    """What a captured step is called in one line, "captured as a CUDA graph"."""
+    add_losses: Operation
+    decide_step: Operation
+    squared_norm: Operation
+    adam_step: Operation
+    sgd_step: Operation

@@ -1,0 +1,47 @@
+"""Who is told what happens in a run, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cllm_gpu.inference.evaluate import Evaluation
+
+
+class Reporter(Protocol):
+    """Who is told what happens; records are plain data."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """A step is done."""
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """The validation set was evaluated."""
+
+    def message(self, text: str) -> None:
+        """One line that a person should see at once."""
+
+
+class Silent:
+    """A reporter that tells nobody."""
+
+    def step(self, record: dict[str, Any]) -> None: ...
+
+    def evaluation(self, record: dict[str, Any]) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    """Steps done."""
+    interrupted: bool
+    skipped: int
+    """Steps whose gradient was refused."""
+    evaluation: Evaluation | None
+    """The last one."""
+    checkpoint: Path | None
+    """The last one written."""

@@ -1,0 +1,79 @@
+"""NVIDIA's compiler takes every kernel for every architecture, and needs no more than each header declares."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from bench.compiled import nvrtc
+from cllm_gpu.ops.cuda.kernel_source import kernel_parameters, load_source, source_directory
+from cllm_gpu.ops.cuda.launcher import Variant
+from cllm_gpu.ops.cuda.variants import all_variants
+from cllm_gpu.utils.errors import UserError
+
+MOST_REGISTERS = 255
+ROW = re.compile(r"^//   ([\w+]+) +(\d+) +(\d+) +(\d+)$", re.MULTILINE)
+
+MISSING = nvrtc.load_nvrtc() is None and os.environ.get("CLLM_REQUIRE_NVRTC") != "1"
+pytestmark = pytest.mark.skipif(MISSING, reason="not run: NVRTC is not installed (extra `test`)")
+
+
+def declared(source: str) -> dict[str, tuple[int, int, int]]:
+    """Kernel → registers, shared bytes, spilled bytes, from the header of its source."""
+    text = (source_directory() / source).read_text(encoding="utf-8")
+    return {match[1]: (int(match[2]), int(match[3]), int(match[4])) for match in ROW.finditer(text)}
+
+
+def _label(variant: Variant) -> str:
+    choices = [variant.storage, variant.gradient, *(f"{name}={value}" for name, value in variant.defines)]
+    return "-".join([variant.source, *filter(None, choices)])
+
+
+@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
+@pytest.mark.parametrize("variant", all_variants(), ids=_label)
+def test_every_kernel_compiles_within_its_declared_resources(variant: Variant, architecture: str) -> None:
+    found = nvrtc.resources_of(variant, architecture)
+    entries = {variant.entry(name) for name in kernel_parameters(variant.source)}
+    assert {entry.kernel for entry in found} == entries
+    limits = declared(variant.source)
+    for entry in found:
+        registers, shared, spilled = limits[nvrtc.declared_name(variant, entry.kernel)]
+        print(f"{entry.kernel} {architecture}: {entry.registers} registers, {entry.spill_bytes} bytes spilled")
+        assert entry.registers <= registers <= MOST_REGISTERS, entry
+        assert entry.shared_bytes <= shared, entry
+        assert entry.spill_bytes <= spilled, entry
+
+
+def test_headers_name_the_kernels_that_exist() -> None:
+    for source in sorted({variant.source for variant in all_variants()}):
+        wanted = {f"{name}_{storage}" for name in kernel_parameters(source) for storage in ("float32", "bfloat16")}
+        assert {name.partition("+")[0] for name in declared(source)} == wanted, source
+
+
+def test_every_source_is_compiled() -> None:
+    sources = {path.name for path in source_directory().glob("*.cu")}
+    assert {variant.source for variant in all_variants()} == sources
+
+
+def test_an_error_is_one_line_with_the_sources_own_line() -> None:
+    before = "float rotated(int d) const {"
+    text = load_source("rotary.cu").replace(before, f"{before} nowhere;")
+    line = 1 + (source_directory() / "rotary.cu").read_text(encoding="utf-8").split(before)[0].count("\n")
+    with pytest.raises(UserError, match=rf"^NVRTC cannot compile rotary.cu for sm_90: rotary.cu\({line}\): error"):
+        nvrtc.compile_kernels(text, "rotary.cu", Variant("rotary.cu", "float32").options, "sm_90")
+
+
+def test_the_report_is_read_right() -> None:
+    """A kernel made to spill: 200 values live at once under a limit of 32 registers."""
+    body = "".join(f"float v{i} = p[{i} * n];" for i in range(200)) + "__syncthreads();"
+    body += "".join(f"p[{i} * n + 1] = v{i};" for i in range(200))
+    source = (
+        f'extern "C" __global__ void heavy(float* p, int n) {{ __shared__ float s[64]; s[0] = n; {body} p[0] = s[n]; }}'
+    )
+    (entry,) = nvrtc.compile_kernels(source, "heavy.cu", ["-maxrregcount=32"], "sm_90")
+    assert (entry.kernel, entry.architecture) == ("heavy", "sm_90")
+    assert entry.registers <= 32
+    assert entry.spill_bytes > 0
+    assert entry.shared_bytes == 256

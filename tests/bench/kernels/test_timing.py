@@ -1,0 +1,79 @@
+"""How a call is timed, on a fake card whose clock passes only inside calls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.kernels import timing
+from bench.kernels.timing import LEAST_REPEATS, MOST_REPEATS, Card, Rehearsal, summarize
+from cllm_gpu.utils.compiler import find_compiler
+from tests.bench.fakes import Clock, FakeCupy
+
+
+class Bench:
+    """A card on a fake clock, and a call that takes the given milliseconds, one after the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0.4) -> None:
+        self.clock, self.log = Clock(), []  # type: ignore[var-annotated]
+        monkeypatch.setattr(timing.time, "perf_counter", self.clock)
+        self.card = Card(FakeCupy(self.clock, self.log), seconds=seconds)
+        self.milliseconds = [3.0]
+        self.calls = 0
+
+    def call(self) -> None:
+        self.log.append("call")
+        self.clock.now += 1e-3 * self.milliseconds[self.calls % len(self.milliseconds)]
+        self.calls += 1
+
+    def prepare(self) -> None:
+        self.log.append("prepare")
+        self.clock.now += 5.0  # must not count
+
+
+def test_the_median_of_the_calls_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch)
+    bench.milliseconds = [2.0, 2.0, 2.0, 50.0]
+    found = bench.card.time(bench.call, bench.prepare)
+    assert found is not None
+    assert found.median == pytest.approx(2.0)
+    assert found.repeats == LEAST_REPEATS  # a repeat takes seconds of preparation
+
+
+def test_each_call_follows_a_flush_and_a_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch)
+    bench.card.time(bench.call, bench.prepare)
+    timed = bench.log[-(4 * LEAST_REPEATS + 1) :]
+    assert timed == ["prepare", "flush", "delay", "call"] * LEAST_REPEATS + ["synchronize"]
+
+
+@pytest.mark.parametrize(("milliseconds", "repeats"), [(1e-3, MOST_REPEATS), (4.0, 100), (1000.0, LEAST_REPEATS)])
+def test_as_many_repeats_as_the_time_allows(monkeypatch: pytest.MonkeyPatch, milliseconds: float, repeats: int) -> None:
+    bench = Bench(monkeypatch)
+    bench.milliseconds = [milliseconds]
+    found = bench.card.time(bench.call)
+    assert found is not None
+    assert abs(found.repeats - repeats) <= 1
+
+
+def test_free_memory_is_what_the_card_says_after_the_pool_gave_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch)
+    assert bench.card.free_bytes() == 1000
+    assert bench.log == ["free"]
+
+
+def test_a_summary_needs_two_calls() -> None:
+    with pytest.raises(ValueError, match="fewer than two"):
+        summarize([1.0])
+
+
+def test_random_data_repeats_beyond_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_compiler() is None:
+        pytest.skip("not run: the simulator needs a C++ compiler")
+    monkeypatch.setattr(timing, "BLOCK", 10)
+    device = Rehearsal()
+    x = device.random((5, 5), "float32", seed=3).ravel()
+    assert np.array_equal(x[:10], x[10:20])
+    assert np.array_equal(x[:5], x[20:])
+    assert len(set(x[:10])) == 10
+    assert not np.array_equal(x, device.random((5, 5), "float32", seed=4).ravel())

@@ -1,0 +1,65 @@
+"""Where the tests of fused operations run: the simulator, and CuPy where a GPU is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from cllm_gpu.ops.cuda.cupy_launcher import gpu_launcher
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.simulator import RawModule
+from cllm_gpu.utils.compiler import find_compiler
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A launcher and the way to and from its arrays."""
+
+    launcher: Launcher
+    put: Callable[[Any], Any]
+    get: Callable[[Any], np.ndarray[Any, Any]]
+
+
+def _cupy_module() -> Any:
+    try:
+        import cupy
+    except ImportError:
+        return None
+    return cupy if cupy.is_available() else None
+
+
+def cupy_or_skip() -> Any:
+    """The module cupy; the test is skipped where it has no GPU, and fails there with $CLLM_REQUIRE_GPU=1."""
+    cupy = _cupy_module()
+    if cupy is None:
+        if os.environ.get("CLLM_REQUIRE_GPU") == "1":
+            pytest.fail("CLLM_REQUIRE_GPU=1, and there is no CuPy with a GPU")
+        pytest.skip("no CuPy with a GPU")
+    return cupy
+
+
+def cupy_device() -> Device:
+    """The GPU through CuPy, as a run takes it; skipped or failed as by `cupy_or_skip`."""
+    cupy = cupy_or_skip()
+    return Device(gpu_launcher(cupy)[0], cupy.asarray, cupy.asnumpy)
+
+
+def simulator_or_skip() -> Any:
+    """The simulator's RawModule; the test is skipped where there is no C++ compiler."""
+    if find_compiler() is None:
+        pytest.skip("the simulator needs a C++ compiler")
+    return RawModule
+
+
+def simulator_device() -> Device:
+    """The simulator; skipped as by `simulator_or_skip`."""
+    return Device(Launcher(np, simulator_or_skip()), lambda x: np.array(x, copy=True), np.asarray)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cllm_gpu.model.architecture import Architecture
-from cllm_gpu.model.parameters import parameter_specs
+if TYPE_CHECKING:
+    from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.ops.precision import Precision, storage_dtype
 
 FORMULA = "6·N + 12·L·H·D·T"
@@ -74,8 +74,9 @@ def counted_parameters(a: Architecture) -> int:
     Tables that are only looked up are left out: position embedding, lattice points, and the token embedding where the
     head has weights of its own.
     """
-    looked_up = {"position_embedding", "lattice_points", *(() if a.tied_head else ("token_embedding",))}
-    return sum(spec.size for spec in parameter_specs(a) if spec.name not in looked_up)
+    from cllm_gpu.model.parameters import parameter_specs
+
+    return sum(spec.size for spec in parameter_specs(a) if not spec.looked_up)
 
 
 def flop_per_token(a: Architecture) -> int:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.inference.sampling import Sampler
-from cllm_gpu.model.activations import KeyValueCache, Workspace
+from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.kv_cache import KeyValueCache
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.utils.errors import UserError
 

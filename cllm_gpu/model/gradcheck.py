@@ -22,7 +22,8 @@ import numpy.typing as npt
 from cllm_gpu.backend import Backend
 from cllm_gpu.model.activations import Workspace
 from cllm_gpu.model.architecture import Architecture
-from cllm_gpu.model.parameters import FlatParameters, Layout, ParameterSpec, parameter_specs
+from cllm_gpu.model.layers.layer import ParameterSpec
+from cllm_gpu.model.parameters import FlatParameters, Layout, parameter_specs
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.ops.reference.dropout import Dropout

@@ -13,6 +13,8 @@ All are functions of the token id t (0 ≤ t < V) alone, computed once in float6
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,16 @@ ROTATIONS = 12
 ELEMENTS = 2 * ROTATIONS
 """Order of the symmetry group."""
 GOLDEN_ANGLE = 2.0 * math.pi / ((1.0 + math.sqrt(5.0)) / 2.0) ** 2
+
+
+@dataclass(frozen=True)
+class LatticeInputs:
+    """What crystalline attention knows of the tokens of one batch."""
+
+    tokens: Any
+    """(B, S) int32, those in the cache included."""
+    points: Any
+    """(B, S, 3), or None where no term sees them."""
 
 
 def primes(count: int) -> npt.NDArray[np.int64]:

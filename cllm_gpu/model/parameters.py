@@ -8,85 +8,22 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from cllm_gpu.devices.buffers import ALIGNMENT
 from cllm_gpu.model.architecture import Architecture
-from cllm_gpu.model.lattice import lattice_points
+from cllm_gpu.model.layers.layer import ParameterSpec
+from cllm_gpu.model.layers.tree import model_layers
 from cllm_gpu.ops.precision import wide_dtype
-
-INITIAL_DEVIATION = 0.02
-
-
-@dataclass(frozen=True)
-class ParameterSpec:
-    """One named parameter: its shape and how it starts (normal with `deviation`, or at `start`)."""
-
-    name: str
-    shape: tuple[int, ...]
-    deviation: float = 0.0
-    start: float | Literal["lattice"] = 0.0
-    """A constant, or "lattice": the points of the lattice, of as many tokens as the shape has rows."""
-    lattice: bool = False
-    """It belongs to the lattice: no weight decay, whatever its shape."""
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def decayed(self) -> bool:
-        """Weight decay applies to matrices only."""
-        return len(self.shape) > 1 and not self.lattice
-
-    @property
-    def scalars(self) -> bool:
-        """These are scalars of the lattice, which have a learning rate of their own."""
-        return self.lattice and self.start != "lattice"
-
-    def starting_values(self) -> Any:
-        """What a parameter without `deviation` starts as, of its shape (or one number for all of it)."""
-        return lattice_points(self.shape[0]) if self.start == "lattice" else self.start
 
 
 def parameter_specs(a: Architecture) -> list[ParameterSpec]:
-    """All parameters of a model, GPT-2's initialisation (Radford et al. 2019): 0.02, residual projections /√(2L)."""
-    residual = INITIAL_DEVIATION / math.sqrt(2 * a.layers)
-    specs = [ParameterSpec("token_embedding", (a.vocabulary, a.width), INITIAL_DEVIATION)]
-    if a.positions == "learned":
-        specs.append(ParameterSpec("position_embedding", (a.context, a.width), INITIAL_DEVIATION))
-    for layer in range(a.layers):
-        block = f"blocks.{layer}"
-        specs += _norm(f"{block}.attention_norm", a)
-        specs += _linear(f"{block}.qkv", a.qkv_width, a.width, INITIAL_DEVIATION, a)
-        specs += _linear(f"{block}.projection", a.width, a.width, residual, a)
-        if a.lattice is not None and a.lattice.scalars:
-            shape = (a.heads, len(a.lattice.scalars))
-            specs.append(ParameterSpec(f"{block}.lattice_scalars", shape, start=a.lattice.start, lattice=True))
-        specs += _norm(f"{block}.mlp_norm", a)
-        specs += _linear(f"{block}.mlp_up", a.mlp_width, a.width, INITIAL_DEVIATION, a)
-        specs += _linear(f"{block}.mlp_down", a.width, a.mlp_width, residual, a)
-    specs += _norm("final_norm", a)
-    if not a.tied_head:
-        specs.append(ParameterSpec("head", (a.vocabulary, a.width), INITIAL_DEVIATION))
-    if a.lattice is not None and a.lattice.learned_points:
-        specs.append(ParameterSpec("lattice_points", (a.vocabulary, 3), start="lattice", lattice=True))
+    """All parameters of a model, in the order in which they lie in the flat arrays."""
+    specs = [spec for layer in model_layers(a).all for spec in layer.parameters()]
     return sorted(specs, key=lambda spec: (not spec.decayed, spec.scalars))
-
-
-def _norm(name: str, a: Architecture) -> list[ParameterSpec]:
-    specs = [ParameterSpec(f"{name}.weight", (a.width,), start=1.0)]
-    return [*specs, ParameterSpec(f"{name}.bias", (a.width,))] if a.bias else specs
-
-
-def _linear(name: str, rows: int, columns: int, deviation: float, a: Architecture) -> list[ParameterSpec]:
-    specs = [ParameterSpec(f"{name}.weight", (rows, columns), deviation)]
-    return [*specs, ParameterSpec(f"{name}.bias", (rows,))] if a.bias else specs
 
 
 class Layout:

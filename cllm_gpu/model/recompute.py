@@ -19,12 +19,8 @@ from typing import Literal, get_args
 Recompute = Literal["none", "pointwise", "block"]
 LEVELS: tuple[Recompute, ...] = get_args(Recompute)
 """From the most memory to the least."""
-POINTWISE = ("attention_normed", "mlp_normed", "activated")
-"""What `pointwise` computes again."""
 
 
-def is_kept(level: Recompute, name: str) -> bool:
-    """Whether every block has this one of its `LayerArrays` for itself."""
-    if level == "block":
-        return name == "attention_residual"
-    return level == "none" or name not in POINTWISE
+def is_kept(level: Recompute, recomputed: Recompute | None) -> bool:
+    """Whether every block keeps an array that is computed again from the level `recomputed` on (None: at none)."""
+    return recomputed is None or LEVELS.index(level) < LEVELS.index(recomputed)

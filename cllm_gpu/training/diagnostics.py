@@ -12,7 +12,11 @@ A record is plain data:
                  before clipping, of the weights before the step, and of what the step changed them by, as it arrived:
                  rounding included; zeros, subnormals: elements of the gradient that are 0, and that are not but lie
                  below the least normal number of their dtype
-    activations  kind → largest absolute value, layer by layer, over the step's last micro-batch; see `KINDS`
+    activations  kind → largest absolute value, layer by layer, over the step's last micro-batch: in each block
+                 attention_residual and mlp_residual, the residual stream before the attention and before the MLP; qkv;
+                 lse, the logarithm of a row's sum of exponentials of attention scores, at least the largest score;
+                 attended, the attention's output; hidden and activated, the MLP before and after GELU; once for the
+                 model final_residual, the stream at the end, and logits
 """
 
 from __future__ import annotations
@@ -29,11 +33,6 @@ from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.precision import wide_dtype
 
 DIAGNOSTICS = "diagnostics.jsonl"
-KINDS = ("attention_residual", "qkv", "lse", "attended", "mlp_residual", "hidden", "activated")
-"""Arrays of a block, by their names in `LayerArrays`: the residual stream before the attention and before the MLP;
-queries, keys and values; the logarithm of a row's sum of exponentials of attention scores, which is at least the
-largest score; the attention's output; the MLP before and after GELU. Of the whole model besides: the residual stream
-at the end, `final_residual`, and `logits`."""
 
 
 def is_due(every: int, step: int) -> bool:
@@ -83,21 +82,15 @@ class Look:
 def largest_activations(model: Transformer, workspaces: Sequence[Workspace]) -> dict[str, list[float]]:
     """Kind → the largest |x| in each layer over the last forward of training `workspaces`; NaN where there is one.
 
-    Kinds are `KINDS`, with a value per block, and `final_residual` and `logits`, with one.
+    Kinds are those of `Workspace.diagnosed` with a value for each array of that name, and `logits`, with one.
     """
-    xp, found = model.backend.xp, {}
-    for kind in KINDS:
-        found[kind] = [
-            largest([_magnitude(xp, _layer_array(w, kind, layer)) for w in workspaces])
-            for layer in range(model.architecture.layers)
-        ]
-    found["final_residual"] = [largest([_magnitude(xp, w.final_residual) for w in workspaces])]
+    xp = model.backend.xp
+    found: dict[str, list[float]] = {}
+    for arrays in zip(*(w.diagnosed() for w in workspaces), strict=True):
+        kind = arrays[0][0]
+        found.setdefault(kind, []).append(largest([_magnitude(xp, x) for _, x in arrays]))
     found["logits"] = [largest([_magnitude(xp, logits) for w in workspaces for logits in model.last_logits(w)])]
     return found
-
-
-def _layer_array(workspace: Workspace, kind: str, layer: int) -> Any:
-    return workspace.block_input(layer) if kind == "attention_residual" else getattr(workspace.layers[layer], kind)
 
 
 def _wide(x: Any) -> Any:

@@ -11,7 +11,8 @@ import pytest
 from cllm_gpu.backend import Backend
 from cllm_gpu.checkpoint.checkpoint import match_parameters
 from cllm_gpu.model.architecture import Architecture
-from cllm_gpu.model.parameters import FlatParameters, Layout, ParameterSpec, parameter_specs
+from cllm_gpu.model.layers.layer import ParameterSpec
+from cllm_gpu.model.parameters import FlatParameters, Layout, parameter_specs
 from cllm_gpu.utils.errors import UserError
 
 ARCHITECTURE = {"vocabulary": 11, "context": 4, "layers": 1, "heads": 2, "kv_heads": 2, "width": 8, "mlp_width": 16}

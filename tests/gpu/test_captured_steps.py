@@ -66,7 +66,7 @@ def test_a_replayed_step_is_the_step(name: str, precision: Precision, wide: bool
         backend = dataclasses.replace(_backend(name, precision), logit_chunks=LogitChunks(1 << 30, rows))
         run = _Steps(backend, tiny_architecture(dropout=0.1), wide_gradients=wide)
         results = run.run(STEPS[name], capture=capture)
-        assert (run.workspace.dhead is not None) is (precision == "bf16" and not wide)
+        assert (run.workspace["head"].dhead is not None) is (precision == "bf16" and not wide)
         runs.append((run, results))
     (replayed, ours), (launched, theirs) = runs
     refused = replayed.device_step.capture_refused

@@ -16,9 +16,10 @@ from cllm_gpu.model.architecture import Architecture, LatticeTerms
 from cllm_gpu.model.gradcheck import random_point
 from cllm_gpu.model.parameters import Layout, parameter_specs
 from cllm_gpu.model.recompute import LEVELS, Recompute
-from cllm_gpu.model.transformer import IGNORE_INDEX, Transformer
+from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.cuda.operations import fused_operations
 from cllm_gpu.ops.precision import BFLOAT16, Precision
+from cllm_gpu.ops.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.training.data_parallel import GradientWorkers
 from cllm_gpu.training.memory_plan import plan_memory
@@ -78,11 +79,10 @@ def _gradients(model: Transformer, recompute: Recompute, *, batch: int = 4, step
 
 def _spoil(workspace: Workspace) -> None:
     """NaN wherever a layer may keep something, so that nothing is read before it is written."""
-    for layer in workspace.layers:
-        for array in vars(layer).values():
-            for part in array if isinstance(array, tuple) else (array,):
-                if part is not None:
-                    part[...] = np.nan
+    for layer in workspace.names:
+        for array in vars(workspace[layer]).values():
+            if array is not None:
+                array[...] = np.nan
 
 
 def _distance(got: Any, want: Any) -> float:

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from cllm_gpu.devices.logit_chunks import LogitChunks
-from cllm_gpu.model.activations import KeyValueCache, Workspace, workspace_plan
+from cllm_gpu.model.activations import Workspace, workspace_plan
 from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
+from cllm_gpu.model.kv_cache import KeyValueCache
 from cllm_gpu.model.lattice import lattice_points
-from cllm_gpu.model.parameters import INITIAL_DEVIATION, Layout, initial_values, parameter_specs
-from cllm_gpu.model.transformer import IGNORE_INDEX, Transformer
+from cllm_gpu.model.layers.layer import INITIAL_DEVIATION
+from cllm_gpu.model.parameters import Layout, initial_values, parameter_specs
+from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.reference.attention import CPU_QUERY_BLOCK
+from cllm_gpu.ops.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.utils.errors import UserError
 
@@ -121,7 +124,7 @@ def test_chunks_of_logits_change_nothing(name, rows, build_model):
     model.backend = dataclasses.replace(model.backend, logit_chunks=LogitChunks(rows * a.vocabulary * 8 + 7))
     chunked = whole.layout.views(np.zeros_like(whole.flat))
     small = Workspace(a, model.backend, 3, 8, np.float64, training=False)
-    assert small.logits.shape == (rows, a.vocabulary)
+    assert small["head"].logits.shape == (rows, a.vocabulary)
     assert run(model, chunked, tokens, targets) == pytest.approx(loss, rel=1e-14)
     np.testing.assert_allclose(chunked.flat, whole.flat, rtol=0, atol=1e-13)
     chunked_losses, chunked_hits = model.losses(small, tokens, targets)

@@ -103,8 +103,8 @@ def test_the_heads_gradient_is_rounded_once(name: str, kind: str, start: float, 
     for rows in (32, 8, 1):
         seen, gradients, w = _gradients(_backend(name), architecture, _rows(rows), start=start)
         assert seen.chunks == BATCH * LENGTH // rows
-        assert w.logits.shape[0] == rows
-        assert w.dhead.dtype == np.float32
+        assert w["head"].logits.shape[0] == rows
+        assert w["head"].dhead.dtype == np.float32
         error, often = _error(gradients[parameter], seen.exact), _error(seen.often, seen.exact)
         print(f"{seen.chunks} chunks: {error:.2e} of the gradient, {often:.2e} with each chunk rounded")
         errors.append(error)
@@ -120,7 +120,7 @@ def test_the_heads_gradient_is_rounded_once(name: str, kind: str, start: float, 
 def test_nothing_is_summed_apart_where_nothing_is_rounded(kind: str, precision: Any, rows: int) -> None:
     """One chunk, or float32: each product goes into the gradient itself, as it always did."""
     seen, gradients, w = _gradients(_backend("numpy", precision), MODELS[kind], _rows(rows))
-    assert w.dhead is None
+    assert w["head"].dhead is None
     assert seen.chunks == -(-BATCH * LENGTH // rows)
     parameter = "token_embedding" if MODELS[kind].tied_head else "head"
     roundings = (2.0 if precision == "bf16" else 64 * 2.0**-16) * HALF_ULP  # the chunk's and the embedding's
@@ -133,10 +133,10 @@ def test_the_plan_has_the_sum_where_it_is_needed(training: bool) -> None:
         plan = workspace_plan(TIED, BATCH, LENGTH, dtype, training=training, logit_chunks=_rows(rows))
         return {name: (shape, kind) for name, shape, kind, _ in plan}
 
-    assert ("dhead" in names(BFLOAT16, 63)) is training
-    assert names(BFLOAT16, 63).get("dhead", ((23, 16), np.float32)) == ((23, 16), np.float32)
-    assert "dhead" not in names(BFLOAT16, 64 if training else 512)  # one chunk
-    assert "dhead" not in names(np.float32, 63)
+    assert ("head.dhead" in names(BFLOAT16, 63)) is training
+    assert names(BFLOAT16, 63).get("head.dhead", ((23, 16), np.float32)) == ((23, 16), np.float32)
+    assert "head.dhead" not in names(BFLOAT16, 64 if training else 512)  # one chunk
+    assert "head.dhead" not in names(np.float32, 63)
 
 
 def test_rows_of_a_chunk() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cllm_gpu.config import OptimizerConfig
-from cllm_gpu.model.parameters import Layout, ParameterSpec
+from cllm_gpu.model.layers.layer import ParameterSpec
+from cllm_gpu.model.parameters import Layout
 from cllm_gpu.ops.precision import BFLOAT16
 from cllm_gpu.optim.optimizer import Optimizer, optimizer_bytes, state_names
 

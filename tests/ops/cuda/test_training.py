@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.model.activations import KeyValueCache, Workspace
+from cllm_gpu.model.activations import Workspace
 from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
+from cllm_gpu.model.kv_cache import KeyValueCache
 from cllm_gpu.model.parameters import FlatParameters, Layout, initial_values, parameter_specs
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.cuda.operations import FUSED

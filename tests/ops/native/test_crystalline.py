@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.model.activations import KeyValueCache, Workspace
+from cllm_gpu.model.activations import Workspace
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
 from cllm_gpu.model.gradcheck import random_point
+from cllm_gpu.model.kv_cache import KeyValueCache
 from cllm_gpu.model.parameters import Layout, parameter_specs
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.training.data_parallel import GradientWorkers

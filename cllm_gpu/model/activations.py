@@ -37,7 +37,7 @@ def workspace_plan(
     stream = (request.rows, a.width)
     plan.add("branch", stream, dtype)
     for layer in layers.outside_blocks:
-        for activation in layer.planned(request):
+        for activation in layer.activations(request):
             plan.add(f"{layer.name}.{activation.name}", activation.shape, activation.dtype)
     _plan_blocks(plan, layers, request, recompute)
     if training:
@@ -52,11 +52,11 @@ def _plan_blocks(plan: Plan, layers: ModelLayers, request: PlanRequest, recomput
     shared = {}
     for block in layers.blocks:
         for layer in block.all:
-            for activation in layer.planned(request):
-                if request.training and is_kept(recompute, activation.recomputed):
-                    plan.add(f"{layer.name}.{activation.name}", activation.shape, activation.dtype)
-                else:
+            for activation in layer.activations(request):
+                if not (request.training and is_kept(recompute, activation.recomputed)):
                     shared[_shared(layer, activation.name)] = activation
+                elif activation.name not in layer.aliases:
+                    plan.add(f"{layer.name}.{activation.name}", activation.shape, activation.dtype)
     for name, activation in shared.items():
         plan.add(name, activation.shape, activation.dtype)
 
@@ -170,9 +170,8 @@ class Workspace:
 def _arrays(layer: Layer, request: PlanRequest, views: dict[str, Any]) -> SimpleNamespace:
     """A layer's arrays among the views of a plan; its optional ones are None where they were not planned."""
     found: dict[str, Any] = dict.fromkeys(layer.optional)
-    for activation in layer.planned(request):
-        own = f"{layer.name}.{activation.name}"
-        found[activation.name] = views[own if own in views else _shared(layer, activation.name)]
+    for name in (activation.name for activation in layer.activations(request) if activation.name not in layer.aliases):
+        found[name] = views.get(f"{layer.name}.{name}", views.get(_shared(layer, name)))
     for temporary in layer.temporaries(request) if request.training else ():
         found[temporary.name] = _temporary(layer, temporary, views)
     return SimpleNamespace(**found)

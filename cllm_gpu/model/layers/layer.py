@@ -126,7 +126,7 @@ class Layer:
         """Of its parameters' names."""
         self.name = self.prefix + role
         self.aliases: dict[str, tuple[str, str]] = {}
-        """Arrays it reads as its own that another layer plans: name → (layer, name there)."""
+        """Activations of its own that are another layer's: name → (layer, name there)."""
 
     optional: ClassVar[tuple[str, ...]] = ()
     """Names of arrays that are None unless they are planned."""
@@ -138,10 +138,6 @@ class Layer:
     def activations(self, request: PlanRequest) -> list[Activation]:
         """What its forward leaves behind."""
         return []
-
-    def planned(self, request: PlanRequest) -> list[Activation]:
-        """Of its activations those that no other layer plans."""
-        return [activation for activation in self.activations(request) if activation.name not in self.aliases]
 
     def temporaries(self, request: PlanRequest) -> list[Temporary]:
         """What its backward writes besides the gradients of parameters; planned for training only."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cllm_gpu.config_aliases import in_full
 from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.model.recompute import Recompute
 from cllm_gpu.ops.precision import Precision
@@ -350,7 +351,7 @@ def load_toml(path: Path, under: Config | None = None) -> Config:
 
 def from_dict(values: dict[str, Any], under: Config | None = None) -> Config:
     """Configuration from plain data, the inverse of `as_dict`; missing keys are as in `under` (None: the defaults)."""
-    return build(under or Config(), values, "")
+    return build(under or Config(), in_full(values), "")
 
 
 def as_dict(config: Config) -> dict[str, Any]:

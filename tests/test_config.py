@@ -24,6 +24,7 @@ from cllm_gpu.config import (
     load_toml,
     to_toml,
 )
+from cllm_gpu.config_aliases import ALIASES
 from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.model.parameters import Layout, parameter_specs
 from cllm_gpu.model.recompute import LEVELS
@@ -184,3 +185,30 @@ def test_files(tmp_path: Path) -> None:
 def test_named_sizes_are_the_published_ones(size: Any) -> None:
     layout = Layout(parameter_specs(ModelConfig(size=size).architecture(50257)), "float32")
     assert layout.count == PUBLISHED[size]
+
+
+def test_other_trainers_names_are_settings() -> None:
+    named = {
+        "model": {"n_layer": 3, "d_model": 48, "num_attention_heads": 3, "block_size": 32},
+        "optimizer": {"lr": 1e-3, "max_grad_norm": 0.5},
+        "training": {"batch_size": 8, "max_steps": 7},
+    }
+    config = from_dict(named)
+    assert (config.model.layers, config.model.width, config.model.heads, config.model.context) == (3, 48, 3, 32)
+    assert (config.optimizer.rate, config.optimizer.clip_norm) == (1e-3, 0.5)
+    assert (config.training.batch, config.training.steps) == (8, 7)
+
+
+def test_a_setting_by_two_names_is_refused() -> None:
+    expected = "optimizer.rate and optimizer.lr are names of one setting, rate: give one of them"
+    with pytest.raises(UserError, match=expected):
+        from_dict({"optimizer": {"rate": 1e-3, "lr": 1e-3}})
+
+
+def test_aliases_stand_for_settings_and_are_none_themselves() -> None:
+    for section, settings in ALIASES.items():
+        names = {f.name for f in dataclasses.fields(getattr(Config(), section))}
+        aliases = [alias for others in settings.values() for alias in others]
+        assert set(settings) <= names
+        assert not names & set(aliases)
+        assert len(aliases) == len(set(aliases))

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
 
+from cllm_gpu.config_aliases import setting_of
 from cllm_gpu.utils.dataclass_from_dict import suggestion
 from cllm_gpu.utils.errors import UserError
 
@@ -70,7 +71,12 @@ class Command(Generic[Options]):
         return parsed
 
     def _in_full(self, word: str) -> str:
+        """A flag by its own name, where a short name or another trainer's stands for it."""
         name, equals, value = word.partition("=")
+        if name.startswith("--") and "." in name:
+            given = name[2:].replace("-", "_")
+            if (setting := setting_of(given)) != given:
+                name = f"--{setting.replace('_', '-')}"
         return dict(self.short).get(name, name) + equals + value
 
     def _tyro_help(self, default: Any) -> None:

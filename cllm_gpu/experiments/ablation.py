@@ -30,6 +30,7 @@ import numpy as np
 from cllm_gpu.backend import Backend
 from cllm_gpu.checkpoint.finetune import initial_configuration
 from cllm_gpu.config import Config, as_dict, from_dict
+from cllm_gpu.config_aliases import in_full
 from cllm_gpu.data import Dataset
 from cllm_gpu.experiments.optimizer_comparison import CurveRecorder, Point
 from cllm_gpu.training.metrics import clipped
@@ -57,7 +58,7 @@ class Experiment:
         found = []
         for name, changes in self.changes:
             try:
-                found.append((name, from_dict(_merged(values, changes))))
+                found.append((name, from_dict(_merged(values, in_full(changes)))))
             except UserError as error:
                 raise UserError(f"variant {name!r}: {error}") from None
         return found

@@ -68,6 +68,13 @@ def test_the_short_name_of_the_batch(command: Command, workplace: Path, small: F
     assert err.startswith("cllm-gpu: error: Error parsing --training.batch: ")
 
 
+def test_other_trainers_names_as_flags(command: Command, workplace: Path, small: Flags) -> None:
+    flags = ("--optimizer.lr", "2e-4", "--training.max_steps=1", "--model.n-layer", "2")
+    assert command("train", *small, *flags)[0] == 0
+    saved = saved_configuration(Path("runs/001"))
+    assert (saved.optimizer.rate, saved.training.steps, saved.model.layers) == (2e-4, 1, 2)
+
+
 def test_a_micro_batch_of_its_own(command: Command, workplace: Path, small: Flags) -> None:
     status, out, _ = command("train", *small, "--training.micro-batch", "auto", "--training.steps", "1")
     assert status == 0

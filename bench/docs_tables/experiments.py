@@ -29,7 +29,7 @@ from cllm_gpu.cli.progress import Display, terminal
 from cllm_gpu.config import Config, as_dict
 from cllm_gpu.experiments.ablation import load_experiment
 from cllm_gpu.report.diagnostics import DiagnosedRun, plot_diagnostics, read_diagnosed, series
-from cllm_gpu.report.runs import require_plots
+from cllm_gpu.report.figure import require_plots
 from cllm_gpu.training.run_folder import METRICS, begin_run, save_configuration, saved_configuration, writing
 from cllm_gpu.training.trainer import Trainer
 from cllm_gpu.utils import exact_json

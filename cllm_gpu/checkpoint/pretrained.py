@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from cllm_gpu.backend import Backend
-from cllm_gpu.checkpoint.checkpoint import load_model, match_parameters
+from cllm_gpu.checkpoint.checkpoint import load_model
+from cllm_gpu.checkpoint.load_into import match_parameters
 from cllm_gpu.data.tokenizers import Tokenizer, tokenizer_from_dict
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.parameters import Layout, parameter_specs

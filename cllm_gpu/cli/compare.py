@@ -26,17 +26,12 @@ from cllm_gpu.experiments.ablation import (
     run_experiment,
     run_variant,
 )
-from cllm_gpu.experiments.optimizer_comparison import (
-    OptimizerName,
-    Run,
-    ScheduleName,
-    compare,
-    default_settings,
-    run_setting,
-)
-from cllm_gpu.report.ablation import experiment_data, experiment_sheet, plot_experiment
-from cllm_gpu.report.runs import comparison_sheet, plot_comparison, require_plots, write_sheet
-from cllm_gpu.report.table import print_sheet
+from cllm_gpu.experiments.optimizer_comparison import OptimizerName, Run, ScheduleName, compare, default_settings
+from cllm_gpu.experiments.run_in_memory import run_setting
+from cllm_gpu.report.ablation import experiment_data, experiment_table, plot_experiment
+from cllm_gpu.report.comparison import comparison_table, plot_comparison
+from cllm_gpu.report.figure import require_plots
+from cllm_gpu.report.table import print_table, write_table
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.versions import environment
 
@@ -121,10 +116,10 @@ def _optimizers(options: CompareOptions) -> int:
 
     display.message(f"{len(settings)} runs of {config.training.steps} steps, and more where the best rate is at an end")
     found = compare(settings, lambda c: run_setting(c, backend, dataset), baseline=options.optimizers[0], report=report)
-    sheet = comparison_sheet(found)
+    table = comparison_table(found)
     if not options.quiet:
-        print_sheet(sheet)
-    written = [*write_sheet(sheet, {"made": _made(backend), **found.as_dict()}, folder, "comparison")]
+        print_table(table)
+    written = [*write_table(table, {"made": _made(backend), **found.as_dict()}, folder, "comparison")]
     if options.picture:
         written.append(folder / "comparison.png")
         plot_comparison(found, written[-1])
@@ -156,16 +151,16 @@ def _experiment(experiment: Experiment, options: CompareOptions) -> int:
     except KeyboardInterrupt:
         display.message(f"stopped after {len(done)} of {total} runs; the same command goes on with the next")
         return INTERRUPTED
-    sheet = experiment_sheet(experiment, runs)
+    table = experiment_table(experiment, runs)
     if not options.quiet:
-        print_sheet(sheet)
+        print_table(table)
     name = options.experiment.stem
     data = {
         "made": _made(backend),
         "config": as_dict(dataclasses.replace(config, output=None)),
         **experiment_data(experiment, runs),
     }
-    written = [*write_sheet(sheet, data, folder, name)]
+    written = [*write_table(table, data, folder, name)]
     if options.picture:
         written.append(folder / f"{name}.png")
         plot_experiment(experiment, runs, written[-1])

@@ -13,9 +13,10 @@ import tyro
 from cllm_gpu.backend import get_backend
 from cllm_gpu.checkpoint.pretrained import open_trained, require_tokenizer
 from cllm_gpu.cli.parsing import Command
-from cllm_gpu.inference.generate import generate_text, visible
+from cllm_gpu.inference.generate import generate_text
 from cllm_gpu.inference.sampling import Sampler
 from cllm_gpu.training.run_folder import newest_run
+from cllm_gpu.utils.text import visible
 
 
 @dataclass(frozen=True)

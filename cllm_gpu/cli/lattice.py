@@ -13,7 +13,8 @@ from cllm_gpu.backend import get_backend
 from cllm_gpu.checkpoint.pretrained import TrainedModel, open_trained, require_tokenizer
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.data.tokenizers import Tokenizer
-from cllm_gpu.model.architecture import MAXIMUM_VOCABULARY
+from cllm_gpu.ops.reference.embedding import MAXIMUM_VOCABULARY
+from cllm_gpu.report.figure import require_plots, save_figure
 from cllm_gpu.report.lattice_plots import (
     LABELLED,
     draw_lattice,
@@ -22,7 +23,6 @@ from cllm_gpu.report.lattice_plots import (
     learned_scalars,
     prompt_weights,
 )
-from cllm_gpu.report.runs import require_plots, save_figure
 from cllm_gpu.utils.errors import UserError
 
 BYTES = 257

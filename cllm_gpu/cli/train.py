@@ -18,9 +18,8 @@ from cllm_gpu.cli.parsing import Command, Quietable
 from cllm_gpu.cli.progress import Display, say, terminal
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
-from cllm_gpu.devices.host_memory import MemoryPlan
 from cllm_gpu.training.auto_batch import decide_batch, out_of_memory, ran_out, shortage
-from cllm_gpu.training.memory_plan import plan_memory
+from cllm_gpu.training.memory_plan import MemoryPlan, plan_memory
 from cllm_gpu.training.run_folder import (
     begin_run,
     newest_run,

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cllm_gpu.model.architecture import MAXIMUM_VOCABULARY
+from cllm_gpu.ops.reference.embedding import MAXIMUM_VOCABULARY
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors
 

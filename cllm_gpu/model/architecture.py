@@ -10,10 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cllm_gpu.ops.reference.embedding import MAXIMUM_VOCABULARY
 from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES
 from cllm_gpu.utils.errors import UserError
-
-MAXIMUM_VOCABULARY = 2**20
 
 
 @dataclass(frozen=True)

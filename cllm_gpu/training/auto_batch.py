@@ -12,10 +12,9 @@ from typing import Any
 
 from cllm_gpu.backend import Backend
 from cllm_gpu.config import Config
-from cllm_gpu.devices.host_memory import MemoryPlan
 from cllm_gpu.model.architecture import SIZES, Architecture
 from cllm_gpu.model.recompute import LEVELS, Recompute
-from cllm_gpu.training.memory_plan import plan_memory
+from cllm_gpu.training.memory_plan import MemoryPlan, plan_memory
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import readable_size
 

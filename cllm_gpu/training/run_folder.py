@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from cllm_gpu.checkpoint.checkpoint import newest_checkpoint
 from cllm_gpu.config import Config, load_toml, to_toml
-from cllm_gpu.devices.host_memory import MemoryPlan
+from cllm_gpu.training.memory_plan import MemoryPlan
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors, write_atomically

@@ -14,9 +14,10 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli.progress import Display
 from cllm_gpu.devices import energy as power
 from cllm_gpu.devices.driver import load_library
-from cllm_gpu.devices.energy import Drawn, EnergyMeter, MeanPower, find_meter, meter_of
+from cllm_gpu.devices.energy import EnergyMeter, find_meter, meter_of
 from cllm_gpu.devices.peak_flops import Peak
 from cllm_gpu.model.architecture import Architecture
+from cllm_gpu.training.mean_power import Drawn, MeanPower
 from cllm_gpu.training.reporter import Outcome
 from cllm_gpu.training.step_timer import FIGURES, Pace
 from tests.bench.fakes import Clock

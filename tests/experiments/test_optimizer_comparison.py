@@ -9,18 +9,8 @@ import pytest
 
 from cllm_gpu.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import open_dataset
-from cllm_gpu.experiments.optimizer_comparison import (
-    RATES,
-    Curve,
-    CurveRecorder,
-    Point,
-    Setting,
-    compare,
-    default_settings,
-    next_rate,
-    run_setting,
-    with_rate,
-)
+from cllm_gpu.experiments.optimizer_comparison import RATES, Setting, compare, default_settings, next_rate, with_rate
+from cllm_gpu.experiments.run_in_memory import Curve, CurveRecorder, Point, run_setting
 from cllm_gpu.utils.errors import UserError
 
 

@@ -50,9 +50,7 @@ def test_the_batch_is_the_largest_that_fits(backend: Backend, free: int, workers
     assert batch in allowed
     assert plan(there, batch, level) <= room < plan(there, allowed[allowed.index(batch) + 1], level)
     assert line is not None
-    assert re.match(
-        rf"batch {batch}: the largest that fits [\d.]+ [MG]B of free host_memory, 6% of it in reserve \(", line
-    )
+    assert re.match(rf"batch {batch}: the largest that fits [\d.]+ [MG]B of free memory, 6% of it in reserve \(", line)
     assert f"recompute {level})" in line
     assert chosen == dataclasses.replace(
         config(recompute=level), training=dataclasses.replace(chosen.training, batch=batch)

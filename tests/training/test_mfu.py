@@ -19,21 +19,13 @@ from cllm_gpu.cli.progress import Display
 from cllm_gpu.config import Config, ModelConfig, TrainingConfig
 from cllm_gpu.data import Dataset
 from cllm_gpu.data.tokens import TokenSource
-from cllm_gpu.devices.peak_flops import (
-    MEASURED_CALLS,
-    RATES,
-    Peak,
-    Throughput,
-    card_peak,
-    counted_parameters,
-    flop_per_token,
-    known_peak,
-    measured_peak,
-)
+from cllm_gpu.devices.peak_flops import MEASURED_CALLS, RATES, Peak, card_peak, known_peak, measured_peak
 from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
+from cllm_gpu.model.flops import counted_parameters, flop_per_token
 from cllm_gpu.model.parameters import Layout, parameter_specs
 from cllm_gpu.ops.precision import Precision
 from cllm_gpu.training.metrics import read_metrics
+from cllm_gpu.training.mfu import Throughput
 from cllm_gpu.training.step_timer import FIGURES
 from cllm_gpu.training.trainer import Trainer
 

@@ -14,7 +14,7 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli import INTERRUPTED
 from cllm_gpu.cli.config_flags import base_configuration, early_flags, open_data
 from cllm_gpu.cli.parsing import Command, Quietable
-from cllm_gpu.cli.progress import Display, terminal
+from cllm_gpu.cli.progress import ConsoleReporter, terminal
 from cllm_gpu.config import Config, as_dict
 from cllm_gpu.data import Dataset
 from cllm_gpu.experiments.ablation import (
@@ -27,7 +27,7 @@ from cllm_gpu.experiments.ablation import (
     run_variant,
 )
 from cllm_gpu.experiments.optimizer_comparison import OptimizerName, Run, ScheduleName, compare, default_settings
-from cllm_gpu.experiments.run_in_memory import run_setting
+from cllm_gpu.experiments.run_in_memory import run_in_memory
 from cllm_gpu.report.ablation import experiment_data, experiment_table, plot_experiment
 from cllm_gpu.report.comparison import comparison_table, plot_comparison
 from cllm_gpu.report.figure import require_plots
@@ -88,9 +88,9 @@ def main(arguments: list[str]) -> int:
     return _experiment(experiment, options) if experiment else _optimizers(options)
 
 
-def _open(config: Config, *, quiet: bool) -> tuple[Backend, Display, Dataset]:
+def _open(config: Config, *, quiet: bool) -> tuple[Backend, ConsoleReporter, Dataset]:
     backend = get_backend(config.backend, workers=config.training.workers, precision=config.precision)
-    display = Display(terminal(quiet=quiet), config.training.steps, backend.memory_held)
+    display = ConsoleReporter(terminal(quiet=quiet), config.training.steps, backend.memory_held)
     display.message(backend.description)
     return backend, display, open_data(config, display)
 
@@ -115,7 +115,9 @@ def _optimizers(options: CompareOptions) -> int:
         display.message(f"{len(done):3d}. {run.setting.name}: best loss {run.best_loss:.4f}{ended}")
 
     display.message(f"{len(settings)} runs of {config.training.steps} steps, and more where the best rate is at an end")
-    found = compare(settings, lambda c: run_setting(c, backend, dataset), baseline=options.optimizers[0], report=report)
+    found = compare(
+        settings, lambda c: run_in_memory(c, backend, dataset), baseline=options.optimizers[0], report=report
+    )
     table = comparison_table(found)
     if not options.quiet:
         print_table(table)

@@ -99,8 +99,8 @@ def levels_line(plan: MemoryPlan) -> str:
     return f"recompute {plan.recompute}; activations by level: {levels}"
 
 
-class Display:
-    """A `reporters.Reporter` that prints."""
+class ConsoleReporter:
+    """A `reporter.Reporter` that prints."""
 
     def __init__(self, console: Console, steps: int, memory_held: Callable[[], int | None]) -> None:
         """`console`: see `terminal`; `memory_held`: see `Backend.memory_held`."""

@@ -42,7 +42,7 @@ class Curve:
         return next((p for p in self.points if p.loss <= loss), None)
 
 
-def run_setting(config: Config, backend: Backend, dataset: Dataset) -> Curve:
+def run_in_memory(config: Config, backend: Backend, dataset: Dataset) -> Curve:
     """Train `config` from its seed, in memory; its evaluations. A run that training gave up on ends early.
 
     KeyboardInterrupt when the person asked to stop.
@@ -63,7 +63,7 @@ def run_setting(config: Config, backend: Backend, dataset: Dataset) -> Curve:
 
 
 class CurveRecorder:
-    """A `reporters.Reporter` that keeps the evaluations and the time of the steps before each."""
+    """A `reporter.Reporter` that keeps the evaluations and the time of the steps before each."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []

@@ -64,7 +64,7 @@ class LatticeTerms:
 
     @property
     def scalars(self) -> tuple[str, ...]:
-        """Names of a head's scalars, in the order of `reference.score_terms`."""
+        """Names of a head's scalars, in the order of `reference.score_bias`."""
         terms = ("distance", "prime_distance", "same_token")
         return (*(name for name in terms if getattr(self, name)), *(f"match_{n + 1}" for n in range(self.matches)))
 

@@ -1,6 +1,6 @@
 """What crystalline attention adds to the transformer: the lattice's symmetry on queries and keys, and score terms.
 
-The mathematics is that of `reference.symmetry` and `reference.score_terms`; this file gives it the tokens of a batch,
+The mathematics is that of `reference.symmetry` and `reference.score_bias`; this file gives it the tokens of a batch,
 the lattice's tables and the learned scalars, and takes the gradients back. With standard attention every method is
 called all the same and does nothing.
 """

@@ -13,7 +13,7 @@ from cllm_gpu.config import Config, as_dict, load_toml
 from cllm_gpu.report.figure import require_plots, save_figure
 from cllm_gpu.report.table import NONE, Table, number_or_dash
 from cllm_gpu.training.metrics import read_metrics
-from cllm_gpu.training.run_folder import CONFIGURATION, METRICS, saved_plan
+from cllm_gpu.training.run_folder import CONFIGURATION, METRICS, load_plan
 from cllm_gpu.utils.errors import UserError
 
 CARD_FIGURES = {"mfu": ("MFU", ".1%"), "watts": ("W", ".0f"), "joules_per_token": ("J/token", ".3g")}
@@ -56,7 +56,7 @@ def read_run(path: Path) -> RunRecord:
         steps,
         tuple(r for r in records if r.get("kind") == "evaluation"),
         tuple(r for r in records if r.get("kind") == "sample"),
-        saved_plan(folder),
+        load_plan(folder),
         load_toml(settings) if settings.is_file() else None,
     )
 

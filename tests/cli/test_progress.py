@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from cllm_gpu.cli.progress import Display, counting, reading_text, say, terminal
+from cllm_gpu.cli.progress import ConsoleReporter, counting, reading_text, say, terminal
 from cllm_gpu.report.table import Table, print_table
 
 RECORD = {"step": 99_999, "loss": 10.123, "smoothed_loss": 10.456, "rate": 2e-3, "gradient_norm": 123.45}
@@ -32,7 +32,7 @@ def lines(console: Console) -> list[str]:
 @pytest.mark.parametrize("width", [40, 80, 119, 120, 130, 139, 140, 200])
 def test_the_live_line_of_training_fits(width: int, card: dict[str, float]) -> None:
     console = screen(width)
-    display = Display(console, 100_000, lambda: None)
+    display = ConsoleReporter(console, 100_000, lambda: None)
     with display.running(99_000):
         display.step(RECORD | card)
     shown = lines(console)
@@ -75,7 +75,7 @@ def test_a_terminal_breaks_lines_between_words(width: int) -> None:
 
 
 def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    display = Display(terminal(), 100_000, lambda: None)
+    display = ConsoleReporter(terminal(), 100_000, lambda: None)
     with display.running(0):
         display.step(RECORD | {"step": 1})
         display.step(RECORD | {"step": 2})
@@ -92,7 +92,7 @@ def test_quiet_is_quiet_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes what it writes to for a terminal
     console = terminal(quiet=True)
     assert console.is_terminal
-    display = Display(console, 10, lambda: None)
+    display = ConsoleReporter(console, 10, lambda: None)
     with display.preparing() as progress, counting(console, "items", 3) as count:
         progress(1, 2)
         count(1, "items")

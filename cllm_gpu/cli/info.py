@@ -96,6 +96,6 @@ def _describe_operations(backend: Backend) -> None:
     for name in NAMES:
         operation = getattr(backend.ops, name)
         function = getattr(operation, "__wrapped__", operation).func  # fused operations stand in a profiler's range
-        by_home.setdefault(function.__module__.split(".")[1], []).append(name)
+        by_home.setdefault(function.__module__.split(".")[2], []).append(name)
     for home, names in by_home.items():
         say(f"operations in {home}: {', '.join(names)}")

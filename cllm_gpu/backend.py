@@ -29,6 +29,7 @@ from cllm_gpu.ops.registry import REFERENCE, Operations, bind, bind_over
 from cllm_gpu.ops.stream import Device
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.profiling import Ranges
+from cllm_gpu.utils.system import usable_cores
 
 NAMES = ("auto", "numpy", "native", "cupy", "simulator")
 CPU_WORKING_BYTES = 3 << 20
@@ -250,10 +251,3 @@ def _numpy_backend(workers: int | None, description: str, precision: Precision =
     functions = in_bfloat16(REFERENCE) if precision == "bf16" else REFERENCE
     ops, threads, can = bind(functions, np), workers or usable_cores(), TRAINS_IN["numpy"]
     return Backend("numpy", np, ops, description, workers=threads, precision=precision, precisions=can)
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -17,7 +17,7 @@ from cllm_gpu.config_aliases import in_full
 from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.model.recompute import Recompute
 from cllm_gpu.ops.precision import Precision
-from cllm_gpu.utils.dataclass_from_dict import build
+from cllm_gpu.utils.dataclass_from_dict import dataclass_from_dict
 from cllm_gpu.utils.errors import UserError
 
 SizeName = Literal["tiny", "mini", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "custom"]
@@ -210,7 +210,7 @@ class TrainingConfig:
 
     @property
     def sequences(self) -> int:
-        """`batch` as a number. UserError where it is still auto: `fitting.decide_batch` makes a number of it."""
+        """`batch` as a number. UserError where it is still auto: `auto_batch.decide_batch` makes a number of it."""
         return _number("batch", self.batch)
 
     @property
@@ -351,7 +351,7 @@ def load_toml(path: Path, under: Config | None = None) -> Config:
 
 def from_dict(values: dict[str, Any], under: Config | None = None) -> Config:
     """Configuration from plain data, the inverse of `as_dict`; missing keys are as in `under` (None: the defaults)."""
-    return build(under or Config(), in_full(values), "")
+    return dataclass_from_dict(under or Config(), in_full(values), "")
 
 
 def as_dict(config: Config) -> dict[str, Any]:

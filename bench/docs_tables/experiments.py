@@ -25,12 +25,12 @@ from bench.paths import RESULTS, ROOT
 from cllm_gpu.backend import get_backend
 from cllm_gpu.cli import compare
 from cllm_gpu.cli.config_flags import open_data
-from cllm_gpu.cli.progress import Display, terminal
+from cllm_gpu.cli.progress import ConsoleReporter, terminal
 from cllm_gpu.config import Config, as_dict
 from cllm_gpu.experiments.ablation import load_experiment
 from cllm_gpu.report.diagnostics import DiagnosedRun, plot_diagnostics, read_diagnosed, series
-from cllm_gpu.report.runs import require_plots
-from cllm_gpu.training.run_folder import METRICS, begin_run, save_configuration, saved_configuration, writing
+from cllm_gpu.report.figure import require_plots
+from cllm_gpu.training.run_folder import METRICS, begin_run, load_configuration, lock_run, save_configuration
 from cllm_gpu.training.trainer import Trainer
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.errors import UserError
@@ -75,15 +75,15 @@ def trained(config: Config, folder: Path) -> str | None:
     loop = dataclasses.replace(config.training, workers=backend.workers)
     config = dataclasses.replace(config, output=folder, backend=backend.name, training=loop)
     outcome = folder / OUTCOME
-    if outcome.exists() and saved_configuration(folder) == config:
+    if outcome.exists() and load_configuration(folder) == config:
         return exact_json.loads(outcome.read_bytes())["stopped"]
     if outcome.exists():
         raise UserError(f"{folder} holds a run of another configuration; remove it, or give another --kept")
     if (folder / METRICS).exists():  # it was stopped half way
         shutil.rmtree(folder)
-    display = Display(terminal(), config.training.steps, backend.memory_held)
+    display = ConsoleReporter(terminal(), config.training.steps, backend.memory_held)
     dataset = open_data(config, display)
-    with writing(begin_run(folder)):
+    with lock_run(begin_run(folder)):
         stopped = _train(config, folder, Trainer(config, backend, dataset, folder=folder))
         write_atomically(outcome, exact_json.dumps({"stopped": stopped}))
     return stopped

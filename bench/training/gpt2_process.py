@@ -126,7 +126,7 @@ class Energy:
 
 
 class _Clock:
-    """A `reporters.Reporter` that notes when each step was done, and reads the energy where the timed ones begin and
+    """A `reporter.Reporter` that notes when each step was done, and reads the energy where the timed ones begin and
     end."""
 
     def __init__(self, energy: Energy, last: int) -> None:

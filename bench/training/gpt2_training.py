@@ -31,7 +31,9 @@ from bench.training.gpt2_process import OUT_OF_MEMORY, REHEARSED, SIDES, SIZES, 
 from bench.training.gpt2_targets import TABLES, best, training_bars, trouble
 from bench.training.step_profile import empty_profile, profile, profile_text
 from cllm_gpu.devices import driver
-from cllm_gpu.devices.peak_flops import FORMULA, Peak, Throughput, flop_per_token
+from cllm_gpu.devices.peak_flops import Peak
+from cllm_gpu.model.flops import FORMULA, flop_per_token
+from cllm_gpu.training.mfu import Throughput
 
 LOGS = ROOT / "build" / "gpu-check"
 LEFT_OUT = "not measured: out of time"

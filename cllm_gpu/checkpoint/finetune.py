@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cllm_gpu.backend import Backend
-from cllm_gpu.checkpoint.checkpoint import MODEL, load_model, match_parameters, model_manifest
+from cllm_gpu.checkpoint.checkpoint import MODEL, load_model, model_manifest
+from cllm_gpu.checkpoint.load_into import match_parameters
 from cllm_gpu.checkpoint.pretrained import stored_architecture
 from cllm_gpu.config import INITIAL, Config, DataConfig, ModelConfig
 from cllm_gpu.data.tokenizers import Tokenizer, identified, load_tokenizer, tokenizer_from_dict

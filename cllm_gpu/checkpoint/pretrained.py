@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from cllm_gpu.backend import Backend
-from cllm_gpu.checkpoint.checkpoint import load_model, match_parameters
+from cllm_gpu.checkpoint.checkpoint import load_model
+from cllm_gpu.checkpoint.load_into import match_parameters
 from cllm_gpu.data.tokenizers import Tokenizer, tokenizer_from_dict
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.parameters import Layout, parameter_specs
@@ -19,15 +20,15 @@ from cllm_gpu.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """What `open_trained` finds in a checkpoint."""
+class PretrainedModel:
+    """What `load_pretrained` finds in a checkpoint."""
 
     model: Transformer
     tokenizer: Tokenizer | None
     step: int
 
 
-def open_trained(path: Path, backend: Backend, which: Literal["best", "last"] = "best") -> TrainedModel:
+def load_pretrained(path: Path, backend: Backend, which: Literal["best", "last"] = "best") -> PretrainedModel:
     """The model of a checkpoint, or of a run folder's best or last checkpoint. UserError when it cannot be used."""
     checkpoint = load_model(path, which)
     architecture = stored_architecture(checkpoint.architecture, path)
@@ -37,7 +38,7 @@ def open_trained(path: Path, backend: Backend, which: Literal["best", "last"] = 
     parameters = layout.views(backend.zeros(layout.size, dtype))
     match_parameters(checkpoint.parameters, parameters, backend)
     tokenizer = tokenizer_from_dict(checkpoint.tokenizer) if checkpoint.tokenizer else None
-    return TrainedModel(Transformer(architecture, backend, parameters), tokenizer, checkpoint.step)
+    return PretrainedModel(Transformer(architecture, backend, parameters), tokenizer, checkpoint.step)
 
 
 def stored_architecture(values: dict[str, Any], path: Path) -> Architecture:
@@ -48,7 +49,7 @@ def stored_architecture(values: dict[str, Any], path: Path) -> Architecture:
         raise UserError(f"{path} describes a model this version does not know: {error}") from None
 
 
-def require_tokenizer(trained: TrainedModel, path: Path) -> Tokenizer:
+def require_tokenizer(trained: PretrainedModel, path: Path) -> Tokenizer:
     """The model's tokenizer. UserError when it was trained on bare token ids."""
     if trained.tokenizer is None:
         raise UserError(f"the model in {path} was trained on token ids without a tokenizer: it cannot read text")

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from cllm_gpu import __version__
-from cllm_gpu.utils.dataclass_from_dict import suggestion
+from cllm_gpu.utils.dataclass_from_dict import did_you_mean
 from cllm_gpu.utils.errors import UserError
 
 COMMANDS = {
@@ -89,7 +89,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     name = arguments[0]
     if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}{suggestion(name, COMMANDS)}")
+        raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
     return load_command(name).main(arguments[1:])
 
 

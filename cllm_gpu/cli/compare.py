@@ -14,7 +14,7 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli import INTERRUPTED
 from cllm_gpu.cli.config_flags import base_configuration, early_flags, open_data
 from cllm_gpu.cli.parsing import Command, Quietable
-from cllm_gpu.cli.progress import Display, terminal
+from cllm_gpu.cli.progress import ConsoleReporter, terminal
 from cllm_gpu.config import Config, as_dict
 from cllm_gpu.data import Dataset
 from cllm_gpu.experiments.ablation import (
@@ -26,17 +26,12 @@ from cllm_gpu.experiments.ablation import (
     run_experiment,
     run_variant,
 )
-from cllm_gpu.experiments.optimizer_comparison import (
-    OptimizerName,
-    Run,
-    ScheduleName,
-    compare,
-    default_settings,
-    run_setting,
-)
-from cllm_gpu.report.ablation import experiment_data, experiment_sheet, plot_experiment
-from cllm_gpu.report.runs import comparison_sheet, plot_comparison, require_plots, write_sheet
-from cllm_gpu.report.table import print_sheet
+from cllm_gpu.experiments.optimizer_comparison import OptimizerName, Run, ScheduleName, compare, default_settings
+from cllm_gpu.experiments.run_in_memory import run_in_memory
+from cllm_gpu.report.ablation import experiment_data, experiment_table, plot_experiment
+from cllm_gpu.report.comparison import comparison_table, plot_comparison
+from cllm_gpu.report.figure import require_plots
+from cllm_gpu.report.table import print_table, write_table
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.versions import environment
 
@@ -93,9 +88,9 @@ def main(arguments: list[str]) -> int:
     return _experiment(experiment, options) if experiment else _optimizers(options)
 
 
-def _open(config: Config, *, quiet: bool) -> tuple[Backend, Display, Dataset]:
+def _open(config: Config, *, quiet: bool) -> tuple[Backend, ConsoleReporter, Dataset]:
     backend = get_backend(config.backend, workers=config.training.workers, precision=config.precision)
-    display = Display(terminal(quiet=quiet), config.training.steps, backend.memory_held)
+    display = ConsoleReporter(terminal(quiet=quiet), config.training.steps, backend.memory_held)
     display.message(backend.description)
     return backend, display, open_data(config, display)
 
@@ -120,11 +115,13 @@ def _optimizers(options: CompareOptions) -> int:
         display.message(f"{len(done):3d}. {run.setting.name}: best loss {run.best_loss:.4f}{ended}")
 
     display.message(f"{len(settings)} runs of {config.training.steps} steps, and more where the best rate is at an end")
-    found = compare(settings, lambda c: run_setting(c, backend, dataset), baseline=options.optimizers[0], report=report)
-    sheet = comparison_sheet(found)
+    found = compare(
+        settings, lambda c: run_in_memory(c, backend, dataset), baseline=options.optimizers[0], report=report
+    )
+    table = comparison_table(found)
     if not options.quiet:
-        print_sheet(sheet)
-    written = [*write_sheet(sheet, {"made": _made(backend), **found.as_dict()}, folder, "comparison")]
+        print_table(table)
+    written = [*write_table(table, {"made": _made(backend), **found.as_dict()}, folder, "comparison")]
     if options.picture:
         written.append(folder / "comparison.png")
         plot_comparison(found, written[-1])
@@ -156,16 +153,16 @@ def _experiment(experiment: Experiment, options: CompareOptions) -> int:
     except KeyboardInterrupt:
         display.message(f"stopped after {len(done)} of {total} runs; the same command goes on with the next")
         return INTERRUPTED
-    sheet = experiment_sheet(experiment, runs)
+    table = experiment_table(experiment, runs)
     if not options.quiet:
-        print_sheet(sheet)
+        print_table(table)
     name = options.experiment.stem
     data = {
         "made": _made(backend),
         "config": as_dict(dataclasses.replace(config, output=None)),
         **experiment_data(experiment, runs),
     }
-    written = [*write_sheet(sheet, data, folder, name)]
+    written = [*write_table(table, data, folder, name)]
     if options.picture:
         written.append(folder / f"{name}.png")
         plot_experiment(experiment, runs, written[-1])

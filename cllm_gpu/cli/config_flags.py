@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cllm_gpu.checkpoint.finetune import find_origin, initial_configuration, require_same_shape, tokenizer_of
-from cllm_gpu.cli.progress import Display
+from cllm_gpu.cli.progress import ConsoleReporter
 from cllm_gpu.config import Config, load_toml
 from cllm_gpu.data import Dataset, open_dataset
 from cllm_gpu.data.tokenizers import Tokenizer
@@ -42,7 +42,7 @@ def base_configuration(arguments: list[str]) -> Config:
     return load_toml(known.config, under) if known.config else under
 
 
-def open_data(config: Config, display: Display, resumed: Path | None = None) -> Dataset:
+def open_data(config: Config, display: ConsoleReporter, resumed: Path | None = None) -> Dataset:
     """The dataset of a configuration, prepared with progress where it is not in the cache yet.
 
     `resumed`: the run that goes on. The tokenizer is the model's, where there is one to begin from or to go on with.

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.checkpoint.pretrained import TrainedModel, open_trained, require_tokenizer
+from cllm_gpu.checkpoint.pretrained import PretrainedModel, load_pretrained, require_tokenizer
 from cllm_gpu.cli.parsing import Command, Quietable
 from cllm_gpu.cli.progress import counting, say, terminal
 from cllm_gpu.data import evaluation_batches, evaluation_windows, open_text
@@ -67,13 +67,13 @@ def main(arguments: list[str]) -> int:
     if options.task and options.batches:
         raise UserError(f"--batches is for texts; --task {options.task} is always over the whole file")
     path = options.model or newest_run()
-    trained = open_trained(path, get_backend(options.backend), options.checkpoint)
+    trained = load_pretrained(path, get_backend(options.backend), options.checkpoint)
     if options.task:
         return _task(options, trained, require_tokenizer(trained, path))
     return _text(options, trained, require_tokenizer(trained, path))
 
 
-def _text(options: EvaluateOptions, trained: TrainedModel, tokenizer: Tokenizer) -> int:
+def _text(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokenizer) -> int:
     """The loss on a text."""
     source = open_text(options.source, tokenizer)
     bytes_per_token = source.text_bytes / (len(source) - 1) if source.text_bytes else None  # the first is no target
@@ -103,7 +103,7 @@ def _told(batches: Iterator[Batch], total: int, progress: Callable[[int, str], N
         progress(min(done, total), "evaluating")
 
 
-def _task(options: EvaluateOptions, trained: TrainedModel, tokenizer: Tokenizer) -> int:
+def _task(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokenizer) -> int:
     """A task of multiple choice."""
     items = read_hellaswag(Path(options.source))
     with counting(terminal(quiet=options.quiet, errors=True), "items", len(items)) as progress:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.checkpoint.pretrained import open_trained
+from cllm_gpu.checkpoint.pretrained import load_pretrained
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
 from cllm_gpu.huggingface import export_model
@@ -42,7 +42,7 @@ COMMAND = Command(
 def main(arguments: list[str]) -> int:
     """Export; exit status 0."""
     options = COMMAND.parse(arguments)
-    trained = open_trained(options.model, get_backend("numpy", workers=1), options.checkpoint)
+    trained = load_pretrained(options.model, get_backend("numpy", workers=1), options.checkpoint)
     for note in export_model(trained.model, trained.tokenizer, options.output):
         say(note)
     say(f"exported step {trained.step} of {options.model} to {options.output}")

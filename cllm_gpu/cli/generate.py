@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 import tyro
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.checkpoint.pretrained import open_trained, require_tokenizer
+from cllm_gpu.checkpoint.pretrained import load_pretrained, require_tokenizer
 from cllm_gpu.cli.parsing import Command
-from cllm_gpu.inference.generate import generate_text, visible
+from cllm_gpu.inference.generate import generate_text
 from cllm_gpu.inference.sampling import Sampler
 from cllm_gpu.training.run_folder import newest_run
+from cllm_gpu.utils.text import visible
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> int:
     options = COMMAND.parse(arguments)
     sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
     path = options.model or newest_run()
-    trained = open_trained(path, get_backend(options.backend), options.checkpoint)
+    trained = load_pretrained(path, get_backend(options.backend), options.checkpoint)
     tokenizer = require_tokenizer(trained, path)
     pieces = generate_text(
         trained.model, tokenizer, options.prompt, tokens=options.tokens, sampler=sampler, use_cache=options.cache

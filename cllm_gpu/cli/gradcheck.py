@@ -12,7 +12,8 @@ from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
 from cllm_gpu.config import ModelConfig
 from cllm_gpu.model.gradcheck import BOUND, check_gradients
-from cllm_gpu.report.runs import gradient_data, print_checks, write_json
+from cllm_gpu.report.gradcheck import gradient_data, print_checks
+from cllm_gpu.report.table import write_json
 from cllm_gpu.utils.compiler import find_compiler
 from cllm_gpu.utils.errors import UserError
 

@@ -13,7 +13,7 @@ from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
 from cllm_gpu.data.tokenizers import load_tokenizer
 from cllm_gpu.huggingface import import_model
-from cllm_gpu.training.run_folder import begin_run, writing
+from cllm_gpu.training.run_folder import begin_run, lock_run
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     found = import_model(options.folder, tokenizer)
     run = begin_run(options.output)
-    with writing(run):
+    with lock_run(run):
         save_checkpoint(run, found.checkpoint, keep_last=1, best=True)
     a, count = found.architecture, sum(array.size for array in found.checkpoint.parameters.values())
     for note in found.notes:

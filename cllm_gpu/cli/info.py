@@ -6,13 +6,14 @@ import platform
 from dataclasses import dataclass
 
 from cllm_gpu import __version__
-from cllm_gpu.backend import Backend, get_backend, usable_cores
+from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
 from cllm_gpu.devices import driver as gpu
 from cllm_gpu.ops.registry import NAMES
 from cllm_gpu.utils.compiler import cache_directory, compiler_version, find_compiler
 from cllm_gpu.utils.files import readable_size
+from cllm_gpu.utils.system import usable_cores
 from cllm_gpu.utils.versions import package_version
 
 PACKAGES = (
@@ -95,6 +96,6 @@ def _describe_operations(backend: Backend) -> None:
     for name in NAMES:
         operation = getattr(backend.ops, name)
         function = getattr(operation, "__wrapped__", operation).func  # fused operations stand in a profiler's range
-        by_home.setdefault(function.__module__.split(".")[1], []).append(name)
+        by_home.setdefault(function.__module__.split(".")[2], []).append(name)
     for home, names in by_home.items():
         say(f"operations in {home}: {', '.join(names)}")

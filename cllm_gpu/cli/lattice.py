@@ -10,10 +10,11 @@ import numpy as np
 import tyro
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.checkpoint.pretrained import TrainedModel, open_trained, require_tokenizer
+from cllm_gpu.checkpoint.pretrained import PretrainedModel, load_pretrained, require_tokenizer
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.data.tokenizers import Tokenizer
-from cllm_gpu.model.architecture import MAXIMUM_VOCABULARY
+from cllm_gpu.ops.reference.embedding import MAXIMUM_VOCABULARY
+from cllm_gpu.report.figure import require_plots, save_figure
 from cllm_gpu.report.lattice_plots import (
     LABELLED,
     draw_lattice,
@@ -22,7 +23,6 @@ from cllm_gpu.report.lattice_plots import (
     learned_scalars,
     prompt_weights,
 )
-from cllm_gpu.report.runs import require_plots, save_figure
 from cllm_gpu.utils.errors import UserError
 
 BYTES = 257
@@ -67,7 +67,9 @@ def main(arguments: list[str]) -> int:
     """Draw; exit status 0."""
     options = COMMAND.parse(arguments)
     require_plots()
-    trained = open_trained(options.model, get_backend(options.backend), options.checkpoint) if options.model else None
+    trained = (
+        load_pretrained(options.model, get_backend(options.backend), options.checkpoint) if options.model else None
+    )
     figures = {"lattice": _lattice(options, trained)}
     if trained is not None and options.model is not None:
         figures |= _learnt(options, trained, options.model)
@@ -79,7 +81,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _lattice(options: LatticeOptions, trained: TrainedModel | None) -> Any:
+def _lattice(options: LatticeOptions, trained: PretrainedModel | None) -> Any:
     own_size = trained.model.architecture.vocabulary if trained else BYTES
     vocabulary = own_size if options.vocabulary is None else options.vocabulary
     if not 1 <= vocabulary <= MAXIMUM_VOCABULARY:
@@ -101,7 +103,7 @@ def _name(tokenizer: Tokenizer | None, token: int) -> str:
     return written.replace("$", r"\$") if written.isprintable() and "\ufffd" not in written else ""
 
 
-def _learnt(options: LatticeOptions, trained: TrainedModel, path: Path) -> dict[str, Any]:
+def _learnt(options: LatticeOptions, trained: PretrainedModel, path: Path) -> dict[str, Any]:
     """The scalars and the attention of a prompt."""
     scalars, names = learned_scalars(trained.model)
     if not names:
@@ -121,7 +123,7 @@ def _learnt(options: LatticeOptions, trained: TrainedModel, path: Path) -> dict[
     return {"scalars": draw_scalars(scalars, names), "weights": draw_weights(with_terms, without, written, title)}
 
 
-def _chosen(options: LatticeOptions, trained: TrainedModel, tokens: Any) -> tuple[int, int, Any, Any]:
+def _chosen(options: LatticeOptions, trained: PretrainedModel, tokens: Any) -> tuple[int, int, Any, Any]:
     """The layer and head asked for, or those whose weights the terms change most, and the weights."""
     a = trained.model.architecture
     for name, value, count in (("layer", options.layer, a.layers), ("head", options.head, a.heads)):

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, NoReturn, TypeVar
 import tyro
 
 from cllm_gpu.config_aliases import setting_of
-from cllm_gpu.utils.dataclass_from_dict import suggestion
+from cllm_gpu.utils.dataclass_from_dict import did_you_mean
 from cllm_gpu.utils.errors import UserError
 
 Options = TypeVar("Options")
@@ -99,7 +99,7 @@ class Command(Generic[Options]):
         with contextlib.redirect_stdout(text):
             self._tyro_help(default)
         known = {word for word in text.getvalue().replace(",", " ").split() if word.startswith("--")}
-        near = suggestion(name, known)
+        near = did_you_mean(name, known)
         return f"unknown option {name}{near if 'mean' in near else f'; `cllm-gpu {self.name} --help` lists them'}"
 
 

@@ -28,11 +28,11 @@ from rich.table import Table
 
 from cllm_gpu.config import Config, to_toml
 from cllm_gpu.data import Dataset
-from cllm_gpu.devices.host_memory import MemoryPlan
-from cllm_gpu.inference.generate import visible
 from cllm_gpu.model.architecture import Architecture
+from cllm_gpu.training.memory_plan import MemoryPlan
 from cllm_gpu.training.reporter import Outcome
 from cllm_gpu.utils.files import readable_size
+from cllm_gpu.utils.text import visible
 
 WIDE, NARROW = 120, 80
 """Columns from which on the live line is written out in full, and below which only what matters most is shown."""
@@ -99,8 +99,8 @@ def levels_line(plan: MemoryPlan) -> str:
     return f"recompute {plan.recompute}; activations by level: {levels}"
 
 
-class Display:
-    """A `reporters.Reporter` that prints."""
+class ConsoleReporter:
+    """A `reporter.Reporter` that prints."""
 
     def __init__(self, console: Console, steps: int, memory_held: Callable[[], int | None]) -> None:
         """`console`: see `terminal`; `memory_held`: see `Backend.memory_held`."""

@@ -10,10 +10,10 @@ import tyro
 
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
-from cllm_gpu.report.diagnostics import diagnostics_sheets, plot_diagnostics, read_diagnosed, series
+from cllm_gpu.report.diagnostics import diagnostics_tables, plot_diagnostics, read_diagnosed, series
 from cllm_gpu.report.html_page import write_page
-from cllm_gpu.report.runs import plot_runs, read_runs, run_summary, runs_sheet, write_sheet
-from cllm_gpu.report.table import print_sheet
+from cllm_gpu.report.runs import plot_runs, read_runs, run_summary, runs_table
+from cllm_gpu.report.table import print_table, write_table
 from cllm_gpu.training.run_folder import newest_run
 
 
@@ -56,14 +56,14 @@ def main(arguments: list[str]) -> int:
     folders = options.runs or (newest_run(),)
     runs = read_runs(folders)
     looked_into = read_diagnosed(folders) if options.diagnostics else []
-    sheet = runs_sheet(runs)
-    print_sheet(sheet)
+    table = runs_table(runs)
+    print_table(table)
     for run in looked_into:
-        for part in diagnostics_sheets(run):
-            print_sheet(part)
+        for part in diagnostics_tables(run):
+            print_table(part)
     written: list[Path] = []
     if options.output:
-        written += write_sheet(sheet, [run_summary(run) for run in runs], options.output, "report")
+        written += write_table(table, [run_summary(run) for run in runs], options.output, "report")
     if options.html:
         write_page(runs, options.html)
         written.append(options.html)

@@ -2,7 +2,7 @@
 
 sources.py and text.py find and stream text, split.py says which of it is held out, prepare.py and shards.py write and
 verify token shards, bpe.py learns a tokenizer, llmc.py reads llm.c's shards, patterns.py makes the synthetic set,
-whole.py reads a text to be evaluated, tokens.py and batches.py take windows.
+text_source.py reads a text to be evaluated, tokens.py and batches.py take windows.
 """
 
 from cllm_gpu.data.batches import Batches, evaluation_batches, evaluation_windows

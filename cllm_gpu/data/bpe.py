@@ -20,7 +20,7 @@ from cllm_gpu.data.prepare import Progress, split_pieces, throttled
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part
 from cllm_gpu.data.tokenizers import END_OF_TEXT_NAMES, Tokenizer
-from cllm_gpu.model.architecture import MAXIMUM_VOCABULARY
+from cllm_gpu.ops.reference.embedding import MAXIMUM_VOCABULARY
 from cllm_gpu.utils.errors import UserError
 
 MINIMUM_VOCABULARY = 257

@@ -1,23 +1,18 @@
-"""The energy that an NVIDIA card takes, asked of its driver's management library (NVML), and the mean power it makes.
+"""The energy that an NVIDIA card takes, asked of its driver's management library (NVML).
 
 NVML counts a card's energy since the driver was loaded (nvmlDeviceGetTotalEnergyConsumption, mJ, Volta and newer; NVML
-API reference). A mean over a window is the difference of two readings over the seconds between them: no sampling, and
-nothing to do in between. Cards that do not count, and slices of cards, have no power here; that is no error.
+API reference). Cards that do not count, and slices of cards, have no counter here; that is no error.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from cllm_gpu.devices.driver import driver_library, load_library
 
-WINDOW = 1.0
-"""Seconds of a mean at least: the counter itself moves only some times a second."""
 _SUCCESS = 0
 _BUS_ID_BYTES = 32
 
@@ -63,36 +58,3 @@ def meter_of(nvml: Any, driver: Any, device: int) -> EnergyMeter | None:
         return None if meter.joules() is None else meter
     except AttributeError:  # a library too old to have the function
         return None
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Of one window."""
-
-    watts: float
-    joules_per_token: float
-
-
-class MeanPower:
-    """What a card draws while it trains, in windows of at least WINDOW seconds."""
-
-    def __init__(self, meter: EnergyMeter, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._meter, self._clock = meter, clock
-        self._last: Drawn | None = None
-        self.restart()
-
-    def restart(self) -> None:
-        """A window begins now: what was drawn before is not counted."""
-        self._begun, self._joules, self._tokens = self._clock(), self._meter.joules(), 0
-
-    def step(self, tokens: int) -> Drawn | None:
-        """A step of so many tokens is done: what the last whole window says, None before the first."""
-        self._tokens += tokens
-        seconds = self._clock() - self._begun
-        if seconds >= WINDOW:
-            before, spent = self._joules, self._tokens
-            self.restart()
-            if before is not None and self._joules is not None:
-                joules = self._joules - before
-                self._last = Drawn(joules / seconds, joules / spent)
-        return self._last

@@ -1,47 +1,9 @@
-"""What a training run will hold in memory, computed before anything is allocated, what it was seen to hold, and what
-there is.
-"""
+"""Host memory: what this process holds, and what is available."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-
-from cllm_gpu.model.recompute import Recompute
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes of everything that is allocated once per run."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    activations: int
-    working: int
-    """What the operations, threads and libraries take besides, as the backend knows it."""
-    parameter_count: int
-    recompute: Recompute = "none"
-    """The level that `activations` are of."""
-    activations_at: tuple[tuple[Recompute, int], ...] = ()
-    """What they would take at each level."""
-
-    @property
-    def total(self) -> int:
-        """All of it, in bytes."""
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.working
-
-    def rows(self) -> list[tuple[str, int]]:
-        """(what, bytes) in the order to print."""
-        return [
-            ("parameters", self.parameters),
-            ("gradients", self.gradients),
-            ("optimizer", self.optimizer),
-            ("activations", self.activations),
-            ("working memory", self.working),
-            ("total", self.total),
-        ]
 
 
 def anonymous_bytes() -> int | None:

@@ -1,24 +1,16 @@
-"""How much of a card training takes: the model's FLOP per token over the card's peak (model FLOP utilisation, MFU).
-
-MFU = tokens/s · FLOP per token / peak (Chowdhery et al. 2022, PaLM, appendix B). Others count a token's FLOP otherwise
-(causal attention half, embeddings too), so the formula is said beside the figure.
-"""
+"""The most that a GPU can compute: floating-point operations (FLOP) per second, known from its data or measured."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.ops.precision import Precision, storage_dtype
 
-FORMULA = "6·N + 12·L·H·D·T"
-"""FLOP per token, forward and backward: see `flop_per_token`."""
 RATES: dict[tuple[int, int], dict[Precision, int]] = {
     (8, 0): {"bf16": 2048, "tf32": 1024, "fp32": 128},
     (8, 6): {"bf16": 1024, "tf32": 512, "fp32": 256},
@@ -46,42 +38,6 @@ class Peak:
     flop_per_second: float
     source: str
     """Where it is from, in words."""
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """What turns a training run's tokens/s into an MFU."""
-
-    flop_per_token: int
-    peak: Peak
-
-    def utilisation(self, tokens_per_second: float) -> float:
-        """MFU, as a fraction of 1."""
-        return tokens_per_second * self.flop_per_token / self.peak.flop_per_second
-
-    @property
-    def description(self) -> str:
-        """The formula and the peak, in one line."""
-        return (
-            f"MFU: tokens/s · ({FORMULA} = {self.flop_per_token / 1e9:.4g} GFLOP) over "
-            f"{self.peak.flop_per_second / 1e12:.4g} TFLOP/s, {self.peak.source}"
-        )
-
-
-def counted_parameters(a: Architecture) -> int:
-    """N: every parameter that a token is computed with, the head once.
-
-    Tables that are only looked up are left out: position embedding, lattice points, and the token embedding where the
-    head has weights of its own.
-    """
-    from cllm_gpu.model.parameters import parameter_specs
-
-    return sum(spec.size for spec in parameter_specs(a) if not spec.looked_up)
-
-
-def flop_per_token(a: Architecture) -> int:
-    """FORMULA with T the context: attention over all T keys, as if it were not causal."""
-    return 6 * counted_parameters(a) + 12 * a.layers * a.width * a.context
 
 
 def known_peak(

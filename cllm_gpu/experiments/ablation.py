@@ -32,7 +32,7 @@ from cllm_gpu.checkpoint.finetune import initial_configuration
 from cllm_gpu.config import Config, as_dict, from_dict
 from cllm_gpu.config_aliases import in_full
 from cllm_gpu.data import Dataset
-from cllm_gpu.experiments.optimizer_comparison import CurveRecorder, Point
+from cllm_gpu.experiments.run_in_memory import CurveRecorder, Point
 from cllm_gpu.training.metrics import clipped
 from cllm_gpu.training.trainer import Trainer
 from cllm_gpu.utils import exact_json

@@ -14,12 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
-
-from cllm_gpu.backend import Backend
 from cllm_gpu.config import Config, ScheduleConfig, as_dict
-from cllm_gpu.data import Dataset
-from cllm_gpu.training.trainer import Trainer
+from cllm_gpu.experiments.run_in_memory import Curve, Point
 from cllm_gpu.utils.errors import UserError
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -52,33 +48,6 @@ class Setting:
     def rate(self) -> float:
         """Its peak learning rate."""
         return self.config.optimizer.rate
-
-
-@dataclass(frozen=True)
-class Point:
-    """An evaluation: after `step` steps and `seconds` of training the validation loss (nats/token) was `loss`."""
-
-    step: int
-    seconds: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The evaluations of a run, in order."""
-
-    points: tuple[Point, ...]
-    stopped: str | None = None
-    """Why the run ended early; None where it did not."""
-
-    @property
-    def best(self) -> Point | None:
-        """The first evaluation of the lowest loss; None where no loss was finite."""
-        return min((p for p in self.points if math.isfinite(p.loss)), key=lambda p: p.loss, default=None)
-
-    def reach(self, loss: float) -> Point | None:
-        """The first evaluation with at most this loss."""
-        return next((p for p in self.points if p.loss <= loss), None)
 
 
 @dataclass(frozen=True)
@@ -203,45 +172,6 @@ def with_rate(setting: Setting, rate: float) -> Setting:
     optimizer = dataclasses.replace(config.optimizer, rate=rate)
     new = dataclasses.replace(config, optimizer=optimizer, schedule=schedule)
     return Setting(f"{setting.family} rate {rate:g}", setting.family, new)
-
-
-def run_setting(config: Config, backend: Backend, dataset: Dataset) -> Curve:
-    """Train `config` from its seed, in memory; its evaluations. A run that training gave up on ends early.
-
-    KeyboardInterrupt when the person asked to stop.
-    """
-    recorder = CurveRecorder()
-    trainer = Trainer(config, backend, dataset, reporter=recorder)
-    stopped = None
-    try:
-        trainer.initialise()
-        with np.errstate(all="ignore"):  # numbers that overflow are what a rate too high looks like, and are judged
-            if trainer.train().interrupted:
-                raise KeyboardInterrupt
-    except UserError as error:
-        stopped = str(error)
-    finally:
-        trainer.close()
-    return Curve(tuple(recorder.points), stopped)
-
-
-class CurveRecorder:
-    """A `reporters.Reporter` that keeps the evaluations and the time of the steps before each."""
-
-    def __init__(self) -> None:
-        self.points: list[Point] = []
-        self._seconds = 0.0
-
-    def step(self, record: dict[str, Any]) -> None:
-        """Count a step's time."""
-        self._seconds += record["seconds"]
-
-    def evaluation(self, record: dict[str, Any]) -> None:
-        """Keep an evaluation."""
-        self.points.append(Point(record["step"], self._seconds, record["loss"]))
-
-    def message(self, text: str) -> None:
-        """Nothing: what stops a run is kept with its curve."""
 
 
 # ---- the comparison

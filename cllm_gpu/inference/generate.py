@@ -165,11 +165,6 @@ class TextStream:
         return data
 
 
-def visible(text: str) -> str:
-    """`text` for a terminal: control characters, which an untrained model also picks, become U+FFFD."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-
-
 def generate_text(
     model: Transformer,
     tokenizer: Tokenizer,

@@ -10,10 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cllm_gpu.ops.reference.embedding import MAXIMUM_VOCABULARY
 from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES
 from cllm_gpu.utils.errors import UserError
-
-MAXIMUM_VOCABULARY = 2**20
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class LatticeTerms:
 
     @property
     def scalars(self) -> tuple[str, ...]:
-        """Names of a head's scalars, in the order of `reference.score_terms`."""
+        """Names of a head's scalars, in the order of `reference.score_bias`."""
         terms = ("distance", "prime_distance", "same_token")
         return (*(name for name in terms if getattr(self, name)), *(f"match_{n + 1}" for n in range(self.matches)))
 

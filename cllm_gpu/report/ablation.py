@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.experiments.ablation import Experiment, SeedRun, Summary, spread, summarise
-from cllm_gpu.report.runs import require_plots, save_figure
-from cllm_gpu.report.table import Sheet
+from cllm_gpu.report.figure import require_plots, save_figure
+from cllm_gpu.report.table import Table
 
 MOST_NAMED = 10
 """Of more variants the picture names the curves at their gains only."""
 
 
-def experiment_sheet(experiment: Experiment, runs: Sequence[SeedRun]) -> Sheet:
+def experiment_table(experiment: Experiment, runs: Sequence[SeedRun]) -> Table:
     """A row for every variant."""
     rows = tuple(_row(summary) for summary in summarise(experiment, runs))
     first = experiment.changes[0][0]
@@ -31,7 +31,7 @@ def experiment_sheet(experiment: Experiment, runs: Sequence[SeedRun]) -> Sheet:
     ]
     notes += [f"{run.variant}, seed {run.seed}: {run.stopped}" for run in runs if run.stopped]
     header = ("variant", "parameters", "loss", "gain", "least gain", "step")
-    return Sheet(experiment.title, header, rows, notes=tuple(notes))
+    return Table(experiment.title, header, rows, notes=tuple(notes))
 
 
 def _row(summary: Summary) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cllm_gpu.report.runs import NONE, RunRecord, read_runs, require_plots, save_figure
-from cllm_gpu.report.table import Sheet
+from cllm_gpu.report.figure import require_plots, save_figure
+from cllm_gpu.report.runs import RunRecord, read_runs
+from cllm_gpu.report.table import NONE, Table
 from cllm_gpu.training.diagnostics import DIAGNOSTICS, largest
 from cllm_gpu.training.metrics import clipped, read_metrics
 from cllm_gpu.utils.errors import UserError
@@ -147,7 +148,7 @@ def series(run: DiagnosedRun) -> dict[str, Any]:
 # ---- table
 
 
-def diagnostics_sheets(run: DiagnosedRun) -> tuple[Sheet, Sheet]:
+def diagnostics_tables(run: DiagnosedRun) -> tuple[Table, Table]:
     """Gradients and updates, and the largest activations, a row for every layer; each fits 80 columns."""
     found = series(run)
     rows = [layer_row(found, name) for name in found["gradient_norm"]]
@@ -155,13 +156,13 @@ def diagnostics_sheets(run: DiagnosedRun) -> tuple[Sheet, Sheet]:
     clips = "" if run.clipped is None else f"{run.clipped:,} clipped, "
     counted = f"{len(run.looks)} looks at {run.run.steps[-1]['step']:,} steps, {clips}{run.skipped:,} skipped."
     return (
-        Sheet(
+        Table(
             title=f"{run.run.name}: gradients by layer",
             header=("layer", *GRADIENTS),
             rows=tuple(row[:cut] for row in rows),
             notes=(f"{counted} Norms, before clipping, and ratios: the median look; zeros: the most.",),
         ),
-        Sheet(
+        Table(
             title=f"{run.run.name}: largest activations by layer",
             header=("layer", *ACTIVATIONS),
             rows=tuple((row[0], *row[cut:]) for row in rows),

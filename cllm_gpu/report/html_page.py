@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cllm_gpu.config import to_toml
 from cllm_gpu.report.html_style import STYLE
-from cllm_gpu.report.runs import RunRecord, differences_sheet, runs_sheet
+from cllm_gpu.report.runs import RunRecord, differences_table, runs_table
 from cllm_gpu.report.svg_chart import COLOURS, Chart, Line, escaped, svg
-from cllm_gpu.report.table import Sheet
+from cllm_gpu.report.table import Table
 from cllm_gpu.utils.files import readable_size, write_atomically
 
 LONG_TITLE = 80
@@ -53,8 +53,8 @@ def page(runs: Sequence[RunRecord]) -> str:
 
 def summary(runs: Sequence[RunRecord]) -> str:
     """How far each run came, its losses, its speed."""
-    sheet = runs_sheet(runs)
-    return section("Summary", table(sheet) + "".join(f"<p>{escaped(note)}</p>" for note in sheet.notes))
+    table = runs_table(runs)
+    return section("Summary", html_table(table) + "".join(f"<p>{escaped(note)}</p>" for note in table.notes))
 
 
 def curves(runs: Sequence[RunRecord]) -> str:
@@ -88,7 +88,7 @@ def memory(runs: Sequence[RunRecord]) -> str:
         return ""
     names = list(dict.fromkeys(name for run in planned for name in run.plan))
     rows = [(name, *(_size(run.plan.get(name)) for run in planned)) for name in names]
-    return section("Memory plan", table(Sheet("Memory plan", ("", *(run.name for run in planned)), tuple(rows))))
+    return section("Memory plan", html_table(Table("Memory plan", ("", *(run.name for run in planned)), tuple(rows))))
 
 
 def _size(count: int | None) -> str:
@@ -114,8 +114,8 @@ def configurations(runs: Sequence[RunRecord]) -> str:
     known = [(run.name, run.config) for run in runs if run.config is not None]
     body = ""
     if len(known) > 1:
-        sheet = differences_sheet(runs)
-        body = table(sheet) if sheet.rows else "<p>The runs have the same configuration.</p>"
+        table = differences_table(runs)
+        body = html_table(table) if table.rows else "<p>The runs have the same configuration.</p>"
     for name, config in known:
         body += f"<details><summary>{escaped(name)}, in full</summary><pre>{escaped(to_toml(config))}</pre></details>"
     return section("Configuration", body)
@@ -129,16 +129,16 @@ def section(title: str, body: str) -> str:
     return f"<section><h2>{escaped(title)}</h2>{body}</section>" if body else ""
 
 
-def table(sheet: Sheet) -> str:
-    """A sheet as a table that scrolls within itself where the page is narrow."""
+def html_table(table: Table) -> str:
+    """A table that scrolls within itself where the page is narrow."""
 
     def row(cells: Iterable[str], tag: Callable[[int], str]) -> str:
-        marked = ((tag(n), ' class="text"' if n in sheet.text_columns else "", c) for n, c in enumerate(cells))
+        marked = ((tag(n), ' class="text"' if n in table.text_columns else "", c) for n, c in enumerate(cells))
         return "<tr>" + "".join(f"<{name}{kind}>{escaped(cell)}</{name}>" for name, kind, cell in marked) + "</tr>"
 
-    head = row(sheet.header, lambda column: "th")
-    body = "".join(row(cells, lambda column: "td" if column else "th") for cells in sheet.rows)
-    box = f'<div class="scroll" role="region" aria-label="{escaped(sheet.title)}" tabindex="0">'
+    head = row(table.header, lambda column: "th")
+    body = "".join(row(cells, lambda column: "td" if column else "th") for cells in table.rows)
+    box = f'<div class="scroll" role="region" aria-label="{escaped(table.title)}" tabindex="0">'
     return f"{box}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>"
 
 

@@ -1,6 +1,6 @@
 """Pictures of the lattice: where the tokens lie, what a model learnt of it, and what attention does with it.
 
-Everything needs matplotlib (the extra `plots`); each function gives a figure for `reporting.save_figure`.
+Everything needs matplotlib (the extra `plots`); each function gives a figure for `figure.save_figure`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cllm_gpu.model.activations import Workspace
-from cllm_gpu.model.lattice import ELEMENTS, ROTATIONS, lattice_points, primes
+from cllm_gpu.model.lattice import lattice_points, primes
 from cllm_gpu.model.transformer import Transformer
-from cllm_gpu.report.runs import require_plots
+from cllm_gpu.ops.reference.symmetry import ELEMENTS, ROTATIONS
+from cllm_gpu.report.figure import require_plots
 
 Array = npt.NDArray[Any]
 LABELLED = 300

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cllm_gpu.inference.generate import visible
+from cllm_gpu.utils.text import visible
 
 WIDTH, HEIGHT = 600, 330
 LEFT, RIGHT, TOP, BOTTOM = 76, 16, 14, 52

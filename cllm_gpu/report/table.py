@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
+
+from cllm_gpu.utils import exact_json
+from cllm_gpu.utils.files import write_atomically
 
 GAP = 2
 """Columns of a terminal between two of a table."""
 PLAIN_WIDTH = 160
 """Columns where there is no terminal."""
+NONE = "–"
+"""Cell where there is nothing to show."""
 
 
-def print_sheet(sheet: Sheet, console: Console | None = None) -> None:
-    """Show a sheet; where there is no terminal, wide enough that no row is broken."""
+def print_table(table: Table, console: Console | None = None) -> None:
+    """Show a table; where there is no terminal, wide enough that no row is broken."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    console.print(sheet.rich(console.width))
+    console.print(table.rich(console.width))
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """A table of text, numbers to the right, with notes below."""
 
     title: str
@@ -40,7 +46,7 @@ class Sheet:
     spare_columns: tuple[int, ...] = ()
     """Columns that a terminal too narrow for all leaves out, the first of these first; it says so."""
 
-    def rich(self, width: int) -> Table:
+    def rich(self, width: int) -> RichTable:
         """For a terminal of `width` columns: headers break between words, cells nowhere.
 
         Where a table is too wide even without the spare columns, each row is a list of its cells.
@@ -54,25 +60,25 @@ class Sheet:
             return self._rows_as_lists()
         left_out = [name for column, name in enumerate(self.header) if column not in shown]
         notes = [*self.notes, *([f"Too narrow to show: {', '.join(left_out)}."] if left_out else [])]
-        table = self._empty(notes, box=SIMPLE_HEAD, show_edge=False, padding=(0, GAP - 1, 0, 0))
+        grid = self._empty(notes, box=SIMPLE_HEAD, show_edge=False, padding=(0, GAP - 1, 0, 0))
         for column in shown:
             justify: Literal["left", "right"] = "left" if column in self.text_columns else "right"
-            table.add_column(self.header[column], justify=justify, vertical="bottom", width=widths[column])
+            grid.add_column(self.header[column], justify=justify, vertical="bottom", width=widths[column])
         for number, row in enumerate(self.rows):
-            table.add_row(*(Text(row[column]) for column in shown), style=self._style(number))
-        return table
+            grid.add_row(*(Text(row[column]) for column in shown), style=self._style(number))
+        return grid
 
-    def _rows_as_lists(self) -> Table:
-        table = self._empty(self.notes, box=None, show_header=False)
+    def _rows_as_lists(self) -> RichTable:
+        grid = self._empty(self.notes, box=None, show_header=False)
         for number, row in enumerate(self.rows):
             for name, cell in zip(self.header, row, strict=True):
-                table.add_row(name, Text(cell), style=self._style(number))
-            table.add_row()
-        return table
+                grid.add_row(name, Text(cell), style=self._style(number))
+            grid.add_row()
+        return grid
 
-    def _empty(self, notes: Iterable[str], **style: Any) -> Table:
+    def _empty(self, notes: Iterable[str], **style: Any) -> RichTable:
         ends: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "pad_edge": False}
-        return Table(title=self.title, caption="\n".join(notes), **ends, **style)
+        return RichTable(title=self.title, caption="\n".join(notes), **ends, **style)
 
     def _style(self, row: int) -> str:
         return "bold red" if row in self.bad_rows else ""
@@ -96,3 +102,20 @@ def _escaped(text: str) -> str:
     for special in "\\|*_`<":
         text = text.replace(special, f"\\{special}")
     return text
+
+
+def number_or_dash(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
+
+
+def write_table(table: Table, data: Any, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write folder/name.md and, from plain `data`, folder/name.json; their paths. UserError when that cannot be."""
+    markdown, json = folder / f"{name}.md", folder / f"{name}.json"
+    write_atomically(markdown, table.markdown())
+    write_json(json, data)
+    return markdown, json
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain `data` as JSON. UserError when the place cannot be written."""
+    write_atomically(path, exact_json.dumps(data, indent=1) + "\n")

@@ -12,10 +12,9 @@ from typing import Any
 
 from cllm_gpu.backend import Backend
 from cllm_gpu.config import Config
-from cllm_gpu.devices.host_memory import MemoryPlan
 from cllm_gpu.model.architecture import SIZES, Architecture
 from cllm_gpu.model.recompute import LEVELS, Recompute
-from cllm_gpu.training.memory_plan import plan_memory
+from cllm_gpu.training.memory_plan import MemoryPlan, plan_memory
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import readable_size
 
@@ -27,7 +26,7 @@ NO_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_ST
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitter:
+class BatchSizeFinder:
     """Plans of one run for a device with `free` bytes of memory, of which a share stays in reserve."""
 
     config: Config
@@ -80,32 +79,34 @@ def decide_batch(
         all_of_them = "the training text has no more sequences"
         if most < windows:
             all_of_them = f"{CPU_SEQUENCES} for each worker, as on a CPU more are hardly faster"
-        chosen, fitter = _decide(config, architecture, backend, sizes)
+        chosen, finder = _decide(config, architecture, backend, sizes)
         what, loop = f"batch {chosen}", dataclasses.replace(loop, batch=chosen)
     elif loop.micro_batch == "auto":
         sizes, all_of_them = divisors(loop.sequences), "all of it fits"
-        chosen, fitter = _decide(config, architecture, backend, sizes)
+        chosen, finder = _decide(config, architecture, backend, sizes)
         what, loop = f"micro-batch {chosen} of batch {loop.batch}", dataclasses.replace(loop, micro_batch=chosen)
     else:
         return config, None
-    reason = all_of_them if chosen == sizes[-1] else f"the largest that fits {fitter.spoken}"
-    plan = readable_size(fitter.size(chosen))
+    reason = all_of_them if chosen == sizes[-1] else f"the largest that fits {finder.spoken}"
+    plan = readable_size(finder.size(chosen))
     return dataclasses.replace(config, training=loop), f"{what}: {reason} (plan {plan}, recompute {loop.recompute})"
 
 
-def _decide(config: Config, architecture: Architecture, backend: Backend, sizes: list[int]) -> tuple[int, Fitter]:
+def _decide(
+    config: Config, architecture: Architecture, backend: Backend, sizes: list[int]
+) -> tuple[int, BatchSizeFinder]:
     free = backend.memory_free()
     if free is None:
         raise UserError("this system does not say how much memory is free: auto cannot be decided, give a number")
-    fitter = Fitter(config, architecture, backend, free)
-    chosen = fitter.largest(sizes)
+    finder = BatchSizeFinder(config, architecture, backend, free)
+    chosen = finder.largest(sizes)
     if chosen is None:
-        least = readable_size(fitter.size(1))
+        least = readable_size(finder.size(1))
         raise UserError(
-            f"not even one sequence fits {fitter.spoken}: the plan of one takes {least} with recompute "
-            f"{config.training.recompute}; {_would_fit(fitter, 1)}"
+            f"not even one sequence fits {finder.spoken}: the plan of one takes {least} with recompute "
+            f"{config.training.recompute}; {_would_fit(finder, 1)}"
         )
-    return chosen, fitter
+    return chosen, finder
 
 
 def divisors(number: int) -> list[int]:
@@ -113,19 +114,19 @@ def divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
-def shortage(config: Config, architecture: Architecture, backend: Backend, plan: MemoryPlan) -> str | None:
+def memory_shortage(config: Config, architecture: Architecture, backend: Backend, plan: MemoryPlan) -> str | None:
     """One line where the plan takes more than is free, with what would fit; None where it does not, or no one knows."""
     free = backend.memory_free()
     if free is None or plan.total <= free:
         return None
-    fitter = Fitter(config, architecture, backend, free)
+    finder = BatchSizeFinder(config, architecture, backend, free)
     return (
         f"the plan takes {readable_size(plan.total)}, and {readable_size(free)} of memory are free: "
-        f"{_would_fit(fitter, config.training.at_once)}"
+        f"{_would_fit(finder, config.training.at_once)}"
     )
 
 
-def ran_out(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether an error is that there was no memory, on the host or on a card."""
     return isinstance(error, MemoryError) or str(error).startswith(NO_MEMORY)
 
@@ -138,41 +139,41 @@ def out_of_memory(
     cause, there = f" ({said})" if said else "", "" if free is None else f", {readable_size(free)} were free"
     room = plan.total * 0.9  # where the plan seemed to fit, what takes a tenth less may
     room = room if free is None else min(room, free * (1.0 - backend.memory_reserved))
-    fitter = Fitter(config, architecture, backend, int(room / (1.0 - backend.memory_reserved)))
-    smaller = what_fits(fitter, config.training.at_once)
+    finder = BatchSizeFinder(config, architecture, backend, int(room / (1.0 - backend.memory_reserved)))
+    smaller = what_fits(finder, config.training.at_once)
     return (
         f"out of memory{cause}: the plan takes {readable_size(plan.total)} with recompute {plan.recompute}{there}; "
         f"{'a smaller model may fit' if smaller is None else f'try {smaller}'}"
     )
 
 
-def _would_fit(fitter: Fitter, sequences: int) -> str:
-    found = what_fits(fitter, sequences)
+def _would_fit(finder: BatchSizeFinder, sequences: int) -> str:
+    found = what_fits(finder, sequences)
     return "no smaller model would fit either" if found is None else f"{found} would fit"
 
 
-def what_fits(fitter: Fitter, sequences: int) -> str | None:
+def what_fits(finder: BatchSizeFinder, sequences: int) -> str | None:
     """What fits, in words: fewer of so many sequences at a time, other recompute levels; else a smaller model."""
-    found, most, configured = [], 0, fitter.config.training.recompute
+    found, most, configured = [], 0, finder.config.training.recompute
     for level in LEVELS[LEVELS.index(configured) :]:
-        size = fitter.largest(divisors(sequences), level)
+        size = finder.largest(divisors(sequences), level)
         if size is None or size <= most:
             continue
         most = size
         names = [f"training.recompute {level}"] if level != configured else []
         names += [f"training.micro_batch {size}"] if size < sequences else []
-        found.append(f"{' with '.join(names)} ({readable_size(fitter.size(size, level))})")
-    return " or ".join(found) if found else next(_smaller(fitter), None)
+        found.append(f"{' with '.join(names)} ({readable_size(finder.size(size, level))})")
+    return " or ".join(found) if found else next(_smaller(finder), None)
 
 
-def _smaller(fitter: Fitter) -> Iterator[str]:
+def _smaller(finder: BatchSizeFinder) -> Iterator[str]:
     """Models that fit one sequence at a time, with everything computed again: shorter contexts, then named sizes."""
-    a = fitter.architecture
+    a = finder.architecture
     contexts = [a.context >> power for power in range(1, a.context.bit_length())]
     shapes: list[tuple[str, dict[str, Any]]] = [(f"model.context {n}", {"context": n}) for n in contexts]
     for name, size in reversed(SIZES.items()):
         shapes.append((f"model.size {name}", size | {"kv_heads": size["heads"], "mlp_width": 4 * size["width"]}))
     for name, shape in shapes:
-        smaller = dataclasses.replace(fitter, architecture=dataclasses.replace(a, **shape))
+        smaller = dataclasses.replace(finder, architecture=dataclasses.replace(a, **shape))
         if smaller.largest([1], LEVELS[-1]) is not None:
             yield f"{name} with training.recompute {LEVELS[-1]}, one sequence at a time,"

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from cllm_gpu.checkpoint.checkpoint import newest_checkpoint
 from cllm_gpu.config import Config, load_toml, to_toml
-from cllm_gpu.devices.host_memory import MemoryPlan
+from cllm_gpu.training.memory_plan import MemoryPlan
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors, write_atomically
@@ -55,7 +55,7 @@ def _next_number() -> Path:
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def lock_run(folder: Path) -> Iterator[None]:
     """Only one process at a time trains in a run's folder. UserError for the others."""
     with clear_errors("write", folder):
         lock = FileLock(folder / LOCK, timeout=0)
@@ -92,7 +92,7 @@ def save_plan(folder: Path, plan: MemoryPlan) -> None:
     write_atomically(folder / PLAN, exact_json.dumps(dict(plan.rows()), indent=1) + "\n")
 
 
-def saved_plan(folder: Path) -> dict[str, int]:
+def load_plan(folder: Path) -> dict[str, int]:
     """Bytes by what they are for, as `MemoryPlan.rows` has them; empty where the run kept no plan.
 
     UserError when the file is damaged.
@@ -111,7 +111,7 @@ def saved_plan(folder: Path) -> dict[str, int]:
     raise UserError(f"{path} is not a memory plan; remove it, or resume the run to write it again")
 
 
-def saved_configuration(folder: Path) -> Config:
+def load_configuration(folder: Path) -> Config:
     """The configuration of the run in `folder`, wherever it lay before. UserError when the folder holds no run."""
     path = folder / CONFIGURATION
     if not path.is_file():

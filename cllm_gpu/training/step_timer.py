@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 
 from cllm_gpu.backend import Backend
-from cllm_gpu.devices.energy import MeanPower
-from cllm_gpu.devices.peak_flops import Throughput, flop_per_token
 from cllm_gpu.model.architecture import Architecture
+from cllm_gpu.model.flops import flop_per_token
+from cllm_gpu.training.mean_power import MeanPower
+from cllm_gpu.training.mfu import Throughput
 
 FIGURES = ("seconds", "tokens_per_second", "mfu", "watts", "joules_per_token")
 """Of a step's record: what comes from a clock or a counter, and so differs from run to run."""

@@ -46,7 +46,7 @@ def require_tensorboard() -> Any:
 
 
 class Events:
-    """A `reporters.Reporter` that writes events and passes everything on to another."""
+    """A `reporter.Reporter` that writes events and passes everything on to another."""
 
     def __init__(self, writer: Any, then: Reporter, memory_held: Callable[[], int | None]) -> None:
         """memory_held: see `Backend.memory_held`."""

@@ -16,13 +16,13 @@ import numpy as np
 
 from cllm_gpu import config as configuration
 from cllm_gpu.backend import Backend
-from cllm_gpu.checkpoint.checkpoint import Checkpoint, match_parameters, require_architecture, save_checkpoint
+from cllm_gpu.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from cllm_gpu.checkpoint.finetune import begin_from
+from cllm_gpu.checkpoint.load_into import match_parameters, require_architecture
 from cllm_gpu.config import Config
 from cllm_gpu.data import IGNORE_INDEX, Batches, Dataset, evaluation_batches
 from cllm_gpu.data.tokenizers import require_same
 from cllm_gpu.inference.evaluate import Evaluation, evaluate
-from cllm_gpu.inference.generate import visible
 from cllm_gpu.model.activations import batch_dropout
 from cllm_gpu.model.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.model.transformer import Transformer
@@ -40,6 +40,7 @@ from cllm_gpu.training.samples import keep_sample, sample_pieces
 from cllm_gpu.training.signals import Interrupts
 from cllm_gpu.training.step_timer import Pace
 from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.text import visible
 
 SMOOTHING = 0.95
 TOO_LARGE = "gradient too large to be squared"

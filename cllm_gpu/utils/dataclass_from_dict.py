@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from cllm_gpu.utils.errors import UserError
 
 
-def build(under: Any, values: dict[str, Any], prefix: str) -> Any:
+def dataclass_from_dict(under: Any, values: dict[str, Any], prefix: str) -> Any:
     """The dataclass `under` with `values` over its own, sections within it included.
 
     UserError naming the key, `prefix` before it.
@@ -20,18 +20,18 @@ def build(under: Any, values: dict[str, Any], prefix: str) -> Any:
     arguments = {}
     for name, value in values.items():
         if name not in names:
-            raise UserError(f"unknown key {prefix}{name}{suggestion(name, names)}")
+            raise UserError(f"unknown key {prefix}{name}{did_you_mean(name, names)}")
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{name} is a section; write it as [{prefix}{name}]")
-            arguments[name] = build(getattr(under, name), value, f"{prefix}{name}.")
+            arguments[name] = dataclass_from_dict(getattr(under, name), value, f"{prefix}{name}.")
         else:
             arguments[name] = _convert(value, hint, f"{prefix}{name}")
     return dataclasses.replace(under, **arguments)
 
 
-def suggestion(name: str, known: Any) -> str:
+def did_you_mean(name: str, known: Any) -> str:
     """ "; did you mean …?" for the nearest known name, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(known))}"

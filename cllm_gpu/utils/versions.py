@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 
 from cllm_gpu import __version__
-from cllm_gpu.backend import usable_cores
+from cllm_gpu.utils.system import usable_cores
 
 
 def package_version(package: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import Backend
-from cllm_gpu.checkpoint.checkpoint import match_parameters
+from cllm_gpu.checkpoint.load_into import match_parameters
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.layers.layer import ParameterSpec
 from cllm_gpu.model.parameters import FlatParameters, Layout, parameter_specs

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cllm_gpu.training.run_folder import writing
+from cllm_gpu.training.run_folder import lock_run
 
 Command = Callable[..., tuple[int, str, str]]
 Flags = tuple[str, ...]
@@ -131,7 +131,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_word(
 
 def test_only_one_process_trains_in_a_folder(command: Command, workplace: Path, small: Flags) -> None:
     assert command("train", *small, "--training.steps", "2")[0] == 0
-    with writing(workplace / "runs" / "001"):
+    with lock_run(workplace / "runs" / "001"):
         status, _, err = command("train", "--resume", "--training.steps", "3")
     assert status == 2
     assert "another process is training in" in err

@@ -17,10 +17,10 @@ import pytest
 
 from cllm_gpu.checkpoint.checkpoint import load_checkpoint
 from cllm_gpu.config import load_toml
-from cllm_gpu.inference.generate import visible
 from cllm_gpu.training.metrics import read_metrics
 from cllm_gpu.utils.compiler import find_compiler
 from cllm_gpu.utils.files import readable_size
+from cllm_gpu.utils.text import visible
 
 Command = Callable[..., tuple[int, str, str]]
 Flags = tuple[str, ...]

@@ -48,5 +48,5 @@ def test_interrupted_where_nothing_is_saved(command: Command, monkeypatch: pytes
     def press(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cllm_gpu.cli.evaluate.open_trained", press)
+    monkeypatch.setattr("cllm_gpu.cli.evaluate.load_pretrained", press)
     assert command("evaluate", "text.txt", "--model", "x") == (130, "", "cllm-gpu: interrupted\n")

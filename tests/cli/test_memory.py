@@ -14,7 +14,7 @@ import pytest
 
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli import run
-from cllm_gpu.training.run_folder import saved_configuration
+from cllm_gpu.training.run_folder import load_configuration
 
 Command = Callable[..., tuple[int, str, str]]
 Flags = tuple[str, ...]
@@ -53,16 +53,16 @@ def test_the_batch_that_was_chosen_is_kept(command: Command, workplace: Path, sm
     status, out, _ = command("train", *small, "--batch", "auto", "--training.steps", "2", "--training.workers", "2")
     assert status == 0
     assert "\nbatch 16: 8 for each worker, as on a CPU more are hardly faster (plan " in out
-    assert saved_configuration(Path("runs/001")).training.batch == 16
+    assert load_configuration(Path("runs/001")).training.batch == 16
     status, out, _ = command("train", "--resume", "--training.steps", "3", "--training.workers", "1")
     assert (status, "for each worker" in out) == (0, False)
-    assert saved_configuration(Path("runs/001")).training.batch == 16
+    assert load_configuration(Path("runs/001")).training.batch == 16
     assert [record["tokens"] for record in steps(Path("runs/001"))] == [256, 512, 768]
 
 
 def test_the_short_name_of_the_batch(command: Command, workplace: Path, small: Flags) -> None:
     assert command("train", *small, "--batch=3", "--training.steps", "1")[0] == 0
-    assert saved_configuration(Path("runs/001")).training.batch == 3
+    assert load_configuration(Path("runs/001")).training.batch == 3
     status, _, err = command("train", *small, "--batch", "many")
     assert status == 2
     assert err.startswith("cllm-gpu: error: Error parsing --training.batch: ")
@@ -71,7 +71,7 @@ def test_the_short_name_of_the_batch(command: Command, workplace: Path, small: F
 def test_other_trainers_names_as_flags(command: Command, workplace: Path, small: Flags) -> None:
     flags = ("--optimizer.lr", "2e-4", "--training.max_steps=1", "--model.n-layer", "2")
     assert command("train", *small, *flags)[0] == 0
-    saved = saved_configuration(Path("runs/001"))
+    saved = load_configuration(Path("runs/001"))
     assert (saved.optimizer.rate, saved.training.steps, saved.model.layers) == (2e-4, 1, 2)
 
 
@@ -79,7 +79,7 @@ def test_a_micro_batch_of_its_own(command: Command, workplace: Path, small: Flag
     status, out, _ = command("train", *small, "--training.micro-batch", "auto", "--training.steps", "1")
     assert status == 0
     assert "\nmicro-batch 4 of batch 4: all of it fits (plan " in out
-    assert saved_configuration(Path("runs/001")).training.micro_batch == 4
+    assert load_configuration(Path("runs/001")).training.micro_batch == 4
 
 
 def _backend_with(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:

@@ -9,8 +9,8 @@ import time
 import pytest
 from rich.console import Console
 
-from cllm_gpu.cli.progress import Display, counting, reading_text, say, terminal
-from cllm_gpu.report.table import Sheet, print_sheet
+from cllm_gpu.cli.progress import ConsoleReporter, counting, reading_text, say, terminal
+from cllm_gpu.report.table import Table, print_table
 
 RECORD = {"step": 99_999, "loss": 10.123, "smoothed_loss": 10.456, "rate": 2e-3, "gradient_norm": 123.45}
 RECORD |= {"tokens_per_second": 1_234_567.0}
@@ -32,7 +32,7 @@ def lines(console: Console) -> list[str]:
 @pytest.mark.parametrize("width", [40, 80, 119, 120, 130, 139, 140, 200])
 def test_the_live_line_of_training_fits(width: int, card: dict[str, float]) -> None:
     console = screen(width)
-    display = Display(console, 100_000, lambda: None)
+    display = ConsoleReporter(console, 100_000, lambda: None)
     with display.running(99_000):
         display.step(RECORD | card)
     shown = lines(console)
@@ -75,7 +75,7 @@ def test_a_terminal_breaks_lines_between_words(width: int) -> None:
 
 
 def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    display = Display(terminal(), 100_000, lambda: None)
+    display = ConsoleReporter(terminal(), 100_000, lambda: None)
     with display.running(0):
         display.step(RECORD | {"step": 1})
         display.step(RECORD | {"step": 2})
@@ -92,7 +92,7 @@ def test_quiet_is_quiet_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes what it writes to for a terminal
     console = terminal(quiet=True)
     assert console.is_terminal
-    display = Display(console, 10, lambda: None)
+    display = ConsoleReporter(console, 10, lambda: None)
     with display.preparing() as progress, counting(console, "items", 3) as count:
         progress(1, 2)
         count(1, "items")
@@ -103,7 +103,7 @@ def test_quiet_is_quiet_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr() == ("", "")
 
 
-SHEET = Sheet(
+TABLE = Table(
     "Runs",
     ("run", "training loss", "size", "result"),
     (("a_long_name_of_a_run", "1.2345", "1,234,567", "pass"), ("short", "2.3456", "1", "FAIL")),
@@ -115,15 +115,15 @@ SHEET = Sheet(
 
 def test_a_table_breaks_headers_never_cells() -> None:
     console = screen(60)
-    print_sheet(SHEET, console)
+    print_table(TABLE, console)
     shown = lines(console)
     assert shown[0].strip() == "Runs"
-    assert [line.split() for line in shown[-3:-1]] == [list(row) for row in SHEET.rows]
+    assert [line.split() for line in shown[-3:-1]] == [list(row) for row in TABLE.rows]
 
 
 def test_a_narrow_table_leaves_out_what_can_be_spared() -> None:
     console = screen(40)
-    print_sheet(SHEET, console)
+    print_table(TABLE, console)
     shown = lines(console)
     assert [line.split() for line in shown if "_name_" in line] == [["a_long_name_of_a_run", "1.2345", "pass"]]
     assert shown[-1].strip() == "Too narrow to show: size."
@@ -132,7 +132,7 @@ def test_a_narrow_table_leaves_out_what_can_be_spared() -> None:
 
 def test_a_table_too_wide_becomes_lists() -> None:
     console = screen(34)
-    print_sheet(SHEET, console)
+    print_table(TABLE, console)
     shown = [line.split() for line in lines(console)]
     assert ["size", "1,234,567"] in shown
     assert ["result", "FAIL"] in shown

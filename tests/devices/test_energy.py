@@ -11,12 +11,13 @@ import pytest
 from rich.console import Console
 
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.cli.progress import Display
+from cllm_gpu.cli.progress import ConsoleReporter
 from cllm_gpu.devices import energy as power
 from cllm_gpu.devices.driver import load_library
-from cllm_gpu.devices.energy import Drawn, EnergyMeter, MeanPower, find_meter, meter_of
+from cllm_gpu.devices.energy import EnergyMeter, find_meter, meter_of
 from cllm_gpu.devices.peak_flops import Peak
 from cllm_gpu.model.architecture import Architecture
+from cllm_gpu.training.mean_power import MeanPower, PowerReading
 from cllm_gpu.training.reporter import Outcome
 from cllm_gpu.training.step_timer import FIGURES, Pace
 from tests.bench.fakes import Clock
@@ -117,30 +118,30 @@ def test_the_mean_is_over_a_second_of_steps_and_more() -> None:
     nvml, clock = Nvml(), Clock()
     mean = MeanPower(_meter(nvml), clock)
 
-    def step(seconds: float, joules: float) -> Drawn | None:
+    def step(seconds: float, joules: float) -> PowerReading | None:
         clock.now += seconds
         nvml.millijoules += round(1e3 * joules)
         return mean.step(100)
 
     assert step(0.5, 200.0) is None
-    assert step(0.75, 300.0) == Drawn(500 / 1.25, 500 / 200)
-    assert step(0.25, 999.0) == Drawn(400.0, 2.5), "the window under way is not told"
+    assert step(0.75, 300.0) == PowerReading(500 / 1.25, 500 / 200)
+    assert step(0.25, 999.0) == PowerReading(400.0, 2.5), "the window under way is not told"
     clock.now += 100.0
     nvml.millijoules += 10**9
     mean.restart()  # an evaluation: neither its seconds nor its joules are of a step
-    assert step(0.5, 1.0) == Drawn(400.0, 2.5)
-    assert step(0.5, 1.0) == Drawn(2.0, 0.01)
+    assert step(0.5, 1.0) == PowerReading(400.0, 2.5)
+    assert step(0.5, 1.0) == PowerReading(2.0, 0.01)
 
 
 def test_a_counter_that_stops_telling_keeps_the_last_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml, clock = Nvml(), Clock()
     mean = MeanPower(_meter(nvml), clock)
     clock.now, nvml.millijoules = 2.0, nvml.millijoules + 4000
-    assert mean.step(1) == Drawn(2.0, 4.0)
+    assert mean.step(1) == PowerReading(2.0, 4.0)
     nvml._fails["nvmlDeviceGetTotalEnergyConsumption"] = 999
     for _ in range(3):
         clock.now += 2.0
-        assert mean.step(1) == Drawn(2.0, 4.0)
+        assert mean.step(1) == PowerReading(2.0, 4.0)
 
 
 def test_a_steps_figures() -> None:
@@ -180,7 +181,7 @@ def test_the_end_of_a_run_tells_power_where_there_is_one(tmp_path: Path) -> None
     record = {"step": 1, "loss": 1.0, "smoothed_loss": 1.0, "rate": 1e-3, "gradient_norm": 1.0}
     for drawn in ({}, {"watts": 600.4, "joules_per_token": 0.00123}):
         console = Console(file=io.StringIO(), width=200, soft_wrap=True, highlight=False)
-        display = Display(console, 1, lambda: None)
+        display = ConsoleReporter(console, 1, lambda: None)
         with display.running(0):
             display.step(record | {"tokens_per_second": 5e5} | drawn)
         display.outcome(Outcome(1, False, 0, None, None), tmp_path)

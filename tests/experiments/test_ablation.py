@@ -12,8 +12,8 @@ import pytest
 
 from cllm_gpu.config import Config, ModelConfig
 from cllm_gpu.experiments.ablation import SeedRun, _identity, _Recorder, load_experiment, run_experiment, summarise
-from cllm_gpu.experiments.optimizer_comparison import Point
-from cllm_gpu.report.ablation import experiment_data, experiment_sheet, plot_experiment
+from cllm_gpu.experiments.run_in_memory import Point
+from cllm_gpu.report.ablation import experiment_data, experiment_table, plot_experiment
 from cllm_gpu.utils.errors import UserError
 
 TEXT = """
@@ -159,11 +159,11 @@ def test_summaries_are_taken_seed_by_seed(write, tmp_path):
     assert two.gains == pytest.approx((0.201, 0.205))
     assert two.gain == pytest.approx(0.203)
     assert two.step_ratio == pytest.approx(1.1)
-    sheet = experiment_sheet(experiment, runs)
-    assert sheet.rows[1][2] == f"{two.loss:.4f} ± {statistics.stdev(two.losses):.4f}"
-    assert sheet.rows[1][3].startswith("+0.2030 ± ")
-    assert sheet.rows[1][4] == "+0.2010"
-    assert sheet.rows[1][5] == "550.0 ms (1.10×)"
+    table = experiment_table(experiment, runs)
+    assert table.rows[1][2] == f"{two.loss:.4f} ± {statistics.stdev(two.losses):.4f}"
+    assert table.rows[1][3].startswith("+0.2030 ± ")
+    assert table.rows[1][4] == "+0.2010"
+    assert table.rows[1][5] == "550.0 ms (1.10×)"
     data = json.loads(json.dumps(experiment_data(experiment, runs)))
     assert [summary["variant"] for summary in data["summaries"]] == ["standard", "two"]
 
@@ -187,8 +187,8 @@ def test_a_run_that_ended_early_has_no_loss(write, tmp_path):
         lambda name, config: played(name, config, stopped="5 steps in a row" if name == "two" else None),
     )  # fmt: skip
     assert summarise(experiment, runs)[1].loss == math.inf
-    sheet = experiment_sheet(experiment, runs)
-    assert any("two, seed 5: 5 steps in a row" in note for note in sheet.notes)
+    table = experiment_table(experiment, runs)
+    assert any("two, seed 5: 5 steps in a row" in note for note in table.notes)
 
 
 def test_pictures(write, tmp_path):

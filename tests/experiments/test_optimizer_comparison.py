@@ -9,18 +9,8 @@ import pytest
 
 from cllm_gpu.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import open_dataset
-from cllm_gpu.experiments.optimizer_comparison import (
-    RATES,
-    Curve,
-    CurveRecorder,
-    Point,
-    Setting,
-    compare,
-    default_settings,
-    next_rate,
-    run_setting,
-    with_rate,
-)
+from cllm_gpu.experiments.optimizer_comparison import RATES, Setting, compare, default_settings, next_rate, with_rate
+from cllm_gpu.experiments.run_in_memory import Curve, CurveRecorder, Point, run_in_memory
 from cllm_gpu.utils.errors import UserError
 
 
@@ -217,7 +207,7 @@ def patterns(tmp_path_factory):
 
 def test_a_real_run_gives_its_evaluations_and_again_the_same(patterns, backend):
     config, data = patterns
-    first, again = (run_setting(config, backend, data) for _ in range(2))
+    first, again = (run_in_memory(config, backend, data) for _ in range(2))
     assert [p.step for p in first.points] == list(range(5, 61, 5))
     assert [p.loss for p in first.points] == [p.loss for p in again.points]
     assert first.points[-1].loss < first.points[0].loss - 0.1
@@ -232,7 +222,7 @@ def test_a_run_that_diverges_ends_early_and_says_why(patterns, backend):
     wild = dataclasses.replace(
         config, optimizer=OptimizerConfig(name="sgd", rate=1e30, clip_norm=0.0), schedule=config.schedule
     )
-    result = run_setting(wild, backend, data)
+    result = run_in_memory(wild, backend, data)
     assert result.stopped is not None
     assert "non-finite" in result.stopped
 
@@ -243,7 +233,7 @@ def test_adam_reaches_sgd_s_best_loss_sooner(patterns, backend):
     chosen = {"sgd": (0.1, 0.3), "adam": (0.01, 0.03)}
     settings = [s for s in default_settings(config, optimizers=("sgd", "adam")) if s.rate in chosen[s.family]]
     assert len(settings) == 4
-    result = compare(settings, lambda c: run_setting(c, backend, data), extensions=0)
+    result = compare(settings, lambda c: run_in_memory(c, backend, data), extensions=0)
     sgd, adam = result.rows
     assert sgd.best_loss == result.target
     assert adam.best_loss < sgd.best_loss

@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer
-from cllm_gpu.inference.generate import CachedReader, TextStream, WindowReader, generate_text, generate_tokens, visible
+from cllm_gpu.inference.generate import CachedReader, TextStream, WindowReader, generate_text, generate_tokens
 from cllm_gpu.inference.sampling import Sampler
 from cllm_gpu.model.activations import Workspace
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
@@ -20,6 +20,7 @@ from cllm_gpu.model.gradcheck import random_point
 from cllm_gpu.model.parameters import Layout, parameter_specs
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.text import visible
 
 SHAPE = Architecture(vocabulary=257, context=12, layers=2, heads=4, kv_heads=4, width=24, mlp_width=40)
 ARCHITECTURES = {

@@ -14,7 +14,7 @@ from cllm_gpu.config import Config, OptimizerConfig
 from cllm_gpu.report.diagnostics import (
     ACTIVATIONS,
     DiagnosedRun,
-    diagnostics_sheets,
+    diagnostics_tables,
     gradient_norm,
     highest,
     layer_of,
@@ -101,7 +101,7 @@ def test_a_nan_is_shown_where_it_is_and_does_not_hide_the_largest() -> None:
 
 
 def test_the_table(run: DiagnosedRun) -> None:
-    gradients, activations = diagnostics_sheets(run)
+    gradients, activations = diagnostics_tables(run)
     assert (gradients.title, activations.title) == ("r: gradients by layer", "r: largest activations by layer")
     for name, cells in (
         ("embeddings", ("1", "2.50e-01", "0.00%")), ("block 0", ("5", "1.25e-01", "15.00%")),
@@ -111,12 +111,12 @@ def test_the_table(run: DiagnosedRun) -> None:
     assert ("block 0", "6", "6", "6", "6", "6", "–") in activations.rows
     assert ("final norm", "7", "–", "–", "–", "–", "9") in activations.rows
     assert gradients.notes[0].startswith("2 looks at 5 steps, 2 clipped, 1 skipped.")
-    for sheet in (gradients, activations):
+    for table in (gradients, activations):
         console = Console(file=io.StringIO(), width=80)
-        console.print(sheet.rich(80))
+        console.print(table.rich(80))
         shown = console.file.getvalue()  # type: ignore[attr-defined]
-        assert sheet.title in shown
-        assert all(cell in shown for row in sheet.rows for cell in row)
+        assert table.title in shown
+        assert all(cell in shown for row in table.rows for cell in row)
         assert "…" not in shown
         assert "Too narrow" not in shown
 

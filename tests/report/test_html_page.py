@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from cllm_gpu.config import Config, OptimizerConfig, TrainingConfig
-from cllm_gpu.devices.host_memory import MemoryPlan
 from cllm_gpu.report.html_page import page, write_page
 from cllm_gpu.report.html_style import STYLE
 from cllm_gpu.report.runs import RunRecord, read_run, read_runs
 from cllm_gpu.report.svg_chart import COLOURS
+from cllm_gpu.training.memory_plan import MemoryPlan
 from cllm_gpu.training.metrics import MetricsLog
 from cllm_gpu.training.run_folder import save_configuration, save_plan
 from cllm_gpu.training.samples import keep_sample

@@ -9,6 +9,7 @@ import pytest
 
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
 from cllm_gpu.model.lattice import lattice_points
+from cllm_gpu.report.figure import save_figure
 from cllm_gpu.report.lattice_plots import (
     DRAWN,
     draw_lattice,
@@ -17,7 +18,6 @@ from cllm_gpu.report.lattice_plots import (
     learned_scalars,
     prompt_weights,
 )
-from cllm_gpu.report.runs import save_figure
 
 pytest.importorskip("matplotlib")
 SHAPE = Architecture(vocabulary=30, context=12, layers=2, heads=2, kv_heads=2, width=12, mlp_width=16)

@@ -13,21 +13,13 @@ import pytest
 from rich.console import Console
 
 from cllm_gpu.config import Config, OptimizerConfig
-from cllm_gpu.experiments.optimizer_comparison import Curve, Point, Run, Setting, summarise, with_rate
+from cllm_gpu.experiments.optimizer_comparison import Run, Setting, summarise, with_rate
+from cllm_gpu.experiments.run_in_memory import Curve, Point
 from cllm_gpu.model.gradcheck import GroupCheck
-from cllm_gpu.report.runs import (
-    Sheet,
-    comparison_sheet,
-    gradient_data,
-    gradient_sheet,
-    plot_comparison,
-    plot_runs,
-    print_checks,
-    read_run,
-    run_summary,
-    runs_sheet,
-    write_sheet,
-)
+from cllm_gpu.report.comparison import comparison_table, plot_comparison
+from cllm_gpu.report.gradcheck import gradient_data, gradient_table, print_checks
+from cllm_gpu.report.runs import plot_runs, read_run, run_summary, runs_table
+from cllm_gpu.report.table import Table, write_table
 from cllm_gpu.training.metrics import MetricsLog
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.errors import UserError
@@ -46,9 +38,9 @@ def cells(markdown):
     return [[cell.replace("\\_", "_").replace("\0", "|") for cell in row] for row in rows]
 
 
-def shown(sheet):
+def shown(table):
     console = Console(file=io.StringIO(), width=200)
-    console.print(sheet.rich(200))
+    console.print(table.rich(200))
     return console.file.getvalue()
 
 
@@ -68,31 +60,31 @@ def comparison():
     return summarise(families, [r for grid in families.values() for r in grid], "sgd")
 
 
-# ---- sheets
+# ---- tables
 
 
 def test_markdown_reads_back_as_the_table():
-    sheet = Sheet("A | title", ("name", "n"), (("a|b_c", "1"), ("*d*", "2")), notes=("first_note",))
-    text = sheet.markdown()
+    table = Table("A | title", ("name", "n"), (("a|b_c", "1"), ("*d*", "2")), notes=("first_note",))
+    text = table.markdown()
     assert text.splitlines()[0] == "# A \\| title"
     assert cells(text) == [["name", "n"], [":---", "---:"], ["a|b_c", "1"], ["\\*d\\*", "2"]]
     assert text.endswith("\n\nfirst\\_note\n")
 
 
 def test_the_terminal_s_table_shows_text_as_it_is():
-    text = shown(Sheet("t", ("name",), (("[red]not markup[/red]",),), notes=("and a note",)))
+    text = shown(Table("t", ("name",), (("[red]not markup[/red]",),), notes=("and a note",)))
     assert "[red]not markup[/red]" in text
     assert "and a note" in text
 
 
 def test_gradient_sheet_names_what_failed():
-    sheet = gradient_sheet(CHECKS)
-    assert [row[-1] for row in sheet.rows] == ["pass", "FAIL", "FAIL"]
-    assert sheet.bad_rows == {1, 2}
-    assert sheet.notes == ("2 of 3 groups FAILED; largest relative error nan, bound 1e-07.",)
-    assert gradient_sheet(CHECKS[:1]).notes == ("all 1 groups passed; largest relative error 8.0e-10, bound 1e-07.",)
-    assert float(sheet.rows[0][2]) == CHECKS[0].analytic
-    assert float(sheet.rows[0][3]) == pytest.approx(CHECKS[0].numerical, rel=1e-9)
+    table = gradient_table(CHECKS)
+    assert [row[-1] for row in table.rows] == ["pass", "FAIL", "FAIL"]
+    assert table.bad_rows == {1, 2}
+    assert table.notes == ("2 of 3 groups FAILED; largest relative error nan, bound 1e-07.",)
+    assert gradient_table(CHECKS[:1]).notes == ("all 1 groups passed; largest relative error 8.0e-10, bound 1e-07.",)
+    assert float(table.rows[0][2]) == CHECKS[0].analytic
+    assert float(table.rows[0][3]) == pytest.approx(CHECKS[0].numerical, rel=1e-9)
 
 
 def test_checks_are_printed_unbroken_where_there_is_no_terminal():
@@ -103,7 +95,7 @@ def test_checks_are_printed_unbroken_where_there_is_no_terminal():
 
 
 def test_gradient_data_is_json_that_reads_back(tmp_path):
-    markdown, path = write_sheet(gradient_sheet(CHECKS), gradient_data(CHECKS), tmp_path / "new", "check")
+    markdown, path = write_table(gradient_table(CHECKS), gradient_data(CHECKS), tmp_path / "new", "check")
     read = exact_json.loads(path.read_text(encoding="utf-8"))
     assert read["passed"] is False
     assert [GroupCheck(**group) for group in read["groups"][:2]] == CHECKS[:2]
@@ -112,21 +104,21 @@ def test_gradient_data_is_json_that_reads_back(tmp_path):
 
 
 def test_comparison_sheet(comparison):
-    sheet = comparison_sheet(comparison)
-    assert sheet.rows == (
+    table = comparison_table(comparison)
+    assert table.rows == (
         ("sgd", "2", "0.1", "2.5000", "30", "1.00×", "4.5", "1.00×", "30", "1.00×"),
         ("adam", "2", "0.001", "2.0000", "20", "1.50×", "3.0", "1.50×", "10", "3.00×"),
         ("adamw", "1", "0.001", "7.0000", "–", "–", "–", "–", "–", "–"),
     )
-    assert all(len(row) == len(sheet.header) for row in sheet.rows)
-    notes = "\n".join(sheet.notes)
+    assert all(len(row) == len(table.header) for row in table.rows)
+    notes = "\n".join(table.notes)
     assert "Target: 2.5000" in notes
     assert "best rate of sgd is at the end" in notes
     assert "sgd rate 1: training stopped: too hot" in notes
 
 
 def test_comparison_as_json_reads_back(comparison, tmp_path):
-    _, path = write_sheet(comparison_sheet(comparison), comparison.as_dict(), tmp_path, "comparison")
+    _, path = write_table(comparison_table(comparison), comparison.as_dict(), tmp_path, "comparison")
     read = exact_json.loads(path.read_text(encoding="utf-8"))
     json.loads(path.read_text(encoding="utf-8"))  # standard JSON, whatever diverged
     assert read == exact_json.loads(exact_json.dumps(comparison.as_dict()))
@@ -139,7 +131,7 @@ def test_comparison_as_json_reads_back(comparison, tmp_path):
 def test_an_unwritable_place_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        write_sheet(gradient_sheet(CHECKS), {}, tmp_path / "file", "check")
+        write_table(gradient_table(CHECKS), {}, tmp_path / "file", "check")
 
 
 # ---- runs
@@ -199,22 +191,22 @@ def test_a_run_is_read_from_its_folder_or_its_file(tmp_path):
     }
     assert record.series("steps", "loss") == ([1, 2, 4, 5, 6], [5.0, 2.5, 1.25, 1.0, 5.0 / 6])
     assert record.series("evaluations", "loss") == ([2, 4, 6], [4.0, 1.5, 1.75])
-    assert runs_sheet([record]).rows == (("007", "6", "600", "1.0000", "1.5000", "4", "2.1640", "4,000", "1"),)
+    assert runs_table([record]).rows == (("007", "6", "600", "1.0000", "1.5000", "4", "2.1640", "4,000", "1"),)
 
 
 def test_a_run_on_a_card_adds_its_figures_to_the_table(tmp_path):
     plain = read_run(write_run(tmp_path / "007"))
     steps = [step | {"mfu": 0.1 * number, "watts": 100.0 * number} for number, step in enumerate(plain.steps)]
     card = dataclasses.replace(plain, name="008", steps=(steps[0], plain.steps[1], *steps[2:]))
-    sheet = runs_sheet([plain, card])
-    assert sheet.header[-3:] == ("skipped", "MFU", "W")
-    assert [row[-2:] for row in sheet.rows] == [("–", "–"), ("30.0%", "300")]
-    assert sheet.notes == ("Training loss is smoothed; tokens/s, MFU, W: the median over the steps.",)
+    table = runs_table([plain, card])
+    assert table.header[-3:] == ("skipped", "MFU", "W")
+    assert [row[-2:] for row in table.rows] == [("–", "–"), ("30.0%", "300")]
+    assert table.notes == ("Training loss is smoothed; tokens/s, MFU, W: the median over the steps.",)
 
 
 def test_a_run_without_evaluation_has_no_best(tmp_path):
     record = read_run(write_run(tmp_path, steps=1))
-    assert runs_sheet([record]).rows[0][4:7] == ("–", "–", "–")
+    assert runs_table([record]).rows[0][4:7] == ("–", "–", "–")
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):

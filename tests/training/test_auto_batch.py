@@ -16,7 +16,7 @@ from cllm_gpu.devices import host_memory
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.recompute import LEVELS, Recompute
 from cllm_gpu.ops.precision import Precision
-from cllm_gpu.training.auto_batch import CPU_SEQUENCES, decide_batch, divisors, out_of_memory, shortage
+from cllm_gpu.training.auto_batch import CPU_SEQUENCES, decide_batch, divisors, memory_shortage, out_of_memory
 from cllm_gpu.training.memory_plan import plan_memory
 from cllm_gpu.utils.errors import UserError
 
@@ -50,9 +50,7 @@ def test_the_batch_is_the_largest_that_fits(backend: Backend, free: int, workers
     assert batch in allowed
     assert plan(there, batch, level) <= room < plan(there, allowed[allowed.index(batch) + 1], level)
     assert line is not None
-    assert re.match(
-        rf"batch {batch}: the largest that fits [\d.]+ [MG]B of free host_memory, 6% of it in reserve \(", line
-    )
+    assert re.match(rf"batch {batch}: the largest that fits [\d.]+ [MG]B of free memory, 6% of it in reserve \(", line)
     assert f"recompute {level})" in line
     assert chosen == dataclasses.replace(
         config(recompute=level), training=dataclasses.replace(chosen.training, batch=batch)
@@ -139,15 +137,15 @@ def test_a_plan_above_what_is_free(backend: Backend) -> None:
     settings = config(batch=16)
     whole = plan_memory(settings, A, backend)
     there = device(backend, whole.total - 1, reserved=0.0)
-    said = shortage(settings, A, there, whole)
+    said = memory_shortage(settings, A, there, whole)
     assert said is not None
     assert re.fullmatch(
         r"the plan takes ([\d.]+ MB), and \1 of memory are free: training\.micro_batch 8 \([\d.]+ MB\) or "
         r"training\.recompute pointwise \([\d.]+ MB\) would fit",
         said,
     )
-    assert shortage(settings, A, device(backend, whole.total), whole) is None
-    assert shortage(settings, A, device(backend, None), whole) is None
+    assert memory_shortage(settings, A, device(backend, whole.total), whole) is None
+    assert memory_shortage(settings, A, device(backend, None), whole) is None
 
 
 def test_out_of_memory_all_the_same(backend: Backend) -> None:

@@ -15,25 +15,17 @@ from rich.console import Console
 
 from cllm_gpu import backend as backend_module
 from cllm_gpu.backend import get_backend
-from cllm_gpu.cli.progress import Display
+from cllm_gpu.cli.progress import ConsoleReporter
 from cllm_gpu.config import Config, ModelConfig, TrainingConfig
 from cllm_gpu.data import Dataset
 from cllm_gpu.data.tokens import TokenSource
-from cllm_gpu.devices.peak_flops import (
-    MEASURED_CALLS,
-    RATES,
-    Peak,
-    Throughput,
-    card_peak,
-    counted_parameters,
-    flop_per_token,
-    known_peak,
-    measured_peak,
-)
+from cllm_gpu.devices.peak_flops import MEASURED_CALLS, RATES, Peak, card_peak, known_peak, measured_peak
 from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
+from cllm_gpu.model.flops import counted_parameters, flop_per_token
 from cllm_gpu.model.parameters import Layout, parameter_specs
 from cllm_gpu.ops.precision import Precision
 from cllm_gpu.training.metrics import read_metrics
+from cllm_gpu.training.mfu import Throughput
 from cllm_gpu.training.step_timer import FIGURES
 from cllm_gpu.training.trainer import Trainer
 
@@ -202,7 +194,7 @@ def test_progress_and_closing_lines_tell_it_where_there_is_one(has_peak: bool, t
     from cllm_gpu.training.reporter import Outcome
 
     console = Console(file=io.StringIO(), width=200, soft_wrap=True, highlight=False)
-    display = Display(console, 3, lambda: None)
+    display = ConsoleReporter(console, 3, lambda: None)
     with display.running(0):
         for step, speed in enumerate((1000.0, 3000.0, 2000.0), start=1):
             mfu = {"mfu": speed / 5000} if has_peak else {}

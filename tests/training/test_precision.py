@@ -12,7 +12,7 @@ import pytest
 
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.checkpoint.checkpoint import load_checkpoint, load_model
-from cllm_gpu.checkpoint.pretrained import open_trained
+from cllm_gpu.checkpoint.pretrained import load_pretrained
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
 from cllm_gpu.devices.logit_chunks import LogitChunks
@@ -166,7 +166,7 @@ def test_a_checkpoint_holds_the_masters_and_every_backend_reads_it(
         np.testing.assert_array_equal(stored[name], view, strict=True)
         np.testing.assert_array_equal(trainer.parameters[name], view.astype(BFLOAT16), strict=True)
     assert any(np.any(view != trainer.parameters[name]) for name, view in masters.items())
-    found = open_trained(tmp_path, backend_of("numpy", "fp32"), "last")
+    found = load_pretrained(tmp_path, backend_of("numpy", "fp32"), "last")
     assert found.model.parameters.layout.dtype == np.float32
     assert all(np.array_equal(view, stored[name]) for name, view in found.model.parameters.items())
 
@@ -176,7 +176,7 @@ def test_weights_without_masters_are_read_in_float32(make_trainer: MakeTrainer, 
     trainer.train()
     stored = load_model(tmp_path, "last").parameters
     assert {array.dtype for array in stored.values()} == {BFLOAT16}
-    found = open_trained(tmp_path, backend_of("numpy", "fp32"), "last")
+    found = load_pretrained(tmp_path, backend_of("numpy", "fp32"), "last")
     assert found.model.parameters.layout.dtype == np.float32
     assert all(np.array_equal(view, trainer.parameters[name]) for name, view in found.model.parameters.items())
 

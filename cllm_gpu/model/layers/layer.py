@@ -16,6 +16,7 @@ import numpy as np
 
 from cllm_gpu.backend import Backend
 from cllm_gpu.devices.logit_chunks import LogitChunks
+from cllm_gpu.model.kv_cache import KeyValueCache
 from cllm_gpu.model.lattice import lattice_points
 from cllm_gpu.model.recompute import Recompute
 from cllm_gpu.ops.precision import wide_dtype
@@ -24,7 +25,6 @@ from cllm_gpu.ops.registry import Operations
 
 if TYPE_CHECKING:
     from cllm_gpu.model.activations import Workspace
-    from cllm_gpu.model.kv_cache import KeyValueCache
 
 INITIAL_DEVIATION = 0.02
 """Of weights at the start, as GPT-2's (Radford et al. 2019)."""

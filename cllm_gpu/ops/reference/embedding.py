@@ -11,6 +11,9 @@ from typing import Any
 
 from cllm_gpu.ops.reference.dropout import Dropout, dropout_forward
 
+MAXIMUM_VOCABULARY = 2**20
+"""Most token ids an embedding may have."""
+
 
 def embedding_forward(
     xp: Any,

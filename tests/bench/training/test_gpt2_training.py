@@ -29,7 +29,7 @@ from bench.training.gpt2_process import (
 from bench.training.gpt2_targets import ALIKE, best, training_bars, trouble
 from bench.training.step_profile import empty_profile
 from cllm_gpu.devices import driver as gpu
-from cllm_gpu.devices.peak_flops import flop_per_token
+from cllm_gpu.model.flops import flop_per_token
 from cllm_gpu.model.parameters import Layout, parameter_specs
 from cllm_gpu.utils.compiler import find_compiler
 from tests.bench.fakes import MACHINE

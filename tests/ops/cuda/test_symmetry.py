@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.model.lattice import ELEMENTS, symmetry_turns
+from cllm_gpu.model.lattice import symmetry_turns
 from cllm_gpu.ops.cuda.attention import BackwardMethod, attention_backward, attention_forward, attention_weights
 from cllm_gpu.ops.cuda.rotary import rotary_backward, rotary_forward
 from cllm_gpu.ops.reference import attention as reference
 from cllm_gpu.ops.reference import rotary as reference_rotary
 from cllm_gpu.ops.reference.score_bias import ScoreTermGradients
-from cllm_gpu.ops.reference.symmetry import Symmetry, symmetry_forward
+from cllm_gpu.ops.reference.symmetry import ELEMENTS, Symmetry, symmetry_forward
 from cllm_gpu.utils.errors import UserError
 from tests.ops.cuda.comparison import close
 from tests.ops.cuda.devices import DTYPES, Device

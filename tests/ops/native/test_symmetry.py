@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from cllm_gpu.model.lattice import ELEMENTS, symmetry_turns
+from cllm_gpu.model.lattice import symmetry_turns
 from cllm_gpu.ops.native import NATIVE
 from cllm_gpu.ops.native.symmetry import symmetry_backward, symmetry_forward
-from cllm_gpu.ops.reference.symmetry import Symmetry
+from cllm_gpu.ops.reference.symmetry import ELEMENTS, Symmetry
 from cllm_gpu.ops.registry import REFERENCE
 
 # B, T, S, H, K, D, pairs

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cllm_gpu.model.architecture import MAXIMUM_VOCABULARY
-from cllm_gpu.ops.reference.embedding import embedding_backward, embedding_forward
+from cllm_gpu.ops.reference.embedding import MAXIMUM_VOCABULARY, embedding_backward, embedding_forward
 
 
 def forward(tokens, e, p, first=0):

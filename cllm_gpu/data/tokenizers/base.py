@@ -1,0 +1,66 @@
+"""What every tokenizer has, and what all of them check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cllm_gpu.utils.errors import UserError
+
+
+class Tokenizer(Protocol):
+    """What training, generation and checkpoints ask of a tokenizer."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it: "bytes", "patterns", or the path of its file."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids, end of text included."""
+
+    @property
+    def end_of_text(self) -> int:
+        """The id that follows every document."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 that two tokenizers share only when they map text alike."""
+
+    def encode(self, text: str) -> npt.NDArray[np.uint32]:
+        """Ids of `text`, one dimension; never holds `end_of_text`. UserError for text that cannot be encoded."""
+
+    def encode_many(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """`encode` of each text, on several processors where that pays."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD, ends of text become nothing."""
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """UTF-8 bytes of `ids`, for streaming: a token may end inside a character."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that `tokenizer_from_dict` needs, as JSON values."""
+
+
+def utf8(text: str) -> bytes:
+    """UTF-8 bytes of `text`; UserError for a lone surrogate, which stands for no character."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise UserError(
+            f"text holds the lone surrogate U+{code:04X} at character {error.start}, which UTF-8 cannot write"
+        ) from error
+
+
+def checked_ids(ids: Iterable[int], vocabulary: int) -> npt.NDArray[np.int64]:
+    """`ids` as int64, one dimension; UserError for an id outside [0, vocabulary)."""
+    array = np.fromiter(ids, dtype=np.int64)
+    outside = (array < 0) | (array >= vocabulary)
+    if outside.any():
+        raise UserError(f"token id {array[outside][0]} is outside the tokenizer's vocabulary of {vocabulary}")
+    return array

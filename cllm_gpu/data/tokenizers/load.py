@@ -1,0 +1,63 @@
+"""A tokenizer by its name, its path or what a checkpoint stores of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cllm_gpu.data.tokenizers.base import Tokenizer
+from cllm_gpu.data.tokenizers.byte import ByteTokenizer
+from cllm_gpu.data.tokenizers.huggingface import HuggingFaceTokenizer
+from cllm_gpu.data.tokenizers.patterns import PatternTokenizer
+from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.files import clear_errors
+
+
+def load_tokenizer(name_or_path: str) -> Tokenizer:
+    """The tokenizer called "bytes" or "patterns", or that of a Hugging Face tokenizer.json; UserError otherwise."""
+    if name_or_path == "bytes":
+        return ByteTokenizer()
+    if name_or_path == "patterns":
+        return PatternTokenizer()
+    path = Path(os.path.expanduser(name_or_path))
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.exists():
+        raise UserError(
+            f"no tokenizer {name_or_path!r}: say bytes, patterns, or the path of a Hugging Face tokenizer.json"
+        )
+    try:
+        with clear_errors("read", path):
+            text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the tokenizer {path} is not UTF-8 text (byte {error.start})") from error
+    return HuggingFaceTokenizer(text, str(path))
+
+
+def tokenizer_from_dict(d: dict[str, Any]) -> Tokenizer:
+    """The tokenizer whose `as_dict` gave `d`; UserError where `d` describes none."""
+    kind = d.get("kind")
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind == "patterns":
+        return PatternTokenizer()
+    if kind == "huggingface" and isinstance(d.get("json"), str):
+        return HuggingFaceTokenizer(d["json"], str(d.get("name") or "stored tokenizer"))
+    raise UserError(f"unknown stored tokenizer of kind {kind!r}: this version knows bytes, patterns and huggingface")
+
+
+def identified(name: str, fingerprint: str) -> str:
+    """A tokenizer in messages: its name and the beginning of its fingerprint, which tells files of one name apart."""
+    return f"{name or 'of unknown name'} ({fingerprint[:8]})"
+
+
+def require_same(stored: dict[str, Any], own: Tokenizer | None) -> None:
+    """UserError naming both unless `stored` (what `as_dict` gave, {} for none) maps text as `own` does."""
+    there = tokenizer_from_dict(stored) if stored else None
+    found, here = (identified(one.name, one.fingerprint) if one else "none" for one in (there, own))
+    if (there and there.fingerprint) != (own and own.fingerprint):
+        raise UserError(
+            f"the checkpoint was trained with another tokenizer: {found}, here it is {here}; "
+            "resume with the tokenizer it had"
+        )

@@ -1,0 +1,81 @@
+"""One training run that writes no file: its evaluations as a curve."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cllm_gpu.backend import Backend
+from cllm_gpu.config import Config
+from cllm_gpu.data import Dataset
+from cllm_gpu.training.trainer import Trainer
+from cllm_gpu.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation: after `step` steps and `seconds` of training the validation loss (nats/token) was `loss`."""
+
+    step: int
+    seconds: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The evaluations of a run, in order."""
+
+    points: tuple[Point, ...]
+    stopped: str | None = None
+    """Why the run ended early; None where it did not."""
+
+    @property
+    def best(self) -> Point | None:
+        """The first evaluation of the lowest loss; None where no loss was finite."""
+        return min((p for p in self.points if math.isfinite(p.loss)), key=lambda p: p.loss, default=None)
+
+    def reach(self, loss: float) -> Point | None:
+        """The first evaluation with at most this loss."""
+        return next((p for p in self.points if p.loss <= loss), None)
+
+
+def run_in_memory(config: Config, backend: Backend, dataset: Dataset) -> Curve:
+    """Train `config` from its seed, in memory; its evaluations. A run that training gave up on ends early.
+
+    KeyboardInterrupt when the person asked to stop.
+    """
+    recorder = CurveRecorder()
+    trainer = Trainer(config, backend, dataset, reporter=recorder)
+    stopped = None
+    try:
+        trainer.initialise()
+        with np.errstate(all="ignore"):  # numbers that overflow are what a rate too high looks like, and are judged
+            if trainer.train().interrupted:
+                raise KeyboardInterrupt
+    except UserError as error:
+        stopped = str(error)
+    finally:
+        trainer.close()
+    return Curve(tuple(recorder.points), stopped)
+
+
+class CurveRecorder:
+    """A `reporter.Reporter` that keeps the evaluations and the time of the steps before each."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self._seconds = 0.0
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Count a step's time."""
+        self._seconds += record["seconds"]
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Keep an evaluation."""
+        self.points.append(Point(record["step"], self._seconds, record["loss"]))
+
+    def message(self, text: str) -> None:
+        """Nothing: what stops a run is kept with its curve."""

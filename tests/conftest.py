@@ -1,13 +1,10 @@
-"""Fixtures every folder of tests shares, and what becomes of tests that need a GPU where there is none."""
+"""Fixtures every folder of tests shares; which tests run says selection.py."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
-import os
 import signal
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +13,6 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.devices import driver
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.parameters import FlatParameters, Layout, initial_values, parameter_specs
 from cllm_gpu.model.transformer import Transformer
@@ -25,32 +21,7 @@ from cllm_gpu.utils.compiler import find_compiler
 Array = np.ndarray[Any, Any]
 FIVE_POINT_STEP = 2.5e-4
 
-
-@functools.cache
-def gpu_obstacle() -> str | None:
-    """What stands between the tests and a GPU, in one line; None when nothing does."""
-    obstacle = driver.missing(driver.find_driver(), has_cupy=driver.has_cupy())
-    if obstacle is not None:
-        return obstacle
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what CuPy's import warns of is not ours to mend
-            cupy = importlib.import_module("cupy")
-        return None if cupy.is_available() else "CuPy sees no device"
-    except Exception as error:  # a broken install fails in its own ways; all of them mean: no GPU for the tests
-        return f"CuPy does not start: {type(error).__name__}: {error}"
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked `gpu` are reported as not run where there is no GPU; with CLLM_REQUIRE_GPU=1 they fail there."""
-    if item.get_closest_marker("gpu") is None:
-        return
-    obstacle = gpu_obstacle()
-    if obstacle is None:
-        return
-    if os.environ.get("CLLM_REQUIRE_GPU") == "1":
-        pytest.fail(f"CLLM_REQUIRE_GPU=1, but {obstacle}", pytrace=False)
-    pytest.skip(f"not run, needs a GPU: {obstacle}")
+pytest_plugins = ["tests.selection"]
 
 
 @pytest.fixture(scope="session", autouse=True)

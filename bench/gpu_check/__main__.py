@@ -75,9 +75,9 @@ def pytest_part(name: str, seconds: float, *selection: str) -> Part:
         xml.unlink(missing_ok=True)
         parallel = ["-n", "4"] if importlib.util.find_spec("xdist") else []
         # a warning of a library on a machine not seen before must not hide what is tested
-        options = ["-m", "gpu", "-W", "default", "-p", "no:cacheprovider", f"--junitxml={xml}", *parallel]
+        options = ["--device", "cupy", "-W", "default", "-p", "no:cacheprovider", f"--junitxml={xml}", *parallel]
         log = xml.with_suffix(".log")
-        done = run_program(module("pytest", *options, *selection), limit, log, CLLM_REQUIRE_GPU="1")
+        done = run_program(module("pytest", *options, *selection), limit, log)
         return tests_outcome(name, done, read_junit(xml))
 
     return Part(name, seconds, True, run)

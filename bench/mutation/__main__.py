@@ -121,7 +121,7 @@ def check(tests: Sequence[str], caught: Mapping[str, int], compiled: Path, folde
     os.environ |= {"CLLM_SIMULATOR_CHECK": "1", "CLLM_CACHE_DIR": str(compiled), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     sound = all(path.read_bytes() == (folder / path.name).read_bytes() for path in (ROOT / "cuda").iterdir())
     judge = _Judge(caught, TEST_SECONDS / 5 if sound else TEST_SECONDS)
-    options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
+    options = ["-x", "-q", "--slow", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
     status = pytest.main([*options, *tests], plugins=[judge])
     if status != pytest.ExitCode.OK:
         raise AssertionError(judge.message or f"pytest ended with {status!r}")

@@ -21,7 +21,7 @@ from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.linear import linear_backward, linear_forward
 from cllm_gpu.ops.cuda.mlp import mlp_backward, mlp_forward
 from tests.gpu.test_operations import check_case
-from tests.ops.cuda.devices import Device, cupy_or_skip
+from tests.ops.cuda.devices import Device
 
 pytestmark = pytest.mark.gpu
 GPT2 = Sizes(batch=1, length=1024, width=768, mlp_width=3072)
@@ -36,7 +36,9 @@ def _device(launcher: Launcher) -> Device:
 @pytest.fixture(scope="module")
 def with_lt() -> Device:
     """cuBLASLt; not run, and said so, where nvmath-python is not there."""
-    launcher, line = gpu_launcher(cupy_or_skip())
+    import cupy
+
+    launcher, line = gpu_launcher(cupy)
     if launcher.lt is None:
         pytest.skip(f"not run: {line}")
     return _device(launcher)
@@ -66,7 +68,8 @@ def test_float32_gradients_of_bf16_layers_through_cublaslt(with_lt: Device, name
 @pytest.mark.parametrize("sizes", [SMALL, ODD, GPT2], ids=["small", "odd", "mlp"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_products_without_cublaslt(name: str, sizes: Sizes, storage: str) -> None:
-    cupy = cupy_or_skip()
+    import cupy
+
     check_case(_device(Launcher(cupy, cupy.RawModule)), make_case(name, storage, sizes), storage=storage)
 
 

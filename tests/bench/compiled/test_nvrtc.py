@@ -14,6 +14,7 @@ from cllm_gpu.ops.cuda.variants import all_variants
 from cllm_gpu.utils.errors import UserError
 
 MOST_REGISTERS = 255
+QUICK_ARCHITECTURE = "sm_90"
 ROW = re.compile(r"^//   ([\w+]+) +(\d+) +(\d+) +(\d+)$", re.MULTILINE)
 
 MISSING = nvrtc.load_nvrtc() is None and os.environ.get("CLLM_REQUIRE_NVRTC") != "1"
@@ -31,8 +32,25 @@ def _label(variant: Variant) -> str:
     return "-".join([variant.source, *filter(None, choices)])
 
 
-@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
-@pytest.mark.parametrize("variant", all_variants(), ids=_label)
+def _quick(variant: Variant, architecture: str) -> bool:
+    """One architecture; without attention in bf16 with a bias or the symmetry, which compiles for ten seconds."""
+    heavy = variant.source == "attention.cu" and variant.storage == "bfloat16" and len(variant.defines) > 1
+    return architecture == QUICK_ARCHITECTURE and not heavy
+
+
+CASES = [
+    pytest.param(
+        variant,
+        architecture,
+        id=f"{_label(variant)}-{architecture}",
+        marks=() if _quick(variant, architecture) else pytest.mark.slow,
+    )
+    for architecture in nvrtc.ARCHITECTURES
+    for variant in all_variants()
+]
+
+
+@pytest.mark.parametrize(("variant", "architecture"), CASES)
 def test_every_kernel_compiles_within_its_declared_resources(variant: Variant, architecture: str) -> None:
     found = nvrtc.resources_of(variant, architecture)
     entries = {variant.entry(name) for name in kernel_parameters(variant.source)}

@@ -206,7 +206,7 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(90)"])  # holds
 print("begun")
 time.sleep(90)
 """
-    done = run_program([sys.executable, "-c", program], 5.0, log)
+    done = run_program([sys.executable, "-c", program], 2.0, log)
     assert done.seconds < 60
     assert outcome_of("x", done).detail.startswith("out of time after")
     assert outcome_of("x", done).status == FAILED
@@ -225,6 +225,8 @@ def test_a_pytest_part_counts_what_ran(tmp_path: Path, monkeypatch: pytest.Monke
     spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "xdist" else spec(name))
     tests = tmp_path / "test_some.py"
+    conftest = "from tests import selection\nfrom tests.selection import *\nselection.gpu_obstacle = lambda: None\n"
+    (tmp_path / "conftest.py").write_text(conftest, encoding="utf-8")  # the tests' own, as if there were a card
     marked = "import pytest\n@pytest.mark.gpu\ndef test_a(): pass\n@pytest.mark.gpu\ndef test_b(): assert {b}\n"
     tests.write_text(marked.format(b=True) + "def test_plain(): assert False\n", encoding="utf-8")
     outcome = gpu_check.pytest_part("tests", 60, str(tests)).run(60)

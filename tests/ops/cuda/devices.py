@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,27 +28,10 @@ class Device:
     get: Callable[[Any], np.ndarray[Any, Any]]
 
 
-def _cupy_module() -> Any:
-    try:
-        import cupy
-    except ImportError:
-        return None
-    return cupy if cupy.is_available() else None
-
-
-def cupy_or_skip() -> Any:
-    """The module cupy; the test is skipped where it has no GPU, and fails there with $CLLM_REQUIRE_GPU=1."""
-    cupy = _cupy_module()
-    if cupy is None:
-        if os.environ.get("CLLM_REQUIRE_GPU") == "1":
-            pytest.fail("CLLM_REQUIRE_GPU=1, and there is no CuPy with a GPU")
-        pytest.skip("no CuPy with a GPU")
-    return cupy
-
-
 def cupy_device() -> Device:
-    """The GPU through CuPy, as a run takes it; skipped or failed as by `cupy_or_skip`."""
-    cupy = cupy_or_skip()
+    """The GPU through CuPy, as a run takes it; for tests marked `gpu`, which run where there is one."""
+    import cupy
+
     return Device(gpu_launcher(cupy)[0], cupy.asarray, cupy.asnumpy)
 
 

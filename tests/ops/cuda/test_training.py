@@ -17,7 +17,7 @@ from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.cuda.operations import FUSED
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.ops.registry import REFERENCE
-from tests.ops.cuda.devices import BFLOAT16, cupy_or_skip, simulator_or_skip
+from tests.ops.cuda.devices import BFLOAT16, simulator_or_skip
 
 STEPS = 20
 RELATIVE = 1e-5
@@ -27,8 +27,6 @@ RELATIVE = 1e-5
 def _backend(name: str) -> Backend:
     if name == "simulator":
         simulator_or_skip()
-    if name == "cupy":
-        cupy_or_skip()
     return get_backend(name, workers=1)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import Backend, get_backend
+from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.model.activations import KeyValueCache, Workspace
 from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.model.parameters import FlatParameters, Layout, initial_values, parameter_specs
@@ -16,6 +17,7 @@ from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.cuda.operations import FUSED
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.ops.registry import REFERENCE
+from cllm_gpu.optim.parameter_groups import parameter_groups, segments
 from tests.ops.cuda.devices import BFLOAT16, cupy_or_skip, simulator_or_skip
 
 STEPS = 20
@@ -41,6 +43,7 @@ def _losses(architecture: Architecture, backend: Backend, steps: int, *, dropout
     model = Transformer(architecture, backend, parameters)
     batch, length = 3, 17
     workspace = Workspace(architecture, backend, batch, length, np.float32, training=True)
+    decayed = segments(layout, parameter_groups(OptimizerConfig()))[0].decayed
     losses = []
     for step in range(1, steps + 1):
         draws = rng.zipf(1.5, (batch, length + 1)) % architecture.vocabulary
@@ -52,7 +55,7 @@ def _losses(architecture: Architecture, backend: Backend, steps: int, *, dropout
         norm = float(np.sqrt(ops.squared_norm(flats[1])))
         ops.adam_step(
             *flats, rate=3e-3, beta1=0.9, beta2=0.99, epsilon=1e-8, step=step, weight_decay=0.1,
-            decayed=layout.decayed, decoupled=True, gradient_scale=min(1.0, 1.0 / norm),
+            decayed=decayed, decoupled=True, gradient_scale=min(1.0, 1.0 / norm),
         )  # fmt: skip
         losses.append(total / tokens.size)
     return losses

@@ -14,7 +14,7 @@ FIGURES = ("seconds", "tokens_per_second", "mfu", "watts", "joules_per_token")
 """Of a step's record: what comes from a clock or a counter, and so differs from run to run."""
 
 
-class Pace:
+class StepTimer:
     """The clock of one run's steps, of `batch` sequences each."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Pace:
         self._last = clock()
 
     def begin(self) -> str | None:
-        """Begin to count, now; one line on what the MFU is of, None where there is none."""
+        """Begin to count, now; one line on what the MFU is of, None if there is no MFU."""
         if self._backend.peak is not None:
             self._throughput = Throughput(flop_per_token(self._architecture), self._backend.peak())
         meter = None if self._backend.energy_meter is None else self._backend.energy_meter()

@@ -18,7 +18,7 @@ from cllm_gpu.devices.energy import Drawn, EnergyMeter, MeanPower, find_meter, m
 from cllm_gpu.devices.peak_flops import Peak
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.training.reporter import Outcome
-from cllm_gpu.training.step_timer import FIGURES, Pace
+from cllm_gpu.training.step_timer import FIGURES, StepTimer
 from tests.bench.fakes import Clock
 
 BUS_ID = b"0000:3B:00.0"
@@ -151,18 +151,18 @@ def test_a_steps_figures() -> None:
         "card", plain.xp, plain.ops, "a card", peak=lambda: Peak(1e6, "made up"), energy_meter=lambda: _meter(nvml)
     )
     for backend, names in ((plain, FIGURES[:2]), (card, FIGURES)):
-        pace = Pace(backend, architecture, 4, clock)
-        line = pace.begin()
+        timer = StepTimer(backend, architecture, 4, clock)
+        line = timer.begin()
         assert (line is not None) == (backend is card)
         clock.now += 2.0
         nvml.millijoules += 64_000
-        figures = pace.step()
+        figures = timer.step()
         assert tuple(figures) == names
         assert (figures["seconds"], figures["tokens_per_second"]) == (2.0, 16.0)
         clock.now += 7.0
-        pace.restart()
+        timer.restart()
         clock.now += 0.5
-        assert pace.step()["seconds"] == 0.5
+        assert timer.step()["seconds"] == 0.5
     assert (figures["watts"], figures["joules_per_token"]) == (32.0, 2.0)
 
 
@@ -170,10 +170,10 @@ def test_a_card_without_a_counter_has_no_power() -> None:
     plain = get_backend("numpy")
     architecture = Architecture(vocabulary=32, context=8, layers=1, heads=1, kv_heads=1, width=8, mlp_width=32)
     clock = Clock()
-    pace = Pace(Backend("card", plain.xp, plain.ops, "a card", energy_meter=lambda: None), architecture, 4, clock)
-    assert pace.begin() is None
+    timer = StepTimer(Backend("card", plain.xp, plain.ops, "a card", energy_meter=lambda: None), architecture, 4, clock)
+    assert timer.begin() is None
     clock.now = 2.0
-    assert set(pace.step()) == {"seconds", "tokens_per_second"}
+    assert set(timer.step()) == {"seconds", "tokens_per_second"}
 
 
 def test_the_end_of_a_run_tells_power_where_there_is_one(tmp_path: Path) -> None:

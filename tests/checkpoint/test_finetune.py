@@ -67,7 +67,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     for view in resumed.parameters.values():
         view[...] = 7.0
     resumed.restore(load_checkpoint(tmp_path / "parts" / "checkpoints" / "step_00000010"))
-    assert resumed.origin == whole.state.initial
+    assert resumed.state.initial == whole.state.initial
     resumed.train()
     assert all(np.array_equal(a, b) for a, b in zip(flats(whole), flats(resumed), strict=True))
 

@@ -54,7 +54,7 @@ class StepTimer:
         found = {"seconds": seconds, "tokens_per_second": self._tokens / seconds}
         if self._throughput is not None:
             found["mfu"] = self._throughput.utilisation(found["tokens_per_second"])
-        drawn = None if self._power is None else self._power.step(self._tokens)
-        if drawn is not None:
-            found |= {"watts": drawn.watts, "joules_per_token": drawn.joules_per_token}
+        draw = None if self._power is None else self._power.step(self._tokens)
+        if draw is not None:
+            found |= {"watts": draw.watts, "joules_per_token": draw.joules_per_token}
         return found

@@ -14,7 +14,7 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli.progress import Display
 from cllm_gpu.devices import energy as power
 from cllm_gpu.devices.driver import load_library
-from cllm_gpu.devices.energy import PowerDraw, EnergyMeter, MeanPower, find_meter, meter_of
+from cllm_gpu.devices.energy import EnergyMeter, MeanPower, PowerDraw, find_meter, meter_of
 from cllm_gpu.devices.peak_flops import Peak
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.training.reporter import Outcome

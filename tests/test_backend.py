@@ -219,7 +219,7 @@ def test_training_mixes_no_arrays(strict: Backend, tmp_path: Path, optimizer: st
         assert outcome.evaluation is not None
         losses.append(outcome.evaluation.loss)
         looks.append([look["activations"] for look in read_metrics(tmp_path / str(number) / DIAGNOSTICS)])
-        trainer.restore(trainer.snapshot())
+        trainer.restore(trainer.state.snapshot())
         trainer.close()
     assert abs(losses[0] - losses[1]) <= 1e-5 * losses[0], losses  # float32 sums in another order
     assert [len(found) for found in looks] == [2, 2]

@@ -15,11 +15,13 @@ from bench.kernels.jobs import COMPARED, Job
 from bench.kernels.targets import LENGTHS, OURS, TORCH_ADAM
 from bench.kernels.timing import Device
 from bench.kernels.torch_side import TorchSide
+from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.model.architecture import SIZES, Architecture
 from cllm_gpu.model.parameters import Layout, parameter_specs
 from cllm_gpu.ops.cuda.adam import adam_step_on_device
 from cllm_gpu.ops.cuda.attention import BackwardMethod, attention_backward, attention_forward
 from cllm_gpu.ops.cuda.gemm import matmul
+from cllm_gpu.optim.parameter_groups import parameter_groups, segments
 
 COPY, GEMM = "copy ceiling", "GEMM ceiling"
 GPT2_VOCABULARY = 50257
@@ -173,11 +175,11 @@ class AdamW:
         return Job("AdamW", side, size, call, float(per_parameter * layout.count), "TB/s", result)
 
     def _ours(self, device: Device, layout: Layout, state: list[Any], gradients: Any, begin: Any) -> Job:
-        steps = itertools.count(1)
+        steps, decayed = itertools.count(1), _decayed(layout)
 
         def call() -> None:
             adam_step_on_device(
-                device.launcher, state[0], gradients, *state[1:], step=next(steps), decayed=layout.decayed,
+                device.launcher, state[0], gradients, *state[1:], step=next(steps), decayed=decayed,
                 decoupled=True, gradient_scale=1.0, **ADAM_OPTIONS,
             )  # fmt: skip
 
@@ -187,11 +189,11 @@ class AdamW:
         """As in bf16 training: clipped by a scalar on the device, skipped by a flag, with a bf16 copy."""
         copy = device.empty((layout.size,), "bfloat16")
         clip, skip = device.xp.ones(1, dtype="float32"), device.xp.zeros(1, dtype="int32")
-        steps = itertools.count(1)
+        steps, decayed = itertools.count(1), _decayed(layout)
 
         def call() -> None:
             adam_step_on_device(
-                device.launcher, state[0], gradients, *state[1:], step=next(steps), decayed=layout.decayed,
+                device.launcher, state[0], gradients, *state[1:], step=next(steps), decayed=decayed,
                 decoupled=True, gradient_scale=1.0, copy=copy, clip=clip, skip=skip, **ADAM_OPTIONS,
             )  # fmt: skip
 
@@ -216,6 +218,11 @@ class AdamW:
             groups, lr=ADAM_OPTIONS["rate"], betas=betas, eps=ADAM_OPTIONS["epsilon"], **{option: True}
         )
         return self._job(side, layout, counts.ADAM_FLOAT32, optimizer.step, lambda: start[:COMPARED] - begin)
+
+
+def _decayed(layout: Layout) -> int:
+    """Elements of the flat prefix that weight decay applies to."""
+    return segments(layout, parameter_groups(OptimizerConfig()))[0].decayed
 
 
 def full_problems() -> list[Any]:

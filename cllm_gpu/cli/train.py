@@ -123,18 +123,18 @@ def _run(
     try:
         if checkpoint is None:
             trainer.initialise()
-            if trainer.origin is not None:
-                display.message("training begins from the model in {path}, step {step}".format(**trainer.origin))
+            if trainer.state.initial is not None:
+                display.message("training begins from the model in {path}, step {step}".format(**trainer.state.initial))
         else:
             trainer.restore(checkpoint)
-            for line in (*checkpoint.passed_over, f"resumed {folder} at step {trainer.done}"):
+            for line in (*checkpoint.passed_over, f"resumed {folder} at step {trainer.state.step}"):
                 display.message(line)
         save_configuration(folder, config)
         save_plan(folder, plan)
         with contextlib.ExitStack() as shown:
             if config.training.tensorboard:
-                trainer.reporter = shown.enter_context(events(folder, trainer.done, display, backend.memory_held))
-            shown.enter_context(display.running(trainer.done))
+                trainer.reporter = shown.enter_context(events(folder, trainer.state.step, display, backend.memory_held))
+            shown.enter_context(display.running(trainer.state.step))
             outcome = trainer.train()
         display.outcome(outcome, folder)
         if outcome.interrupted:
@@ -153,4 +153,4 @@ def _sample(config: Config, trainer: Trainer, dataset: Dataset, display: Console
         return
     text = display.sample(config.prompt, sample_pieces(config, trainer.model, dataset.tokenizer))
     if trainer.metrics:
-        keep_sample(trainer.metrics, trainer.done, config.prompt, text)
+        keep_sample(trainer.metrics, trainer.state.step, config.prompt, text)

@@ -1,7 +1,7 @@
 """Parameters, and whatever has one number per parameter (gradients, moments), as one flat array with named views.
 
-Matrices come first: they are what weight decay applies to, so "decayed" is a prefix of the flat array. The lattice's
-scalars come last: they have a learning rate of their own. Each view is padded to 128 bytes; the padding stays zero.
+Matrices come first, as weight decay applies to them, and the lattice's scalars last, as they have a learning rate of
+their own: so an optimizer's parameter groups are contiguous. Each view is padded to 128 bytes; the padding stays zero.
 """
 
 from __future__ import annotations
@@ -37,17 +37,9 @@ class Layout:
         """Parameters without padding."""
         step = max(1, ALIGNMENT // self.dtype.itemsize)
         self.size = 0
-        self.decayed = 0
-        """Elements of the prefix that weight decay applies to."""
-        self.ordinary = 0
-        """Elements before the lattice's scalars: those with the ordinary learning rate."""
         for spec in specs:
             self.offsets[spec.name] = self.size
             self.size += -(-spec.size // step) * step
-            if spec.decayed:
-                self.decayed = self.size
-            if not spec.scalars:
-                self.ordinary = self.size
 
     @property
     def bytes(self) -> int:

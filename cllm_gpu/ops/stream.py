@@ -18,17 +18,17 @@ class Graph(Protocol):
         """Enqueue all of it once more, with the arguments of its capture."""
 
 
-class Mark(Protocol):
-    """A place in a stream: all that was enqueued before it."""
+class Event(Protocol):
+    """An event recorded in a stream: complete once all that was enqueued before it is done."""
 
-    def wait(self) -> None:
-        """Return, on the host, when all of it is done."""
+    def synchronize(self) -> None:
+        """Block the host until the event is complete."""
 
 
 class Stream(Protocol):
     """Work in order on one device: what is enqueued is done later, after what was enqueued before.
 
-    Between two streams there is no order but what `follow` makes.
+    Between two streams there is no order but what `wait_event` makes.
     """
 
     def another(self) -> Stream:
@@ -58,11 +58,11 @@ class Stream(Protocol):
     def download(self, array: Any, host: np.ndarray[Any, Any]) -> None:
         """Enqueue the copy of an array to a pinned one."""
 
-    def mark(self) -> Mark:
-        """This place in the stream."""
+    def record_event(self) -> Event:
+        """A new event, recorded in this stream now."""
 
-    def follow(self, mark: Mark) -> None:
-        """Enqueue the wait for a place in another stream: what comes after it sees what was done before that."""
+    def wait_event(self, event: Event) -> None:
+        """Make the work enqueued from now on wait for an event, which may be of another stream."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""How a gradient becomes an update: global-norm clipping, then one step of SGD, Adam or AdamW on the flat buffers.
+"""How a gradient becomes an update: global-norm clipping, then a step of each parameter group's update rule.
 
-The arithmetic of a step is `backend.ops.sgd_step` and `adam_step`; this file owns the state (moments, master weights,
-the number of updates), the clipping, and the refusal of gradients that would do damage.
+The arithmetic is the rules' (`adamw`, `sgd`); this file owns the state (moments, master weights, the number of
+updates), the clipping, and the refusal of gradients that would do damage.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.model.parameters import FlatParameters, Layout
 from cllm_gpu.ops.precision import is_narrow
 from cllm_gpu.ops.reference.rounding import StochasticRounding
+from cllm_gpu.optim.adamw import Adam, AdamW
+from cllm_gpu.optim.parameter_groups import Segment, parameter_groups, segments
+from cllm_gpu.optim.sgd import SGD
+from cllm_gpu.optim.update_rule import DeviceUpdateRule, UpdateArrays, UpdateRule
 
+RULES: dict[str, type[UpdateRule]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+"""Update rules by the names that `config.OptimizerConfig` takes."""
+DEVICE_SEGMENTS = 2
+"""A step on the device has numbers for two learning rates, and sums for two segments."""
 CLIP_MARGIN = 1e-6
 """Added to the norm before the clipping factor is taken, as in torch.nn.utils.clip_grad_norm_."""
 
@@ -39,8 +47,8 @@ class Decision:
     """What a step on the device decides by, and what it decides: arrays there, of which the host may read `results`."""
 
     results: Any
-    """(5,) float64: Σ losses and Σ g² before; Σ update² of the ordinary and of the lattice's parameters, and whether
-    the step was skipped, afterwards. What no part of the parameters writes must be 0."""
+    """(5,) float64: Σ losses and Σ g² before; Σ update² of the first and of the second segment, and whether the step
+    was skipped, afterwards. What no segment writes must be 0."""
     rate: Any
     """(1,) float64."""
     counts: Any
@@ -57,9 +65,8 @@ class Decision:
 
 def state_names(config: OptimizerConfig) -> tuple[str, ...]:
     """Names of the flat moments an optimizer keeps, each of as many elements as the parameters."""
-    if config.name == "sgd":
-        return ("velocity",) if config.momentum else ()
-    return ("first_moment", "second_moment")
+    rules = (RULES[group.rule] for group in parameter_groups(config))
+    return tuple(dict.fromkeys(name for rule in rules for name in rule.state_names(config)))
 
 
 def keeps_masters(config: OptimizerConfig, layout: Layout) -> bool:
@@ -73,11 +80,7 @@ def optimizer_bytes(config: OptimizerConfig, layout: Layout) -> int:
 
 
 class Optimizer:
-    """SGD with momentum, Adam or AdamW (`config.name`) for parameters of one layout.
-
-    Weight decay reaches the matrices only (the layout's decayed prefix): as an L2 term of the gradient in SGD and Adam
-    (added after clipping), decoupled from it in AdamW. The lattice's scalars, which come last, take `lattice_rate`
-    times the learning rate.
+    """The update rule `config.name` for parameters of one layout, group by group (`parameter_groups`).
 
     Moments are float32 at least. For parameters of a narrower dtype a step is taken on float32 masters, whose rounding
     the parameters then are; or, with `config.master_weights` off, on the parameters themselves, rounded stochastically
@@ -97,12 +100,14 @@ class Optimizer:
         self.masters: FlatParameters | None = None
         if keeps_masters(config, layout):
             self.masters = wide.views(backend.zeros(wide.size, wide.dtype))
+        self._segments = segments(layout, parameter_groups(config))
+        self._rules = {segment.rule: RULES[segment.rule](config) for segment in self._segments}
         self._begun = False
         self._largest = math.sqrt(float(np.finfo(wide.dtype).max))
         self._ops, self._device = backend.ops, backend.device
 
     def weights(self, parameters: FlatParameters) -> FlatParameters:
-        """The weights themselves: the masters, or `parameters` where there are none.
+        """The weights themselves: the masters, or `parameters` without masters.
 
         Masters begin as the parameters they are first asked for with. Whoever sets them calls `round_masters`.
         """
@@ -134,37 +139,51 @@ class Optimizer:
         scale = self._clipping(gradient_norm)
         if not (gradient_norm * scale < self._largest):  # also when it is NaN
             return StepReport(gradient_norm, 0.0, applied=False)
-        step = self._sgd if self.config.name == "sgd" else self._adam
         squared = 0.0
-        for part, multiple in self._parts():
-            squared += step(parameters, gradients.flat[part], part, float(rate) * multiple, scale)
+        for segment in self._segments:
+            squared += self._rules[segment.rule].step(
+                self._ops, self._arrays(parameters, gradients, segment, self.updates),
+                rate=float(rate) * segment.rate_multiple, step=self.updates + 1, gradient_scale=scale,
+            )  # fmt: skip
         self.updates += 1
         return StepReport(gradient_norm, math.sqrt(squared), applied=True)
+
+    @property
+    def device_obstacle(self) -> str | None:
+        """Why `apply_on_device` cannot take the step, to follow "steps wait"; None if it can."""
+        for name, rule in self._rules.items():
+            if not isinstance(rule, DeviceUpdateRule):
+                return f"for the optimizer {name} (it has no step on the device)"
+        if len(self._rules) > 1 or len(self._segments) > DEVICE_SEGMENTS or len(self._other_rates()) > 1:
+            return "for the parameter groups (on the device one update rule has two segments of two rates at most)"
+        return None
 
     def apply_on_device(
         self, parameters: FlatParameters, gradients: FlatParameters, decision: Decision, *, maximum_skipped: int
     ) -> None:
-        """`apply` for what `decision` holds, without waiting for the device.
+        """`apply` for what `decision` holds, without waiting for the device. `device_obstacle` must be None.
 
         The decision, clipping and corrections are taken there, in the arithmetic of `apply`; so is the count of
         updates, and that of skips in a row: after `maximum_skipped` of them nothing is applied any more. Who reads the
-        outcome adds to `updates`.
+        results adds to `updates`.
         """
         assert self._device is not None
-        config, adam = self.config, self.config.name != "sgd"
+        (rule,) = self._rules.values()
+        assert isinstance(rule, DeviceUpdateRule)
+        (beta1, beta2), other_rates = rule.betas, self._other_rates()
         self._device.decide_step(
             decision.results[:2], decision.rate, decision.counts, decision.numbers, decision.clip, decision.skip,
             decision.draw, decision.results[4:],
-            beta1=config.beta1 if adam else 0.0, beta2=config.beta2 if adam else 0.0,
-            decay=config.weight_decay if config.name == "adamw" else 0.0,
-            other_rate=config.lattice_rate, clip_norm=config.clip_norm, largest=self._largest,
+            beta1=beta1, beta2=beta2, decay=rule.decoupled_decay, other_rate=other_rates[0] if other_rates else 1.0,
+            clip_norm=self.config.clip_norm, largest=self._largest,
             maximum_skipped=maximum_skipped, storage=self.layout.dtype.name,
         )  # fmt: skip
-        for row, (part, _) in enumerate(self._parts()):
-            given: dict[str, Any] = {"numbers": decision.numbers[row], "clip": decision.clip, "skip": decision.skip}
-            given["total"] = decision.results[2 + row : 3 + row]
-            step = self._adam_on_device if adam else self._sgd_on_device
-            step(parameters, gradients.flat[part], part, decision.draw, given)
+        for index, segment in enumerate(self._segments):
+            rule.step_on_device(
+                self._device, self._arrays(parameters, gradients, segment, decision.draw),
+                numbers=decision.numbers[int(segment.rate_multiple != 1.0)], clip=decision.clip, skip=decision.skip,
+                total=decision.results[2 + index : 3 + index],
+            )  # fmt: skip
 
     def _clipping(self, gradient_norm: float) -> float:
         """What every gradient is multiplied by."""
@@ -174,83 +193,25 @@ class Optimizer:
             return math.nan
         return min(1.0, self.config.clip_norm / (gradient_norm + CLIP_MARGIN))
 
-    def _parts(self) -> list[tuple[slice, float]]:
-        """The flat arrays in parts of one learning rate each, as a multiple of the configured one."""
-        ordinary, size = self.layout.ordinary, self.layout.size
-        parts = [(slice(0, ordinary), 1.0), (slice(ordinary, size), self.config.lattice_rate)]
-        return [(part, multiple) for part, multiple in parts if part.stop > part.start]
+    def _other_rates(self) -> list[float]:
+        """Multiples of the configured rate that segments have, besides 1."""
+        return sorted({segment.rate_multiple for segment in self._segments} - {1.0})
 
-    def _held(
-        self, parameters: FlatParameters, part: slice, updates: Any
-    ) -> tuple[Any, Any | None, StochasticRounding | None]:
-        """What a step on a part of the flat arrays subtracts from, where its rounding goes, and how it is rounded.
-
-        updates: those before this one, a number or (1,) on the device.
-        """
-        own, weights = parameters.flat[part], self.weights(parameters).flat[part]
+    def _arrays(
+        self, parameters: FlatParameters, gradients: FlatParameters, segment: Segment, updates: Any
+    ) -> UpdateArrays:
+        """What a step on a segment reads and writes. updates: those before it, a number or (1,) on the device."""
+        part, copy, rounding = segment.part, None, None
         if self.masters is not None:
-            return weights, own, None
-        return own, None, StochasticRounding(self.seed, updates, part.start) if is_narrow(own.dtype) else None
-
-    def _sgd(self, parameters: FlatParameters, gradients: Any, part: slice, rate: float, scale: float) -> float:
-        weights, copy, rounding = self._held(parameters, part, self.updates)
-        squared: float = self._ops.sgd_step(
-            weights, gradients, *self._moments(part), copy,
-            rate=rate, gradient_scale=scale, rounding=rounding, **self._sgd_settings(part),
-        )  # fmt: skip
-        return squared
-
-    def _adam(self, parameters: FlatParameters, gradients: Any, part: slice, rate: float, scale: float) -> float:
-        weights, copy, rounding = self._held(parameters, part, self.updates)
-        squared: float = self._ops.adam_step(
-            weights, gradients, *self._moments(part), copy,
-            rate=rate, step=self.updates + 1, gradient_scale=scale, rounding=rounding, **self._adam_settings(part),
-        )  # fmt: skip
-        return squared
-
-    def _sgd_on_device(
-        self, parameters: FlatParameters, gradients: Any, part: slice, draw: Any, given: dict[str, Any]
-    ) -> None:
-        assert self._device is not None
-        weights, copy, rounding = self._held(parameters, part, draw)
-        self._device.sgd_step(
-            weights, gradients, *self._moments(part), copy,
-            gradient_scale=1.0, rounding=rounding, **self._sgd_settings(part), **given,
-        )  # fmt: skip
-
-    def _adam_on_device(
-        self, parameters: FlatParameters, gradients: Any, part: slice, draw: Any, given: dict[str, Any]
-    ) -> None:
-        assert self._device is not None
-        weights, copy, rounding = self._held(parameters, part, draw)
-        self._device.adam_step(
-            weights, gradients, *self._moments(part), copy=copy, measure=True,
-            gradient_scale=1.0, rounding=rounding, **self._adam_settings(part), **given,
-        )  # fmt: skip
-
-    def _moments(self, part: slice) -> list[Any]:
-        """The moments of a part, as its step takes them: SGD without momentum has None for its velocity."""
-        moments = [self.state[name].flat[part] for name in state_names(self.config)]
-        return moments or [None]
-
-    def _decayed(self, part: slice) -> int:
-        return self.layout.decayed if part.start == 0 else 0
-
-    def _sgd_settings(self, part: slice) -> dict[str, Any]:
-        config = self.config
-        return {
-            "momentum": config.momentum,
-            "weight_decay": config.weight_decay,
-            "decayed": self._decayed(part),
-        }
-
-    def _adam_settings(self, part: slice) -> dict[str, Any]:
-        config = self.config
-        return {
-            "beta1": config.beta1,
-            "beta2": config.beta2,
-            "epsilon": config.epsilon,
-            "weight_decay": config.weight_decay,
-            "decayed": self._decayed(part),
-            "decoupled": config.name == "adamw",
-        }
+            copy = parameters.flat[part]
+        elif is_narrow(self.layout.dtype):
+            rounding = StochasticRounding(self.seed, updates, part.start)
+        names = self._rules[segment.rule].state_names(self.config)
+        return UpdateArrays(
+            weights=self.weights(parameters).flat[part],
+            gradients=gradients.flat[part],
+            state={name: self.state[name].flat[part] for name in names},
+            copy=copy,
+            rounding=rounding,
+            decayed=segment.decayed,
+        )

@@ -64,13 +64,13 @@ class SimulatedStream:
         """Enqueue the copy."""
         self.enqueue(lambda: host.__setitem__(..., array))
 
-    def mark(self) -> _SimulatedMark:
-        """This place in the stream."""
-        return _SimulatedMark(self, self._done + len(self._waiting))
+    def record_event(self) -> _SimulatedEvent:
+        """A new event, recorded in this stream now."""
+        return _SimulatedEvent(self, self._done + len(self._waiting))
 
-    def follow(self, mark: Any) -> None:
-        """Enqueue the wait for a place in another stream of this kind."""
-        self.enqueue(mark.wait)
+    def wait_event(self, event: Any) -> None:
+        """Make the work enqueued from now on wait for an event of a stream of this kind."""
+        self.enqueue(event.synchronize)
 
     def enqueue(self, task: Task) -> None:
         """Do the task, at once or when someone waits for it."""
@@ -85,13 +85,13 @@ class SimulatedStream:
             self._waiting.popleft()()
 
 
-class _SimulatedMark:
+class _SimulatedEvent:
     """A number of tasks of a stream."""
 
     def __init__(self, stream: SimulatedStream, count: int) -> None:
         self._stream, self._count = stream, count
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         """Have them done."""
         self._stream._advance(self._count)
 

@@ -18,7 +18,7 @@ LEAST_DEVIATION = 1e-2
 """A window's standard deviation counts as at least this share of its mean: on a plateau noise is not a spike."""
 
 
-class StepGuard:
+class LossGuard:
     """Judges every step, counts those it turns away. Its whole state is in `as_dict` and belongs to the checkpoint."""
 
     def __init__(self, *, maximum_skipped: int, spike_window: int, spike_deviations: float) -> None:

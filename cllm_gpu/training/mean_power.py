@@ -17,7 +17,7 @@ WINDOW = 1.0
 
 
 @dataclass(frozen=True)
-class PowerReading:
+class PowerDraw:
     """Of one window."""
 
     watts: float
@@ -29,14 +29,14 @@ class MeanPower:
 
     def __init__(self, meter: EnergyMeter, clock: Callable[[], float] = time.perf_counter) -> None:
         self._meter, self._clock = meter, clock
-        self._last: PowerReading | None = None
+        self._last: PowerDraw | None = None
         self.restart()
 
     def restart(self) -> None:
         """A window begins now: what was drawn before is not counted."""
         self._begun, self._joules, self._tokens = self._clock(), self._meter.joules(), 0
 
-    def step(self, tokens: int) -> PowerReading | None:
+    def step(self, tokens: int) -> PowerDraw | None:
         """A step of so many tokens is done: what the last whole window says, None before the first."""
         self._tokens += tokens
         seconds = self._clock() - self._begun
@@ -45,5 +45,5 @@ class MeanPower:
             self.restart()
             if before is not None and self._joules is not None:
                 joules = self._joules - before
-                self._last = PowerReading(joules / seconds, joules / spent)
+                self._last = PowerDraw(joules / seconds, joules / spent)
         return self._last

@@ -15,7 +15,7 @@ FIGURES = ("seconds", "tokens_per_second", "mfu", "watts", "joules_per_token")
 """Of a step's record: what comes from a clock or a counter, and so differs from run to run."""
 
 
-class Pace:
+class StepTimer:
     """The clock of one run's steps, of `batch` sequences each."""
 
     def __init__(
@@ -32,7 +32,7 @@ class Pace:
         self._last = clock()
 
     def begin(self) -> str | None:
-        """Begin to count, now; one line on what the MFU is of, None where there is none."""
+        """Begin to count, now; one line on what the MFU is of, None if there is no MFU."""
         if self._backend.peak is not None:
             self._throughput = Throughput(flop_per_token(self._architecture), self._backend.peak())
         meter = None if self._backend.energy_meter is None else self._backend.energy_meter()
@@ -55,7 +55,7 @@ class Pace:
         found = {"seconds": seconds, "tokens_per_second": self._tokens / seconds}
         if self._throughput is not None:
             found["mfu"] = self._throughput.utilisation(found["tokens_per_second"])
-        drawn = None if self._power is None else self._power.step(self._tokens)
-        if drawn is not None:
-            found |= {"watts": drawn.watts, "joules_per_token": drawn.joules_per_token}
+        draw = None if self._power is None else self._power.step(self._tokens)
+        if draw is not None:
+            found |= {"watts": draw.watts, "joules_per_token": draw.joules_per_token}
         return found

@@ -1,49 +1,40 @@
-"""The training loop: batches, steps, evaluation, logging, checkpoints.
-
-A step is a pure function of the weights, the optimizer's state and the step number: batches, masks and rates are
-computed from (seed, step). So a run that stops and resumes gives the same bits as one that does not.
-"""
+"""The training loop: steps, metrics, evaluation, samples, checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cllm_gpu import config as configuration
 from cllm_gpu.backend import Backend
 from cllm_gpu.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from cllm_gpu.checkpoint.finetune import begin_from
-from cllm_gpu.checkpoint.load_into import match_parameters, require_architecture
 from cllm_gpu.config import Config
-from cllm_gpu.data import IGNORE_INDEX, Batches, Dataset, evaluation_batches
-from cllm_gpu.data.tokenizers import require_same
+from cllm_gpu.data import Batches, Dataset, evaluation_batches
 from cllm_gpu.inference.evaluate import Evaluation, evaluate
-from cllm_gpu.model.activations import batch_dropout
 from cllm_gpu.model.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.model.transformer import Transformer
-from cllm_gpu.ops.precision import is_narrow
 from cllm_gpu.optim.optimizer import Optimizer
 from cllm_gpu.optim.schedules import rate_at
-from cllm_gpu.training.async_steps import StepsAhead, how_steps_run, may_run_ahead
 from cllm_gpu.training.data_parallel import GradientWorkers, gradient_layout
-from cllm_gpu.training.diagnostics import DIAGNOSTICS, Look, is_due
-from cllm_gpu.training.loss_guard import StepGuard
+from cllm_gpu.training.diagnostics import DIAGNOSTICS
+from cllm_gpu.training.graph_step import GraphStep, how_steps_run, why_on_host
+from cllm_gpu.training.host_step import HostStep
+from cllm_gpu.training.loss_guard import LossGuard
 from cllm_gpu.training.metrics import MetricsLog
 from cllm_gpu.training.reporter import Outcome, Reporter, Silent
 from cllm_gpu.training.run_folder import METRICS
 from cllm_gpu.training.samples import keep_sample, sample_pieces
 from cllm_gpu.training.signals import Interrupts
-from cllm_gpu.training.step_timer import Pace
+from cllm_gpu.training.state import TrainerState
+from cllm_gpu.training.step import StepContext, StepResult, TrainingStep
+from cllm_gpu.training.step_timer import StepTimer
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.text import visible
-
-SMOOTHING = 0.95
-TOO_LARGE = "gradient too large to be squared"
 
 
 class _EvaluationCutShortError(Exception):
@@ -67,49 +58,55 @@ class Trainer:
     ) -> None:
         self.config, self.backend, self.dataset, self.folder = config, backend, dataset, folder
         self.reporter: Reporter = reporter or Silent()
+        loop = config.training
         self.architecture = config.model.architecture(dataset.vocabulary)
         if config.precision != backend.precision:
             raise UserError(f"precision is {config.precision}, but the backend was made for {backend.precision}")
+        length = self.architecture.context
         self.layout = Layout(parameter_specs(self.architecture), backend.dtype)
-        loop = config.training
-        self._micro = loop.at_once
-        summed = gradient_layout(self.layout, backend, loop.sequences, self._micro)
+        summed = gradient_layout(self.layout, backend, loop.sequences, loop.at_once)
         self.parameters, self.gradients = (x.views(backend.zeros(x.size, x.dtype)) for x in (self.layout, summed))
         self.model = Transformer(self.architecture, backend, self.parameters)
-        length = self.architecture.context
-        self.workers = GradientWorkers(self.model, self._micro, length, recompute=loop.recompute, gradients=summed)
+        self.workers = GradientWorkers(self.model, loop.at_once, length, recompute=loop.recompute, gradients=summed)
         split = dataclasses.replace(backend, ops=self.workers.ops)
         self.optimizer = Optimizer(config.optimizer, split, self.layout, seed=loop.seed)
         self.batches = Batches(dataset.train, batch=loop.sequences, context=length, seed=loop.seed)
-        self.guard = StepGuard(
+        self.guard = LossGuard(
             maximum_skipped=loop.maximum_skipped,
             spike_window=loop.spike_window,
             spike_deviations=loop.spike_deviations,
         )
+        self.state = TrainerState(config, dataset, self.model, self.optimizer, self.guard)
         self.metrics = MetricsLog(folder / METRICS) if folder else None
         self.diagnostics = MetricsLog(folder / DIAGNOSTICS) if folder else None
-        self.done = 0
-        self.tokens_seen = 0
-        self.best_loss = math.inf
-        self._smoothed = (0.0, 0.0)  # decayed sum of losses and of weights
+        self._step: TrainingStep | None = None
+        self._timer = StepTimer(backend, self.architecture, loop.sequences)
+        self._interrupts = Interrupts()
         self._last_evaluation: Evaluation | None = None
         self._last_checkpoint: Path | None = None
         self._saved_step = -1
-        self._pace = Pace(backend, self.architecture, loop.sequences)
-        self._interrupts = Interrupts()
-        self.origin: dict[str, Any] | None = None
-        """The model that the run began from, as plain data; None: from the seed."""
-        self._ahead: StepsAhead | None = None  # of a backend with a device
-        self._due = False  # whether evaluation and checkpoint of the last step are still to be done
 
     def initialise(self) -> None:
         """The weights of the model to begin from, or fresh ones from the configured seed."""
         weights = self.optimizer.weights(self.parameters)
         if self.config.initial is not None:
-            self.origin = begin_from(self.config, weights, self.dataset.tokenizer, self.backend).as_dict()
+            self.state.initial = begin_from(self.config, weights, self.dataset.tokenizer, self.backend).as_dict()
         else:
             weights.flat[...] = self.backend.asarray(initial_values(weights.layout, self.config.training.seed))
         self.optimizer.round_masters(self.parameters)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of this very model. UserError if it is another's."""
+        self.state.restore(checkpoint)
+        self._saved_step = self.state.step
+        self._step = None  # what it counts on a device is of before
+        for log in (self.metrics, self.diagnostics):
+            if log:
+                log.truncate_after(self.state.step)
+
+    def close(self) -> None:
+        """End the worker threads."""
+        self.workers.close()
 
     # ---- the loop
 
@@ -118,144 +115,112 @@ class Trainer:
         # what is not finite is the guard's to find and to report
         with Interrupts() as self._interrupts, np.errstate(all="ignore"):
             if self.backend.device is not None:
-                self.reporter.message(how_steps_run(self.config, self.backend.device))
-            if (line := self._pace.begin()) is not None:
+                self.reporter.message(how_steps_run(self.config.training, self.optimizer, self.backend.device))
+            if (line := self._timer.begin()) is not None:
                 self.reporter.message(line)
-            if self._due:
-                self._look_after()
+            if self.state.due:
+                self._after_step()
             while self._goes_on():
                 self._one_step()
-                self._look_after()
-            if self._interrupts.requested and self._saved_step != self.done:
+                self._after_step()
+            if self._interrupts.requested and self._saved_step != self.state.step:
                 self._checkpoint(best=False)
         return Outcome(
-            self.done,
-            self._interrupts.requested and (self._due or self.done < self.config.training.steps),
+            self.state.step,
+            self._interrupts.requested and (self.state.due or self.state.step < self.config.training.steps),
             self.guard.skipped,
             self._last_evaluation,
             self._last_checkpoint,
         )
 
+    @property
+    def step(self) -> TrainingStep:
+        """What computes the steps: enqueued on the backend's device, if it has one and the host is not needed."""
+        if self._step is None:
+            loop, schedule, peak = self.config.training, self.config.schedule, self.config.optimizer.rate
+            context = StepContext(
+                loop, self.model, self.optimizer, self.gradients, self.batches,
+                partial(rate_at, schedule, peak, loop.steps), self.guard,
+            )  # fmt: skip
+            if self.backend.device is not None and why_on_host(loop, self.optimizer) is None:
+                self._step = GraphStep(context, self.workers.compute_on_device, self.reporter.message)
+            else:
+                self._step = HostStep(context, self.workers, self.diagnostics)
+        return self._step
+
     def _goes_on(self) -> bool:
-        """Whether another step is to be finished: also after an interrupt one that is under way on the device."""
+        """Whether another step is to be finished: after an interrupt one that is under way."""
         if self._interrupts.requested:
-            return self._ahead is not None and self._ahead.under_way > 0
-        return self.done < self.config.training.steps
+            return self._step is not None and self._step.under_way > 0
+        return self.state.step < self.config.training.steps
 
     def _one_step(self) -> None:
-        if may_run_ahead(self.config, self.backend):
-            self._one_step_ahead()
-            return
-        step = self.done
-        loss = self._gradients(step)
-        with self.backend.ranges("optimizer"):
-            norm = self.optimizer.gradient_norm(self.gradients)
-            reason = self.guard.judge(loss, norm)
-            look = self._look(step + 1)
-            rate = rate_at(self.config.schedule, self.config.optimizer.rate, self.config.training.steps, step)
-            update = 0.0
-            if reason is None:
-                report = self.optimizer.apply(self.parameters, self.gradients, rate=rate, gradient_norm=norm)
-                update = report.update_norm
-                reason = None if report.applied else TOO_LARGE
-            self.guard.count(reason, loss, norm)
-        self.done += 1
-        if look is not None and self.diagnostics:
-            self.diagnostics.append(look.record(self.done, reason))
-        self._record(loss, rate, norm, update, reason)
-        if reason is not None:
-            self._refuse(reason)
+        """Finish a step; further ones are issued before its result is read, unless something stops between them."""
+        while self._may_issue():
+            self.step.issue(self.state.step + self.step.under_way)
+        result = self.step.take()
+        self.guard.count(result.skipped, result.loss, result.gradient_norm)
+        self.state.step += 1
+        self.state.tokens_seen += self.batches.batch_size * self.batches.context
+        self._record(result)
+        if result.skipped is not None:
+            self._refuse(result.skipped)
 
-    def _look(self, step: int) -> Look | None:
-        """A look at the step under way, where one is due."""
-        if self.diagnostics is None or not is_due(self.config.training.diagnose_every, step):
-            return None
-        weights = self.optimizer.weights(self.parameters)
-        return Look(self.model, self.workers.workspaces, self.gradients, weights)
+    def _may_issue(self) -> bool:
+        """Whether another step may begin before the result of the oldest one under way is read."""
+        under_way = self.step.under_way
+        if under_way == 0:
+            return True
+        stops = self._interrupts.requested or self._stops_after(self.state.step + under_way)
+        return under_way < self.step.depth and not stops
 
-    def _one_step_ahead(self) -> None:
-        """Take the results of one step; the next one is under way by then, unless something is due between them."""
-        if self._ahead is None:
-            self._ahead = StepsAhead(
-                self.config, self.architecture, self.backend, self.workers.compute_on_device, self.optimizer,
-                self.parameters, self.gradients, self.batches, self.reporter,
-                skipped_in_a_row=self.guard.skipped_in_a_row,
-            )  # fmt: skip
-        result = self._ahead.take(self.done, further=not self._interrupts.requested)
-        reason = self.guard.judge(result.loss, result.gradient_norm)
-        if reason is None and result.skipped:
-            reason = TOO_LARGE
-        self.guard.count(reason, result.loss, result.gradient_norm)
-        self.optimizer.updates += not result.skipped
-        self.tokens_seen += result.tokens
-        self.done += 1
-        self._record(result.loss, result.rate, result.gradient_norm, result.update_norm, reason)
-        if reason is not None:
-            self._refuse(reason)
+    def _stops_after(self, step: int) -> bool:
+        """Whether after so many steps the run ends, or the weights are evaluated, sampled from or saved."""
+        loop = self.config.training
+        often = (loop.evaluate_every, loop.sample_every, loop.checkpoint_every)
+        return step >= loop.steps or any(every and step % every == 0 for every in often)
 
     def _refuse(self, reason: str) -> None:
         """Say that a step was skipped; after too many in a row save and stop."""
-        self.reporter.message(f"step {self.done} skipped: {reason}")
+        self.reporter.message(f"step {self.state.step} skipped: {reason}")
         try:
             self.guard.check()
         except UserError:
-            if self._ahead is not None:
-                self._ahead.abandon()
+            self.step.abandon()
             self._checkpoint(best=False)
             raise
 
-    def _gradients(self, step: int) -> float:
-        """Gradients of the batch of `step`, over micro-batches; the mean loss in nats."""
-        with self.backend.ranges("data"):
-            tokens, targets = self.batches.batch(step)
-            counted = int(np.count_nonzero(targets != IGNORE_INDEX))
-        self.tokens_seen += tokens.size
-        total = 0.0
-        for first in range(0, len(tokens), self._micro):
-            rows = slice(first, first + self._micro)
-            total += self.workers.loss_and_gradients(
-                self.backend.asarray(tokens[rows]),
-                self.backend.asarray(targets[rows]),
-                self.gradients,
-                gradient_scale=1.0 / max(1, counted),
-                accumulate=first > 0,
-                dropout=batch_dropout(self.architecture, seed=self.config.training.seed, step=step, first=first),
-            )
-        return total / max(1, counted)
-
-    def _record(self, loss: float, rate: float, norm: float, update: float, reason: str | None) -> None:
-        if math.isfinite(loss):
-            self._smoothed = (SMOOTHING * self._smoothed[0] + loss, SMOOTHING * self._smoothed[1] + 1.0)
+    def _record(self, result: StepResult) -> None:
         record: dict[str, Any] = {
             "kind": "step",
-            "step": self.done,
-            "loss": loss,
-            "smoothed_loss": self._smoothed[0] / self._smoothed[1] if self._smoothed[1] else math.nan,
-            "rate": rate,
-            "gradient_norm": norm,
-            "update_norm": update,
-            "skipped": reason,
-            "tokens": self.tokens_seen,
-            **self._pace.step(),
+            "step": self.state.step,
+            "loss": result.loss,
+            "smoothed_loss": self.state.smooth(result.loss),
+            "rate": result.rate,
+            "gradient_norm": result.gradient_norm,
+            "update_norm": result.update_norm,
+            "skipped": result.skipped,
+            "tokens": self.state.tokens_seen,
+            **self._timer.step(),
         }
         if self.metrics:
             self.metrics.append(record)
         self.reporter.step(record)
 
-    def _look_after(self) -> None:
-        """Evaluation and checkpoint where they are due; cut short by an interrupt, they stay due."""
-        loop = self.config.training
-        last = self.done == loop.steps
-        self._due, best = True, False
-        if last or (loop.evaluate_every and self.done % loop.evaluate_every == 0):
+    def _after_step(self) -> None:
+        """Evaluation, sample and checkpoint, whichever is due; cut short by an interrupt, they stay due."""
+        loop, step = self.config.training, self.state.step
+        last = step == loop.steps
+        self.state.due, best = True, False
+        if last or (loop.evaluate_every and step % loop.evaluate_every == 0):
             try:
                 best = self._evaluate()
             except _EvaluationCutShortError:
                 return
-        if not last and loop.sample_every and self.done % loop.sample_every == 0:
+        if not last and loop.sample_every and step % loop.sample_every == 0:
             self._sample()
-        self._due = False
-        if best or last or (loop.checkpoint_every and self.done % loop.checkpoint_every == 0):
+        self.state.due = False
+        if best or last or (loop.checkpoint_every and step % loop.checkpoint_every == 0):
             self._checkpoint(best=best)
 
     # ---- evaluation
@@ -266,7 +231,7 @@ class Trainer:
         with self.backend.ranges("evaluation"):
             batches = evaluation_batches(
                 self.dataset.validation,
-                batch=self._micro,
+                batch=loop.at_once,
                 context=self.architecture.context,
                 limit=loop.evaluation_batches or None,
             )
@@ -275,7 +240,7 @@ class Trainer:
         self._last_evaluation = found
         record = {
             "kind": "evaluation",
-            "step": self.done,
+            "step": self.state.step,
             "loss": found.loss,
             "perplexity": found.perplexity,
             "bits_per_byte": found.bits_per_byte,
@@ -284,9 +249,9 @@ class Trainer:
         if self.metrics:
             self.metrics.append(record)
         self.reporter.evaluation(record)
-        better = found.loss < self.best_loss
-        self.best_loss = min(self.best_loss, found.loss)
-        self._pace.restart()
+        better = found.loss < self.state.best_loss
+        self.state.best_loss = min(self.state.best_loss, found.loss)
+        self._timer.restart()
         return better
 
     def _until_interrupted(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -301,9 +266,9 @@ class Trainer:
         if self.metrics is None or tokenizer is None or not self.config.training.sample_tokens:
             return
         text = "".join(sample_pieces(self.config, self.model, tokenizer))
-        keep_sample(self.metrics, self.done, self.config.prompt, text)
-        self.reporter.message(f"sample at step {self.done}: {visible(self.config.prompt + text)}")
-        self._pace.restart()
+        keep_sample(self.metrics, self.state.step, self.config.prompt, text)
+        self.reporter.message(f"sample at step {self.state.step}: {visible(self.config.prompt + text)}")
+        self._timer.restart()
 
     def _losses(self, tokens: Any, targets: Any) -> tuple[Any, Any]:
         return self.workers.losses(self.backend.asarray(tokens), self.backend.asarray(targets))
@@ -316,77 +281,8 @@ class Trainer:
         with self.backend.ranges("checkpoint"):
             if self.metrics:
                 self.metrics.sync()  # no checkpoint counts a step whose metrics a power failure could take
-            kept = save_checkpoint(self.folder, self.snapshot(), keep_last=self.config.training.keep_last, best=best)
-        self._last_checkpoint, self._saved_step = kept, self.done
-        self._pace.restart()
-
-    def snapshot(self) -> Checkpoint:
-        """Everything a run needs to go on, on the host."""
-        tokenizer = self.dataset.tokenizer
-        return Checkpoint(
-            config=configuration.as_dict(self.config),
-            architecture=self.architecture.as_dict(),
-            tokenizer=tokenizer.as_dict() if tokenizer else {},
-            step=self.done,
-            state={
-                "guard": self.guard.as_dict(),
-                "optimizer_updates": self.optimizer.updates,
-                "tokens_seen": self.tokens_seen,
-                "best_loss": self.best_loss,
-                "smoothed": list(self._smoothed),
-                "due": self._due,
-                "data": self.dataset.identity,
-                "initial": self.origin,
-            },
-            parameters=self._host(self.optimizer.weights(self.parameters)),
-            optimizer={name: self._host(moments) for name, moments in self.optimizer.state.items()},
-        )
-
-    def _host(self, values: Any) -> dict[str, np.ndarray[Any, Any]]:
-        return {name: self.backend.to_host(view) for name, view in values.items()}
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of this very model. UserError when it is another's."""
-        self._require_same(checkpoint)
-        weights = self.optimizer.weights(self.parameters)
-        if is_narrow(weights.layout.dtype) and not all(is_narrow(x.dtype) for x in checkpoint.parameters.values()):
-            raise UserError(
-                "the checkpoint's weights are float32, and without master weights they would be rounded: "
-                "resume with optimizer.master_weights, or begin a new run from it with --initial"
+            kept = save_checkpoint(
+                self.folder, self.state.snapshot(), keep_last=self.config.training.keep_last, best=best
             )
-        match_parameters(checkpoint.parameters, weights, self.backend)
-        self.optimizer.round_masters(self.parameters)
-        if set(checkpoint.optimizer) != set(self.optimizer.state):
-            raise UserError(
-                f"the checkpoint's optimizer keeps {sorted(checkpoint.optimizer)}, "
-                f"{self.config.optimizer.name} needs {sorted(self.optimizer.state)}: resume with the optimizer it had"
-            )
-        for name, moments in self.optimizer.state.items():
-            match_parameters(checkpoint.optimizer[name], moments, self.backend)
-        state = checkpoint.state
-        self.guard.restore(state["guard"])
-        self.optimizer.updates = state["optimizer_updates"]
-        self.tokens_seen = state["tokens_seen"]
-        self.best_loss = state["best_loss"]
-        self._smoothed = (state["smoothed"][0], state["smoothed"][1])
-        self._due = state["due"]
-        self.origin = state.get("initial")  # older checkpoints have none
-        self.done = self._saved_step = checkpoint.step
-        self._ahead = None  # its counts are those of before
-        for log in (self.metrics, self.diagnostics):
-            if log:
-                log.truncate_after(self.done)
-
-    def _require_same(self, checkpoint: Checkpoint) -> None:
-        """UserError where the checkpoint's model, tokenizer or data are not this run's."""
-        require_same(checkpoint.tokenizer, self.dataset.tokenizer)  # first: it decides on the model's vocabulary too
-        require_architecture(checkpoint, self.architecture)
-        if checkpoint.state["data"] != self.dataset.identity:
-            raise UserError(
-                f"{self.dataset.train.name} is not what the checkpoint was trained on, or has changed since: "
-                "resume with the same text, or begin a new run"
-            )
-
-    def close(self) -> None:
-        """End the worker threads."""
-        self.workers.close()
+        self._last_checkpoint, self._saved_step = kept, self.state.step
+        self._timer.restart()

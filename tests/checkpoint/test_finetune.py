@@ -45,7 +45,7 @@ def test_it_is_a_fresh_run_with_other_weights(make_trainer: MakeTrainer, config:
     trainer = make_trainer(further(config, begun))
     weights = load_model(begun).parameters
     assert all(np.array_equal(trainer.parameters[name], weights[name]) for name in weights)
-    assert (trainer.done, trainer.optimizer.updates, trainer.tokens_seen) == (0, 0, 0)
+    assert (trainer.state.step, trainer.optimizer.updates, trainer.state.tokens_seen) == (0, 0, 0)
     assert not any(state.flat.any() for state in trainer.optimizer.state.values())
 
     by_hand = make_trainer(config)
@@ -67,7 +67,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     for view in resumed.parameters.values():
         view[...] = 7.0
     resumed.restore(load_checkpoint(tmp_path / "parts" / "checkpoints" / "step_00000010"))
-    assert resumed.origin == whole.origin
+    assert resumed.state.initial == whole.state.initial
     resumed.train()
     assert all(np.array_equal(a, b) for a, b in zip(flats(whole), flats(resumed), strict=True))
 

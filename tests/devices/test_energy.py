@@ -17,9 +17,9 @@ from cllm_gpu.devices.driver import load_library
 from cllm_gpu.devices.energy import EnergyMeter, find_meter, meter_of
 from cllm_gpu.devices.peak_flops import Peak
 from cllm_gpu.model.architecture import Architecture
-from cllm_gpu.training.mean_power import MeanPower, PowerReading
+from cllm_gpu.training.mean_power import MeanPower, PowerDraw
 from cllm_gpu.training.reporter import Outcome
-from cllm_gpu.training.step_timer import FIGURES, Pace
+from cllm_gpu.training.step_timer import FIGURES, StepTimer
 from tests.bench.fakes import Clock
 
 BUS_ID = b"0000:3B:00.0"
@@ -118,30 +118,30 @@ def test_the_mean_is_over_a_second_of_steps_and_more() -> None:
     nvml, clock = Nvml(), Clock()
     mean = MeanPower(_meter(nvml), clock)
 
-    def step(seconds: float, joules: float) -> PowerReading | None:
+    def step(seconds: float, joules: float) -> PowerDraw | None:
         clock.now += seconds
         nvml.millijoules += round(1e3 * joules)
         return mean.step(100)
 
     assert step(0.5, 200.0) is None
-    assert step(0.75, 300.0) == PowerReading(500 / 1.25, 500 / 200)
-    assert step(0.25, 999.0) == PowerReading(400.0, 2.5), "the window under way is not told"
+    assert step(0.75, 300.0) == PowerDraw(500 / 1.25, 500 / 200)
+    assert step(0.25, 999.0) == PowerDraw(400.0, 2.5), "the window under way is not told"
     clock.now += 100.0
     nvml.millijoules += 10**9
     mean.restart()  # an evaluation: neither its seconds nor its joules are of a step
-    assert step(0.5, 1.0) == PowerReading(400.0, 2.5)
-    assert step(0.5, 1.0) == PowerReading(2.0, 0.01)
+    assert step(0.5, 1.0) == PowerDraw(400.0, 2.5)
+    assert step(0.5, 1.0) == PowerDraw(2.0, 0.01)
 
 
 def test_a_counter_that_stops_telling_keeps_the_last_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml, clock = Nvml(), Clock()
     mean = MeanPower(_meter(nvml), clock)
     clock.now, nvml.millijoules = 2.0, nvml.millijoules + 4000
-    assert mean.step(1) == PowerReading(2.0, 4.0)
+    assert mean.step(1) == PowerDraw(2.0, 4.0)
     nvml._fails["nvmlDeviceGetTotalEnergyConsumption"] = 999
     for _ in range(3):
         clock.now += 2.0
-        assert mean.step(1) == PowerReading(2.0, 4.0)
+        assert mean.step(1) == PowerDraw(2.0, 4.0)
 
 
 def test_a_steps_figures() -> None:
@@ -152,18 +152,18 @@ def test_a_steps_figures() -> None:
         "card", plain.xp, plain.ops, "a card", peak=lambda: Peak(1e6, "made up"), energy_meter=lambda: _meter(nvml)
     )
     for backend, names in ((plain, FIGURES[:2]), (card, FIGURES)):
-        pace = Pace(backend, architecture, 4, clock)
-        line = pace.begin()
+        timer = StepTimer(backend, architecture, 4, clock)
+        line = timer.begin()
         assert (line is not None) == (backend is card)
         clock.now += 2.0
         nvml.millijoules += 64_000
-        figures = pace.step()
+        figures = timer.step()
         assert tuple(figures) == names
         assert (figures["seconds"], figures["tokens_per_second"]) == (2.0, 16.0)
         clock.now += 7.0
-        pace.restart()
+        timer.restart()
         clock.now += 0.5
-        assert pace.step()["seconds"] == 0.5
+        assert timer.step()["seconds"] == 0.5
     assert (figures["watts"], figures["joules_per_token"]) == (32.0, 2.0)
 
 
@@ -171,10 +171,10 @@ def test_a_card_without_a_counter_has_no_power() -> None:
     plain = get_backend("numpy")
     architecture = Architecture(vocabulary=32, context=8, layers=1, heads=1, kv_heads=1, width=8, mlp_width=32)
     clock = Clock()
-    pace = Pace(Backend("card", plain.xp, plain.ops, "a card", energy_meter=lambda: None), architecture, 4, clock)
-    assert pace.begin() is None
+    timer = StepTimer(Backend("card", plain.xp, plain.ops, "a card", energy_meter=lambda: None), architecture, 4, clock)
+    assert timer.begin() is None
     clock.now = 2.0
-    assert set(pace.step()) == {"seconds", "tokens_per_second"}
+    assert set(timer.step()) == {"seconds", "tokens_per_second"}
 
 
 def test_the_end_of_a_run_tells_power_where_there_is_one(tmp_path: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cllm_gpu.backend import Backend, get_backend
+from cllm_gpu.config import TrainingConfig
 from cllm_gpu.devices.logit_chunks import LogitChunks
 from cllm_gpu.ops.precision import Precision
 from cllm_gpu.ops.reference.dropout import Dropout
-from cllm_gpu.training.graph_step import DeviceStep, Shape, StepResult
+from cllm_gpu.training.graph_step import GraphStep
+from cllm_gpu.training.loss_guard import LossGuard
+from cllm_gpu.training.step import StepContext, StepResult
 from tests.gpu.training_runs import BATCH, LENGTH, Run, tiny_architecture
 from tests.ops.cuda.devices import simulator_or_skip
 
@@ -30,25 +34,31 @@ class _Steps(Run):
         self.model.compute_gradients(self.workspace, tokens, targets, gradients, dropout=dropout, **named)
         return self.workspace.losses
 
+    def batch(self, step: int) -> tuple[Any, Any]:
+        """Drawn in the order of the steps."""
+        draws = self.generator.zipf(1.5, (2 * BATCH, LENGTH + 1)) % self.architecture.vocabulary
+        tokens, targets = (np.ascontiguousarray(x, np.int32) for x in (draws[:, :-1], draws[:, 1:]))
+        return tokens, targets
+
     def run(self, steps: int, *, capture: bool) -> list[StepResult]:
         """Two micro-batches a step, with dropout."""
-        assert self.backend.device is not None
-        shape = Shape(
-            architecture=self.architecture, batch=2 * BATCH, micro_batch=BATCH, length=LENGTH, seed=7,
-            maximum_skipped=5, capture=capture,
-        )  # fmt: skip
-        self.device_step = DeviceStep(
-            self.backend, self.backend.device, self.compute, self.optimizer, self.parameters, self.gradients, shape,
-            skipped_in_a_row=0,
-        )  # fmt: skip
+        batches: Any = SimpleNamespace(context=LENGTH, batch=self.batch)
+        context = StepContext(
+            loop=TrainingConfig(batch=2 * BATCH, micro_batch=BATCH, seed=7, capture=capture),
+            model=self.model,
+            optimizer=self.optimizer,
+            gradients=self.gradients,
+            batches=batches,
+            rate=lambda step: 3e-3 / (1 + step),
+            guard=LossGuard(maximum_skipped=5, spike_window=0, spike_deviations=1.0),
+        )
+        self.graph_step = GraphStep(context, self.compute, print)
         results = []
         for step in range(steps):
-            draws = self.generator.zipf(1.5, (2 * BATCH, LENGTH + 1)) % self.architecture.vocabulary
-            tokens, targets = (np.ascontiguousarray(x, np.int32) for x in (draws[:, :-1], draws[:, 1:]))
-            self.device_step.issue(step, tokens, targets, 3e-3 / (1 + step))
+            self.graph_step.issue(step)
             if step:
-                results.append(self.device_step.take())
-        return [*results, self.device_step.take()]
+                results.append(self.graph_step.take())
+        return [*results, self.graph_step.take()]
 
 
 def _backend(name: str, precision: Precision) -> Backend:
@@ -69,13 +79,13 @@ def test_a_replayed_step_is_the_step(name: str, precision: Precision, wide: bool
         assert (run.workspace["head"].dhead is not None) is (precision == "bf16" and not wide)
         runs.append((run, results))
     (replayed, ours), (launched, theirs) = runs
-    refused = replayed.device_step.capture_refused
+    refused = replayed.graph_step.capture_refused
     if name == "cupy" and importlib.util.find_spec("nvmath") is None:
         assert refused is not None, "cuBLAS through CuPy cannot be captured"
     else:
         assert refused is None
-        assert replayed.device_step.captured
-    assert not launched.device_step.captured
+        assert replayed.graph_step.captured
+    assert not launched.graph_step.captured
     assert ours == theirs
     assert ours[-1].loss < ours[0].loss - 0.01, "the run learns nothing, so it proves nothing"
     for a, b in zip(replayed.flats, launched.flats, strict=True):

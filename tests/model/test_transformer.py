@@ -9,6 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.devices.logit_chunks import LogitChunks
 from cllm_gpu.model.activations import Workspace, workspace_plan
 from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
@@ -20,6 +21,7 @@ from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.reference.attention import CPU_QUERY_BLOCK
 from cllm_gpu.ops.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.ops.reference.dropout import Dropout
+from cllm_gpu.optim.parameter_groups import parameter_groups, segments
 from cllm_gpu.utils.errors import UserError
 
 BASE = Architecture(vocabulary=23, context=9, layers=2, heads=3, kv_heads=3, width=18, mlp_width=29)
@@ -374,10 +376,12 @@ def test_lattice_parameters_start_where_the_lattice_is_and_are_not_decayed():
     assert np.all(parameters["blocks.1.lattice_scalars"] == 0.25)
     names = list(layout.specs)
     assert names[-2:] == ["blocks.0.lattice_scalars", "blocks.1.lattice_scalars"]
-    assert layout.offsets["lattice_points"] >= layout.decayed
-    assert layout.ordinary == layout.offsets["blocks.0.lattice_scalars"]
+    groups = parameter_groups(OptimizerConfig())
+    ordinary, scalars = segments(layout, groups)
+    assert layout.offsets["lattice_points"] >= ordinary.decayed
+    assert ordinary.part.stop == scalars.part.start == layout.offsets["blocks.0.lattice_scalars"]
     standard = Layout(parameter_specs(BASE), np.float32)
-    assert standard.ordinary == standard.size
+    assert [segment.part for segment in segments(standard, groups)] == [slice(0, standard.size)]
 
 
 def test_a_layer_sees_what_followed_the_context_earlier(build_model):

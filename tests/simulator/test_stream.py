@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.simulator.stream import SimulatedStream
-from cllm_gpu.training.input_staging import Inlet
+from cllm_gpu.training.input_staging import InputStaging
 
 
 def _arrays(stream: SimulatedStream, *values: float) -> list[Any]:
@@ -24,7 +24,7 @@ def test_work_is_done_at_once() -> None:
     x *= 2
     stream.download(x, host)
     assert (x.tolist(), y.tolist(), host.tolist()) == ([10, 10], [5, 5], [10, 10])
-    stream.mark().wait()
+    stream.record_event().synchronize()
 
 
 def test_work_is_done_as_late_as_it_may() -> None:
@@ -32,18 +32,18 @@ def test_work_is_done_as_late_as_it_may() -> None:
     stream = SimulatedStream().another()
     host, (x, y) = stream.pinned((2,), np.float64), _arrays(stream, 1.0, 2.0)
     stream.copy(x, y)
-    first = stream.mark()
+    first = stream.record_event()
     stream.download(y, host)
-    last = stream.mark()
+    last = stream.record_event()
     x[...] = 7.0
     assert y.tolist() == [2, 2]
-    first.wait()
+    first.synchronize()
     assert (y.tolist(), host.tolist()) == ([7, 7], [0, 0])
-    last.wait()
+    last.synchronize()
     assert host.tolist() == [7, 7]
     x[...] = y[...] = 9.0
-    first.wait()
-    last.wait()
+    first.synchronize()
+    last.synchronize()
     assert host.tolist() == [7, 7]
 
 
@@ -62,10 +62,10 @@ def test_a_stream_follows_another(late: bool) -> None:
     other = stream.another()
     x, y, z = _arrays(stream, 1.0, 2.0, 3.0)
     other.copy(x, y)
-    stream.follow(other.mark())
+    stream.wait_event(other.record_event())
     stream.copy(y, z)
     x[...] = 4.0
-    stream.mark().wait()
+    stream.record_event().synchronize()
     assert (y.tolist(), z.tolist()) == ([1, 1], [1, 1])
 
 
@@ -79,38 +79,38 @@ def test_a_graph_is_launched_in_order(late: bool) -> None:
     graph.launch()
     stream.copy(x, y)
     assert (x.tolist(), y.tolist()) == ([1.0, 1.0], [2.0, 2.0]) if late else ([2.0, 2.0], [2.0, 2.0])
-    stream.mark().wait()
+    stream.record_event().synchronize()
     assert (x.tolist(), y.tolist()) == ([2.0, 2.0], [2.0, 2.0])
 
 
-# ---- what an inlet relies on
+# ---- what the staging of inputs relies on
 
 
-class Unordered(Inlet):
-    """An inlet of which one of its two waits is forgotten."""
+class Unordered(InputStaging):
+    """Staging of which one of its two waits is forgotten."""
 
     def __init__(self, *arguments: Any, forgets: str) -> None:
         super().__init__(*arguments)
-        forgetful = self._copies if forgets == "taken" else self._stream
-        forgetful.follow = lambda mark: None  # type: ignore[method-assign]
+        forgetful = self._copies if forgets == "free" else self._stream
+        forgetful.wait_event = lambda event: None  # type: ignore[method-assign]
 
 
 def _steps(*, late: bool, forgets: str | None = None) -> list[float]:
-    """Three numbers sent, each while the step before has not been waited for, as each step saw its own."""
+    """Three numbers uploaded, each while the step before has not been waited for, as each step saw its own."""
     stream = SimulatedStream(late=late)
     staging, inputs = _arrays(stream, -1.0, -2.0)
     arrays = stream, staging, inputs
-    inlet = Inlet(*arrays) if forgets is None else Unordered(*arrays, forgets=forgets)
+    staged = InputStaging(*arrays) if forgets is None else Unordered(*arrays, forgets=forgets)
     hosts, results = ([stream.pinned((2,), np.float64) for _ in range(2)] for _ in range(2))
-    marks, seen = [], []
+    events, seen = [], []
     for step in range(4):
         if step < 3:
             hosts[step % 2][...] = step
-            inlet.send(hosts[step % 2])
+            staged.upload(hosts[step % 2])
             stream.download(inputs, results[step % 2])
-            marks.append(stream.mark())
+            events.append(stream.record_event())
         if step > 0:
-            marks[step - 1].wait()
+            events[step - 1].synchronize()
             seen.append(float(results[(step - 1) % 2][0]))
     return seen
 
@@ -121,8 +121,8 @@ def test_every_step_sees_what_was_sent_for_it(late: bool) -> None:
 
 
 def test_a_step_that_does_not_wait_for_what_is_sent_is_caught() -> None:
-    assert _steps(late=False, forgets="sent") != [0, 1, 2]
+    assert _steps(late=False, forgets="uploaded") != [0, 1, 2]
 
 
 def test_sending_that_does_not_wait_for_what_is_taken_is_caught() -> None:
-    assert _steps(late=True, forgets="taken") != [0, 1, 2]
+    assert _steps(late=True, forgets="free") != [0, 1, 2]

@@ -11,9 +11,16 @@ import pytest
 from cllm_gpu.backend import Backend
 from cllm_gpu.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import Dataset, open_dataset
+from cllm_gpu.training.host_step import HostStep
 from cllm_gpu.training.trainer import Trainer
 
 TEXT = "".join(f"def f{i}(x):\n    return x * {i} + {i * i}\n\n\n" for i in range(200))
+
+
+def host_step(trainer: Trainer) -> HostStep:
+    """The step of a trainer whose steps the host takes part in."""
+    assert isinstance(trainer.step, HostStep)
+    return trainer.step
 
 
 @pytest.fixture(scope="session")

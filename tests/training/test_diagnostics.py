@@ -20,6 +20,7 @@ from cllm_gpu.training.metrics import read_metrics
 from cllm_gpu.training.step_timer import FIGURES
 from cllm_gpu.training.trainer import Trainer
 from cllm_gpu.utils.errors import UserError
+from tests.training.conftest import host_step
 
 MakeTrainer = Callable[..., Trainer]
 EXACT_SUMS = 1e-12
@@ -163,10 +164,10 @@ def test_a_resumed_run_has_the_same_looks(make_trainer: MakeTrainer, config: Con
     config = looking(config, 3)
     make_trainer(config, tmp_path / "whole").train()
     first = make_trainer(config, tmp_path / "cut")
-    while first.done < 7:
+    while first.state.step < 7:
         first._one_step()
-        if first.done == 5:
-            kept = copy.deepcopy(first.snapshot())  # it holds views
+        if first.state.step == 5:
+            kept = copy.deepcopy(first.state.snapshot())  # it holds views
     again = make_trainer(config, tmp_path / "cut")
     again.restore(kept)
     assert [look["step"] for look in read_metrics(tmp_path / "cut" / DIAGNOSTICS)] == [1, 3]
@@ -193,7 +194,7 @@ def test_a_refused_step_says_so(make_trainer: MakeTrainer, config: Config, tmp_p
 def test_the_largest_of_several_workspaces(make_trainer: MakeTrainer, config: Config) -> None:
     """Whichever thread had it; and a NaN wins wherever it stands."""
     trainer = make_trainer(without_dropout(config), backend=get_backend("numpy", workers=3))
-    trainer._gradients(0)
+    host_step(trainer).loss_and_gradients(0)
     workspaces = trainer.workers.workspaces
     assert len(workspaces) == 3
     found = largest_activations(trainer.model, workspaces)

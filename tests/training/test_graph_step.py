@@ -21,7 +21,9 @@ from cllm_gpu.model.architecture import LatticeTerms
 from cllm_gpu.model.recompute import LEVELS
 from cllm_gpu.ops.precision import BFLOAT16, Precision
 from cllm_gpu.simulator.stream import SimulatedStream
-from cllm_gpu.training.input_staging import Inlet
+from cllm_gpu.training.graph_step import GraphStep
+from cllm_gpu.training.host_step import HostStep
+from cllm_gpu.training.input_staging import InputStaging
 from cllm_gpu.training.metrics import read_metrics
 from cllm_gpu.training.step_timer import FIGURES
 from cllm_gpu.training.trainer import Trainer
@@ -80,9 +82,9 @@ def _run(make: MakeTrainer, config: Config, backend: Backend, **arguments: Any) 
 
 
 def _captured(trainer: Trainer) -> bool:
-    assert trainer._ahead is not None
-    assert trainer._ahead.step.capture_refused is None
-    return trainer._ahead.step.captured
+    assert isinstance(trainer.step, GraphStep)
+    assert trainer.step.capture_refused is None
+    return trainer.step.captured
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -118,7 +120,7 @@ def test_a_replayed_step_is_the_step(make_trainer: MakeTrainer, config: Config, 
     replayed, launched, waited = runs
     assert _captured(replayed[0])
     assert not _captured(launched[0])
-    assert waited[0]._ahead is None
+    assert isinstance(waited[0].step, HostStep)
     assert replayed[1].steps == launched[1].steps
     assert _same(replayed[0], launched[0])
     assert _same(replayed[0], waited[0])
@@ -157,21 +159,21 @@ def _late(backend: Backend) -> Backend:
 
 
 def _forgetting(which: str) -> Callable[..., None]:
-    """An inlet's `send` that forgets one of its two waits."""
+    """An `InputStaging.upload` that forgets one of its two waits."""
 
-    def send(inlet: Any, host: Any) -> None:
-        if which != "taken" and inlet._taken is not None:
-            inlet._copies.follow(inlet._taken)
-        inlet._copies.upload(host, inlet._staging)
-        if which != "sent":
-            inlet._stream.follow(inlet._copies.mark())
-        inlet._stream.copy(inlet._staging, inlet._inputs)
-        inlet._taken = inlet._stream.mark()
+    def upload(inputs: Any, host: Any) -> None:
+        if which != "free" and inputs._staging_free is not None:
+            inputs._copies.wait_event(inputs._staging_free)
+        inputs._copies.upload(host, inputs._staging)
+        if which != "uploaded":
+            inputs._stream.wait_event(inputs._copies.record_event())
+        inputs._stream.copy(inputs._staging, inputs._inputs)
+        inputs._staging_free = inputs._stream.record_event()
 
-    return send
+    return upload
 
 
-@pytest.mark.parametrize("forgets", ["sent", "taken", "nothing"])
+@pytest.mark.parametrize("forgets", ["uploaded", "free", "nothing"])
 def test_a_wait_between_the_steps_and_their_copies_is_missed(
     make_trainer: MakeTrainer, config: Config, monkeypatch: pytest.MonkeyPatch, forgets: str
 ) -> None:
@@ -179,13 +181,13 @@ def test_a_wait_between_the_steps_and_their_copies_is_missed(
     config = dataclasses.replace(_short(config, evaluate_every=0), precision="bf16")
     backend = _simulator()
     want, records = _run(make_trainer, config, backend)
-    monkeypatch.setattr(Inlet, "send", _forgetting(forgets))
+    monkeypatch.setattr(InputStaging, "upload", _forgetting(forgets))
     same = []
     for changed in (backend, _late(backend)):
         trainer, found = _run(make_trainer, config, changed)
         assert _captured(trainer)
         same.append(_same(trainer, want) and found.steps == records.steps)
-    assert same == [forgets != "sent", forgets != "taken"]
+    assert same == [forgets != "uploaded", forgets != "free"]
 
 
 def _at(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, actions: dict[int, Callable[[Trainer], None]]) -> None:
@@ -268,7 +270,7 @@ def test_it_stops_after_too_many_skips_with_nothing_applied_behind_them(
     _at(monkeypatch, trainer, actions)
     with pytest.raises(UserError, match="2 steps in a row"):
         trainer.train()
-    assert (trainer.done, trainer.optimizer.updates) == (5, 3)
+    assert (trainer.state.step, trainer.optimizer.updates) == (5, 3)
     assert all(np.array_equal(a, b) for a, b in zip(kept, _kept(trainer), strict=True))
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     assert list((tmp_path / "checkpoints").iterdir())
@@ -292,7 +294,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     first = make_trainer(config, tmp_path / "parts", backend=backend, reporter=Stop())
     outcome = first.train()
     assert outcome.interrupted
-    assert outcome.step == first.done == done
+    assert outcome.step == first.state.step == done
     second = make_trainer(config, tmp_path / "parts", backend=backend)
     second.restore(load_checkpoint(tmp_path / "parts"))
     second.train()

@@ -1,4 +1,4 @@
-"""StepGuard: non-finite steps, spikes, the end of a run, its state through JSON."""
+"""LossGuard: non-finite steps, spikes, the end of a run, its state through JSON."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 
 import pytest
 
-from cllm_gpu.training.loss_guard import StepGuard
+from cllm_gpu.training.loss_guard import LossGuard
 from cllm_gpu.utils.errors import UserError
 
 
 def guard(*, skipped=3, window=0, deviations=4.0):
-    return StepGuard(maximum_skipped=skipped, spike_window=window, spike_deviations=deviations)
+    return LossGuard(maximum_skipped=skipped, spike_window=window, spike_deviations=deviations)
 
 
 def take(g, loss, norm):

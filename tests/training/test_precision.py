@@ -23,6 +23,7 @@ from cllm_gpu.training.metrics import read_metrics
 from cllm_gpu.training.trainer import Trainer
 from cllm_gpu.utils.compiler import find_compiler
 from cllm_gpu.utils.errors import UserError
+from tests.training.conftest import host_step
 
 MakeTrainer = Callable[..., Trainer]
 POINTS = LatticeTerms(matches=2, distance=True, learned_points=True, symmetry_fraction=0.5, start=0.5)
@@ -104,7 +105,7 @@ def test_learned_points_are_float32_inside_and_have_gradients(
     for precision in ("bf16", "fp32"):
         trainer = make_trainer(short(crystalline(config), precision), backend=backend_of(name, precision))
         trainer.parameters.flat[...] = trainer.parameters.flat.astype(BFLOAT16)
-        trainer._gradients(0)
+        host_step(trainer).loss_and_gradients(0)
         gradients[precision] = {key: view.astype(np.float64) for key, view in trainer.gradients.items()}
         assert trainer.workers._workspaces[0]["lattice"].points.dtype == np.float32
     for parameter in ("lattice_points", "blocks.0.lattice_scalars", "blocks.1.lattice_scalars"):
@@ -131,7 +132,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     whole = make_trainer(settings, tmp_path / "whole", backend=backend)
     whole.train()
     first = make_trainer(dataclasses.replace(settings), tmp_path / "parts", backend=backend)
-    while first.done < 3:
+    while first.state.step < 3:
         first._one_step()
     first._checkpoint(best=False)
     second = make_trainer(settings, tmp_path / "parts", backend=backend)

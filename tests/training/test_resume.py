@@ -63,14 +63,14 @@ def test_stopped_and_resumed_equals_uninterrupted(
     second = make_trainer(config, tmp_path / "parts")
     second.parameters.flat[...] = 7.0  # what a fresh process has there does not matter
     second.restore(load_checkpoint(tmp_path / "parts"))
-    assert second.done == stop
+    assert second.state.step == stop
     second.train()
 
     assert same_state(whole, second)
     assert records(tmp_path / "whole") == records(tmp_path / "parts")
-    assert whole.best_loss == second.best_loss
+    assert whole.state.best_loss == second.state.best_loss
     assert whole.guard.as_dict() == second.guard.as_dict()
-    assert whole.snapshot().state == second.snapshot().state
+    assert whole.state.snapshot().state == second.state.snapshot().state
 
 
 class StopAt:
@@ -166,7 +166,7 @@ def test_an_interrupt_during_an_evaluation_saves_and_the_evaluation_is_made_up_f
     losses = first.workers.losses
 
     def pressed(*arguments: Any) -> Any:
-        if first.done == 8:
+        if first.state.step == 8:
             signal.raise_signal(signal.SIGINT)
         return losses(*arguments)
 

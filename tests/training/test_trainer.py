@@ -17,6 +17,7 @@ from cllm_gpu.config import Config, DataConfig, ModelConfig, OptimizerConfig, Sc
 from cllm_gpu.data import open_dataset
 from cllm_gpu.training.trainer import Trainer
 from cllm_gpu.utils.errors import UserError
+from tests.training.conftest import host_step
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -69,7 +70,7 @@ def test_micro_batches_add_up_to_the_whole_batch(
     gradients = []
     for micro in (6, 3, 2, 1):
         trainer = make_trainer(with_sections(config, training={"micro_batch": micro}))
-        trainer._gradients(0)
+        host_step(trainer).loss_and_gradients(0)
         gradients.append(trainer.gradients.flat.copy())
     norm = float(np.linalg.norm(gradients[0]))
     for other in gradients[1:]:
@@ -101,7 +102,7 @@ def test_one_batch_is_learnt_by_heart(make_trainer: MakeTrainer, config: Config)
     tokens, targets = both[:, :-1].copy(), both[:, 1:].copy()
     trainer.batches.batch = lambda step: (tokens, targets)  # type: ignore[method-assign]
     trainer.train()
-    loss = trainer._gradients(0)
+    loss = host_step(trainer).loss_and_gradients(0)
     assert loss < 0.01, loss
 
 
@@ -195,7 +196,7 @@ def test_training_stops_after_too_many_skipped_steps(
     trainer.parameters["final_norm.weight"][0] = math.inf
     with pytest.raises(UserError, match="3 steps in a row"):
         trainer.train()
-    assert trainer.done == 3
+    assert trainer.state.step == 3
     assert list((tmp_path / "checkpoints").iterdir()), "the state was not saved"
 
 
@@ -213,7 +214,7 @@ def test_training_stops_where_the_optimizer_refuses_every_step(make_trainer: Mak
     trainer.workers.loss_and_gradients = huge  # type: ignore[method-assign]
     with pytest.raises(UserError, match="3 steps in a row skipped, the last because of a gradient too large"):
         trainer.train()
-    assert trainer.done == 3
+    assert trainer.state.step == 3
 
 
 def test_every_step_logs_rate_norm_and_update(make_trainer: MakeTrainer, config: Config) -> None:

@@ -78,26 +78,15 @@ class CudaStream:
         """Enqueue the copy of an array of the GPU to another of its size and dtype; both contiguous."""
         target.data.copy_from_device_async(source.data, source.nbytes, stream=self._stream)
 
-    def mark(self) -> _CudaMark:
-        """This place in the stream."""
+    def record_event(self) -> Any:
+        """A new cupy.cuda.Event, recorded in this stream now."""
         event = self._cupy.cuda.Event(disable_timing=True)
         event.record(self._stream)
-        return _CudaMark(event)
+        return event
 
-    def follow(self, mark: Any) -> None:
-        """Enqueue the wait for a place in another stream of this kind."""
-        self._stream.wait_event(mark.event)
-
-
-class _CudaMark:
-    """An event that was recorded."""
-
-    def __init__(self, event: Any) -> None:
-        self.event = event
-
-    def wait(self) -> None:
-        """Return when all before it is done."""
-        self.event.synchronize()
+    def wait_event(self, event: Any) -> None:
+        """Make the work enqueued from now on wait for an event of a stream of this kind."""
+        self._stream.wait_event(event)
 
 
 class _CudaGraph:

@@ -108,7 +108,7 @@ def test_a_capture_and_its_launches(calls: list[str]) -> None:
 def test_work_that_is_not_captured(calls: list[str]) -> None:
     stream = _made(calls)
     stream.run(lambda: calls.append("work"))
-    stream.mark().wait()
+    stream.record_event().synchronize()
     assert calls == ["enter", "work", "leave", "record in 1", "the host waits for 1"]
 
 
@@ -127,7 +127,7 @@ def test_copies_go_into_their_stream_and_one_stream_waits_for_another(calls: lis
 
     target = SimpleNamespace(data=SimpleNamespace(copy_from_device_async=copied))
     copies.upload("pinned", array)  # type: ignore[arg-type]
-    stream.follow(copies.mark())
+    stream.wait_event(copies.record_event())
     stream.copy(array, target)
     stream.download(array, "pinned")  # type: ignore[arg-type]
     assert calls == [

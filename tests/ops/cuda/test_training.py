@@ -40,6 +40,7 @@ def _losses(architecture: Architecture, backend: Backend, steps: int, *, dropout
     model = Transformer(architecture, backend, parameters)
     batch, length = 3, 17
     workspace = Workspace(architecture, backend, batch, length, np.float32, training=True)
+    decayed = min(layout.offsets[name] for name, spec in layout.specs.items() if not spec.decayed)
     losses = []
     for step in range(1, steps + 1):
         draws = rng.zipf(1.5, (batch, length + 1)) % architecture.vocabulary
@@ -51,7 +52,7 @@ def _losses(architecture: Architecture, backend: Backend, steps: int, *, dropout
         norm = float(np.sqrt(ops.squared_norm(flats[1])))
         ops.adam_step(
             *flats, rate=3e-3, beta1=0.9, beta2=0.99, epsilon=1e-8, step=step, weight_decay=0.1,
-            decayed=layout.decayed, decoupled=True, gradient_scale=min(1.0, 1.0 / norm),
+            decayed=decayed, decoupled=True, gradient_scale=min(1.0, 1.0 / norm),
         )  # fmt: skip
         losses.append(total / tokens.size)
     return losses

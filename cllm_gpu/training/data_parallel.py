@@ -240,7 +240,7 @@ class GradientWorkers:
         self._run([partial(add, part) for part in self._slices(flat.size)])
 
     def _split_flat_operations(self, ops: Operations) -> Operations:
-        """`ops` with those on flat arrays, the optimizers' steps and the norm, over slices of them, a thread for each."""
+        """`ops` with those on flat arrays, optimizers' steps and the norm, over slices of them, a thread for each."""
         if self._pool is None:
             return ops
 

@@ -17,11 +17,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from cllm_gpu.ops.reference.symmetry import ELEMENTS, ROTATIONS
 from cllm_gpu.utils.errors import UserError
 
-ROTATIONS = 12
-ELEMENTS = 2 * ROTATIONS
-"""Order of the symmetry group."""
 GOLDEN_ANGLE = 2.0 * math.pi / ((1.0 + math.sqrt(5.0)) / 2.0) ** 2
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cllm_gpu.model.activations import Workspace
-from cllm_gpu.model.lattice import ELEMENTS, ROTATIONS, lattice_points, primes
+from cllm_gpu.model.lattice import lattice_points, primes
 from cllm_gpu.model.transformer import Transformer
+from cllm_gpu.ops.reference.symmetry import ELEMENTS, ROTATIONS
 from cllm_gpu.report.runs import require_plots
 
 Array = npt.NDArray[Any]

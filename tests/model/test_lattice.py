@@ -9,9 +9,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from cllm_gpu.model.lattice import ELEMENTS, GOLDEN_ANGLE, lattice_points, primes, symmetry_turns
+from cllm_gpu.model.lattice import GOLDEN_ANGLE, lattice_points, primes, symmetry_turns
 from cllm_gpu.ops.reference.rotary import rotary_forward, rotary_tables
-from cllm_gpu.ops.reference.symmetry import Symmetry, symmetry_backward, symmetry_forward, turned
+from cllm_gpu.ops.reference.symmetry import ELEMENTS, Symmetry, symmetry_backward, symmetry_forward, turned
 from cllm_gpu.utils.errors import UserError
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.model.lattice import ELEMENTS
 from cllm_gpu.ops.native.arguments import INT32, address, strided
 from cllm_gpu.ops.native.library import Library, check_status
-from cllm_gpu.ops.reference.symmetry import Symmetry
+from cllm_gpu.ops.reference.symmetry import ELEMENTS, Symmetry
 
 
 def symmetry_forward(library: Library, x: Any, symmetry: Symmetry | None) -> None:

@@ -13,6 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+ROTATIONS = 12
+ELEMENTS = 2 * ROTATIONS
+"""Order of the group D₁₂; from ROTATIONS on, elements are reflections."""
+
 
 @dataclass(frozen=True)
 class Symmetry:

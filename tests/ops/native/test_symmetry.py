@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from cllm_gpu.model.lattice import ELEMENTS, symmetry_turns
+from cllm_gpu.model.lattice import symmetry_turns
 from cllm_gpu.ops.native.rotary import rotary_forward
 from cllm_gpu.ops.native.symmetry import symmetry_backward, symmetry_forward
 from cllm_gpu.ops.reference import attention as reference
-from cllm_gpu.ops.reference.symmetry import Symmetry
+from cllm_gpu.ops.reference.symmetry import ELEMENTS, Symmetry
 
 # B, T, S, H, K, D, pairs
 CASES = [(1, 1, 1, 1, 1, 2, 1), (2, 5, 7, 4, 2, 6, 2), (2, 30, 30, 2, 2, 35, 17), (1, 26, 40, 2, 1, 64, 8)]

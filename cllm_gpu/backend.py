@@ -1,8 +1,8 @@
 """Which arrays and which implementation of the operations: chosen once, passed down. The only import of cupy.
 
 numpy      NumPy arrays, the reference operations
-native     NumPy arrays, the hot operations in C++ compiled on this machine
-cupy       CuPy arrays on an NVIDIA GPU, the operations as CUDA kernels (`fused`)
+native     NumPy arrays, the operations in C++ compiled on this machine
+cupy       CuPy arrays on an NVIDIA GPU, the operations as CUDA kernels
 simulator  NumPy arrays, the same CUDA kernels run on the CPU by the simulator: slow, for tests
 auto       cupy where a GPU and CuPy are there, else native where a C++ compiler is, else numpy
 """
@@ -24,8 +24,7 @@ from cllm_gpu.devices.host_memory import anonymous_bytes, available_bytes
 from cllm_gpu.devices.logit_chunks import ON_CARD, ON_HOST, LogitChunks
 from cllm_gpu.devices.peak_flops import Peak, card_peak, measured_peak
 from cllm_gpu.ops.precision import PRECISIONS, Precision, storage_dtype
-from cllm_gpu.ops.reference.bfloat16 import in_bfloat16
-from cllm_gpu.ops.registry import REFERENCE, Operations, bind, bind_over
+from cllm_gpu.ops.registry import Operations, cuda_operations, native_operations, reference_operations
 from cllm_gpu.ops.stream import Device
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.profiling import Ranges
@@ -181,12 +180,12 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         raise UserError(f"{device} has no tensor cores for {precision} (Ampere and newer have): train in fp32")
     from cllm_gpu.ops.cuda.cublaslt import WORKSPACE_BYTES
     from cllm_gpu.ops.cuda.cupy_launcher import gpu_launcher
-    from cllm_gpu.ops.cuda.operations import fused_device, fused_operations
+    from cllm_gpu.ops.cuda.device import cuda_device
     from cllm_gpu.ops.cuda.stream import CudaStream
 
     ranges = Ranges()
     launcher, products = gpu_launcher(cupy, tf32=precision == "tf32", watched=ranges.kernel)
-    ops = fused_operations(launcher, ranges)
+    ops = cuda_operations(launcher, ranges)
     return Backend(
         "cupy",
         cupy,
@@ -202,7 +201,7 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         memory_held=cupy.get_default_memory_pool().total_bytes,
         memory_free=lambda: cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes(),
         memory_reserved=CARD_RESERVED,
-        device=fused_device(launcher, CudaStream(cupy), "captured as a CUDA graph"),
+        device=cuda_device(launcher, CudaStream(cupy), "captured as a CUDA graph"),
         peak=lambda: _cupy_peak(cupy, ops, precision),
         energy_meter=lambda: find_meter(cupy.cuda.Device().id),
     )
@@ -220,8 +219,8 @@ def _cupy_peak(cupy: Any, ops: Operations, precision: Precision) -> Peak:
 
 def _simulator_backend(precision: Precision) -> Backend:
     from cllm_gpu import simulator  # only here, as above
+    from cllm_gpu.ops.cuda.device import cuda_device
     from cllm_gpu.ops.cuda.launcher import Launcher
-    from cllm_gpu.ops.cuda.operations import fused_device, fused_operations
     from cllm_gpu.simulator import graphs
     from cllm_gpu.simulator.stream import SimulatedStream
     from cllm_gpu.utils.compiler import require_compiler
@@ -231,23 +230,23 @@ def _simulator_backend(precision: Precision) -> Backend:
     launcher = Launcher(
         np, simulator.RawModule, empty=graphs.empty, library_call=graphs.library_call, watched=ranges.kernel
     )
-    ops = fused_operations(launcher, ranges)
-    device = fused_device(launcher, SimulatedStream(), "recorded and replayed by the simulator")
+    ops = cuda_operations(launcher, ranges)
+    device = cuda_device(launcher, SimulatedStream(), "recorded and replayed by the simulator")
     description = "simulator: CUDA kernels run on the CPU, as asked"
     can = TRAINS_IN["simulator"]
     return Backend("simulator", np, ops, description, precision=precision, precisions=can, ranges=ranges, device=device)
 
 
 def _native_backend(workers: int | None, reason: str) -> Backend:
-    from cllm_gpu.ops import native  # only here: other backends need none of it
+    from cllm_gpu.ops.native.library import load_library  # only here: other backends need none of it
 
-    library = native.load_library()
-    ops = bind_over(native.NATIVE, library, bind(REFERENCE, np))
+    library = load_library()
+    ops = native_operations(library)
     description = f"native: C++ operations, {library.products} ({reason})"
     return Backend("native", np, ops, description, library.products, workers=workers or usable_cores())
 
 
 def _numpy_backend(workers: int | None, description: str, precision: Precision = "fp32") -> Backend:
-    functions = in_bfloat16(REFERENCE) if precision == "bf16" else REFERENCE
-    ops, threads, can = bind(functions, np), workers or usable_cores(), TRAINS_IN["numpy"]
+    ops = reference_operations(np, bfloat16=precision == "bf16")
+    threads, can = workers or usable_cores(), TRAINS_IN["numpy"]
     return Backend("numpy", np, ops, description, workers=threads, precision=precision, precisions=can)

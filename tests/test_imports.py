@@ -16,7 +16,7 @@ from tests.import_graph import PACKAGE, Graph, Imports, cycle, depth, imported_n
 ROOT = Path(__file__).parents[1]
 START = "__main__"
 """Starts the command line; above all others."""
-OPERATIONS = ("cuda", "native", "stream", "registry", "reference", "precision")
+OPERATIONS = ("registry", "cuda", "native", "stream", "reference", "precision", "specification")
 """The order within cllm_gpu/ops; cuda and native are two sides that import nothing of each other."""
 ANNOTATIONS = {
     ("cllm_gpu.ops.cuda.launcher", "cllm_gpu.ops.cuda.cublaslt"),

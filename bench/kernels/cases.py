@@ -53,8 +53,8 @@ class Case:
     updated: tuple[str, ...] = ()
     """Operands that are read and written."""
     options: dict[str, Any] = field(default_factory=dict)
-    fused_options: dict[str, Any] = field(default_factory=dict)
-    """Options that only the fused side has: which of its kernels to take."""
+    cuda_options: dict[str, Any] = field(default_factory=dict)
+    """Options that only the CUDA side has: which of its kernels to take."""
     growth: float = 1.0
     """Roundings of a float32 (of the largest value) that a result may be wrong by."""
     roundings: float = 1.0

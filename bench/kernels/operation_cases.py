@@ -11,11 +11,11 @@ import numpy as np
 
 from bench.kernels.cases import Array, Case, Draw, Sizes
 from cllm_gpu.ops.cuda.launcher import Launcher
-from cllm_gpu.ops.cuda.operations import FUSED
 from cllm_gpu.ops.reference.attention import attention_forward
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.ops.reference.gelu import gelu_forward
 from cllm_gpu.ops.reference.rotary import rotary_tables
+from cllm_gpu.ops.registry import OPERATIONS, implementation
 
 MASK = Dropout(0.25, seed=2**63 + 12345, step=2**31 + 5, site=2, first_element=2**33 + 6)
 
@@ -219,13 +219,20 @@ def _layernorm_backward(d: Draw) -> Case:
     )
 
 
-def _rotary(d: Draw, direction: str) -> Case:
+def _rotary_forward(d: Draw) -> Case:
+    return _rotary(d, "rotary_forward", "x")
+
+
+def _rotary_backward(d: Draw) -> Case:
+    return _rotary(d, "rotary_backward", "dx")
+
+
+def _rotary(d: Draw, operation: str, turned: str) -> Case:
     s = d.sizes
     even = s.head_size // 2 * 2
     cosine, sine = rotary_tables(np, s.length, even, np.float32)
-    name = "x" if direction == "forward" else "dx"
-    operands = {name: d(s.batch, s.length, s.heads, even), "cosine": cosine, "sine": sine}
-    return Case(f"rotary_{direction}", operands, updated=(name,), growth=4)
+    operands = {turned: d(s.batch, s.length, s.heads, even), "cosine": cosine, "sine": sine}
+    return Case(operation, operands, updated=(turned,), growth=4)
 
 
 def _attention_inputs(d: Draw) -> dict[str, Array]:
@@ -329,43 +336,22 @@ def _sgd_step(d: Draw) -> Case:
     return Case("sgd_step", operands, updated=("parameters", "velocity"), options=options, growth=10, roundings=0)
 
 
-MAKERS: dict[str, Callable[[Draw], Case]] = {
-    "embedding_forward": _embedding_forward,
-    "embedding_backward": _embedding_backward,
-    "linear_forward": _linear_forward,
-    "linear_backward": _linear_backward,
-    "gelu_forward": _gelu_forward,
-    "gelu_backward": _gelu_backward,
-    "mlp_forward": _mlp_forward,
-    "mlp_backward": _mlp_backward,
-    "layernorm_forward": _layernorm_forward,
-    "residual_layernorm_forward": _residual_layernorm_forward,
-    "layernorm_backward": _layernorm_backward,
-    "rotary_forward": lambda d: _rotary(d, "forward"),
-    "rotary_backward": lambda d: _rotary(d, "backward"),
-    "attention_forward": _attention_forward,
-    "attention_backward": _attention_backward,
-    "attention_weights": _attention_weights,
-    "cross_entropy": _cross_entropy,
-    "squared_norm": _squared_norm,
-    "adam_step": _adam_step,
-    "sgd_step": _sgd_step,
-}
-
-
+MAKERS: dict[str, Callable[[Draw], Case]] = {name: globals()[f"_{name}"] for name in OPERATIONS}
+"""By operation, the function of its name above; KeyError for an operation that has no case."""
 OTHER_WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention_backward, fused": ("attention_backward", {"method": "fused"}),
 }
-"""Operations that the fused side can do in another way: name → operation, its further options."""
+"""Operations that the CUDA side can do in another way: name → operation, its further options."""
 NAMES = (*MAKERS, *OTHER_WAYS)
 
 
 def make_case(name: str, storage: str, sizes: Sizes) -> Case:
     """The case of an operation, or of another way to do it; the same operands at every call."""
     operation, options = OTHER_WAYS.get(name, (name, {}))
-    return dataclasses.replace(MAKERS[operation](Draw(storage, sizes)), fused_options=options)
+    return dataclasses.replace(MAKERS[operation](Draw(storage, sizes)), cuda_options=options)
 
 
-def fused_side(case: Case, launcher: Launcher) -> Callable[..., Any]:
+def cuda_side(case: Case, launcher: Launcher) -> Callable[..., Any]:
     """The case's operation launching through `launcher`, for Bound."""
-    return lambda *arguments, **options: FUSED[case.name](launcher, *arguments, **options, **case.fused_options)
+    operation = implementation(case.name, "cuda")
+    return lambda *arguments, **options: operation(launcher, *arguments, **options, **case.cuda_options)

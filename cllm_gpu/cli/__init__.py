@@ -25,7 +25,7 @@ COMMANDS = {
     "compare": "train with several optimizers, or variants of a model, and compare",
     "report": "tables and pictures of finished runs",
     "lattice": "draw the lattice, and what a model learnt of it",
-    "info": "versions, device, and which operations run fused",
+    "info": "versions, device, and which operations run where",
     "completion": "a script for the shell that completes commands and options",
 }
 CHECK_FAILED = 1

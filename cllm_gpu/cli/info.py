@@ -10,7 +10,7 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
 from cllm_gpu.devices import driver as gpu
-from cllm_gpu.ops.registry import NAMES
+from cllm_gpu.ops.registry import OPERATIONS
 from cllm_gpu.utils.compiler import cache_directory, compiler_version, find_compiler
 from cllm_gpu.utils.files import readable_size
 from cllm_gpu.utils.system import usable_cores
@@ -91,11 +91,12 @@ def _describe_gpu() -> None:
 
 
 def _describe_operations(backend: Backend) -> None:
-    """Which operations run as one hand-written kernel, and which as array code."""
-    by_home: dict[str, list[str]] = {}
-    for name in NAMES:
+    """Which operations run as CUDA kernels or C++, and which as array code."""
+    by_side: dict[str, list[str]] = {}
+    for name in OPERATIONS:
         operation = getattr(backend.ops, name)
-        function = getattr(operation, "__wrapped__", operation).func  # fused operations stand in a profiler's range
-        by_home.setdefault(function.__module__.split(".")[2], []).append(name)
-    for home, names in by_home.items():
-        say(f"operations in {home}: {', '.join(names)}")
+        function = getattr(operation, "__wrapped__", operation).func  # CUDA operations stand in a profiler's range
+        side = function.__module__.removeprefix("cllm_gpu.ops.").partition(".")[0]
+        by_side.setdefault(side, []).append(name)
+    for side, names in by_side.items():
+        say(f"operations in {side}: {', '.join(names)}")

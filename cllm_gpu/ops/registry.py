@@ -1,81 +1,110 @@
-"""The operations a model and an optimizer are made of: one name for each, whoever computes it.
+"""Every operation that a model and an optimizer are made of, and where each side has it.
 
-`ops/reference/` defines each one; `ops/native/` (C++ on the CPU), `ops/cuda/` and the simulator give the same functions
-with the same parameters after the first, which is what that side computes with (an array module, a library, a
-launcher). `bind` fixes that first argument, so the model never sees it.
+An operation is a function of `ops/reference/` marked with `@operation`. `ops/native/` (C++ for the CPU) and `ops/cuda/`
+(kernels, on a GPU or the simulator) have a function of the same name in a file of the same name: `gelu_forward` of
+reference/gelu.py is `gelu_forward` of native/gelu.py and of cuda/gelu.py. All take the same parameters after the first,
+which is what a side computes with: an array module, a library, a launcher. It is bound here, so that a model never
+sees it. A new operation is its reference function and one of that name on each side; a new file, one name in FILES.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from cllm_gpu.ops.reference import adam, attention, cross_entropy, embedding, gelu, layernorm, linear, mlp, rotary, sgd
-from cllm_gpu.ops.reference import squared_norm as norm
+import numpy as np
 
-Operation = Callable[..., Any]
+from cllm_gpu.ops.native import LEFT_TO_REFERENCE
+from cllm_gpu.ops.reference import (
+    adam,
+    attention,
+    cross_entropy,
+    embedding,
+    gelu,
+    layernorm,
+    linear,
+    mlp,
+    rotary,
+    sgd,
+    squared_norm,
+)
+from cllm_gpu.ops.reference.bfloat16 import in_bfloat16
+from cllm_gpu.ops.specification import Operation, Specification
 
+if TYPE_CHECKING:
+    from cllm_gpu.ops.cuda.launcher import Launcher
+    from cllm_gpu.ops.native.library import Library
+    from cllm_gpu.utils.profiling import Ranges
 
-@dataclass(frozen=True)
-class Operations:
-    """Every operation, ready to call with arrays. Documented where defined, in `cllm_gpu.ops.reference`."""
-
-    embedding_forward: Operation
-    embedding_backward: Operation
-    linear_forward: Operation
-    linear_backward: Operation
-    gelu_forward: Operation
-    gelu_backward: Operation
-    mlp_forward: Operation
-    mlp_backward: Operation
-    layernorm_forward: Operation
-    residual_layernorm_forward: Operation
-    layernorm_backward: Operation
-    rotary_forward: Operation
-    rotary_backward: Operation
-    attention_forward: Operation
-    attention_backward: Operation
-    attention_weights: Operation
-    cross_entropy: Operation
-    squared_norm: Operation
-    adam_step: Operation
-    sgd_step: Operation
-
-
-REFERENCE: dict[str, Operation] = {
-    "embedding_forward": embedding.embedding_forward,
-    "embedding_backward": embedding.embedding_backward,
-    "linear_forward": linear.linear_forward,
-    "linear_backward": linear.linear_backward,
-    "gelu_forward": gelu.gelu_forward,
-    "gelu_backward": gelu.gelu_backward,
-    "mlp_forward": mlp.mlp_forward,
-    "mlp_backward": mlp.mlp_backward,
-    "layernorm_forward": layernorm.layernorm_forward,
-    "residual_layernorm_forward": layernorm.residual_layernorm_forward,
-    "layernorm_backward": layernorm.layernorm_backward,
-    "rotary_forward": rotary.rotary_forward,
-    "rotary_backward": rotary.rotary_backward,
-    "attention_forward": attention.attention_forward,
-    "attention_backward": attention.attention_backward,
-    "attention_weights": attention.attention_weights,
-    "cross_entropy": cross_entropy.cross_entropy,
-    "squared_norm": norm.squared_norm,
-    "adam_step": adam.adam_step,
-    "sgd_step": sgd.sgd_step,
+FILES = (embedding, linear, gelu, mlp, layernorm, rotary, attention, cross_entropy, squared_norm, adam, sgd)
+OPERATIONS: dict[str, Specification] = {
+    found.name: found
+    for module in FILES
+    for function in vars(module).values()
+    if isinstance(found := getattr(function, "specification", None), Specification)
 }
-NAMES = tuple(field.name for field in fields(Operations))
+"""By name, in the order of the files."""
+Side = Literal["reference", "native", "cuda"]
 
 
-def bind(functions: Mapping[str, Operation], first: Any) -> Operations:
-    """All of `functions` (one for every name) with their first argument fixed."""
-    return Operations(**{name: functools.partial(functions[name], first) for name in NAMES})
+class Operations:
+    """Every operation, ready to call with arrays, as an attribute of its name; immutable.
+
+    Signatures and docstrings are those of `cllm_gpu.ops.reference`, without the first parameter.
+    """
+
+    def __init__(self, functions: Mapping[str, Operation]) -> None:
+        """One function for every name in OPERATIONS; TypeError otherwise."""
+        if different := set(functions) ^ set(OPERATIONS):
+            raise TypeError(f"not one function for each operation: {', '.join(sorted(different))}")
+        vars(self).update(functions)
+
+    def replace(self, **functions: Operation) -> Operations:
+        """A copy with these functions in place of those of the same names; TypeError for a name of no operation."""
+        return Operations(vars(self) | functions)
+
+    def __getattr__(self, name: str) -> Operation:
+        raise AttributeError(f"no operation is called {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"operations are immutable: replace({name}=…) gives a copy")
 
 
-def bind_over(functions: Mapping[str, Operation], first: Any, base: Operations) -> Operations:
-    """`base` with the given functions, bound to `first`, in place of those of the same name."""
-    chosen = {name: getattr(base, name) for name in NAMES}
-    chosen |= {name: functools.partial(function, first) for name, function in functions.items()}
-    return Operations(**chosen)
+def implementation(name: str, side: Side) -> Operation:
+    """The function of an operation on a side; AttributeError if its file there has none of this name."""
+    module = importlib.import_module(f"cllm_gpu.ops.{side}.{OPERATIONS[name].module}")
+    function: Operation = getattr(module, name)
+    return function
+
+
+def reference_operations(xp: Any, *, bfloat16: bool = False) -> Operations:
+    """The reference on arrays of the module `xp`; with `bfloat16`, as `cllm_gpu.ops.reference.bfloat16` has it."""
+    plain = {name: found.reference for name, found in OPERATIONS.items()}
+    functions = in_bfloat16(OPERATIONS.values()) if bfloat16 else plain
+    return Operations({name: functools.partial(function, xp) for name, function in functions.items()})
+
+
+def native_operations(library: Library) -> Operations:
+    """The C++ side; what it leaves to the reference (`cllm_gpu.ops.native.LEFT_TO_REFERENCE`) on NumPy arrays."""
+    written = [name for name in OPERATIONS if name not in LEFT_TO_REFERENCE]
+    bound = {name: functools.partial(implementation(name, "native"), library) for name in written}
+    return reference_operations(np).replace(**bound)
+
+
+def cuda_operations(launcher: Launcher, ranges: Ranges) -> Operations:
+    """The CUDA side launching through `launcher`, each operation in a profiler range of its name."""
+    bound = {name: functools.partial(implementation(name, "cuda"), launcher) for name in OPERATIONS}
+    return Operations({name: _in_range(ranges, name, operation) for name, operation in bound.items()})
+
+
+def _in_range(ranges: Ranges, name: str, operation: Operation) -> Operation:
+    label = f"operation/{name}"
+
+    @functools.wraps(operation)
+    def ranged(*arguments: Any, **options: Any) -> Any:
+        with ranges(label):
+            return operation(*arguments, **options)
+
+    return ranged

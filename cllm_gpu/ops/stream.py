@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cllm_gpu.ops.registry import Operation
+from cllm_gpu.ops.specification import Operation
 
 
 class Graph(Protocol):
@@ -69,8 +69,8 @@ class Stream(Protocol):
 class Device:
     """The stream of a backend and the operations of a step that leave their results on the device.
 
-    Documented where defined, in `cllm_gpu.ops.cuda`: add_losses and decide_step in step.py, squared_norm in norm.py,
-    adam_step and sgd_step as `adam_step_on_device` in adam.py and `sgd_step_on_device` in sgd.py.
+    Documented where defined, in `cllm_gpu.ops.cuda`: add_losses and decide_step in step_decision.py, the others, as
+    `squared_norm_on_device` and so on, in the files of their names.
     """
 
     stream: Stream

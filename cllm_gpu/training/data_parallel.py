@@ -26,7 +26,7 @@ from cllm_gpu.model.parameters import FlatParameters, Layout
 from cllm_gpu.model.recompute import Recompute
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.reference.dropout import Dropout
-from cllm_gpu.ops.registry import Operations
+from cllm_gpu.ops.registry import OPERATIONS, Operations
 
 SLICE_STEP = 1024
 """Slices of flat buffers begin at multiples of this many elements."""
@@ -240,7 +240,7 @@ class GradientWorkers:
         self._run([partial(add, part) for part in self._slices(flat.size)])
 
     def _split_flat_operations(self, ops: Operations) -> Operations:
-        """`ops` with the steps of the optimizers and the norm over slices of their flat arrays, a thread for each."""
+        """`ops` with those on flat arrays, optimizers' steps and the norm, over slices of them, a thread for each."""
         if self._pool is None:
             return ops
 
@@ -258,5 +258,4 @@ class GradientWorkers:
 
             return over_slices
 
-        changed = {name: split(getattr(ops, name)) for name in ("adam_step", "sgd_step", "squared_norm")}
-        return dataclasses.replace(ops, **changed)
+        return ops.replace(**{name: split(getattr(ops, name)) for name, found in OPERATIONS.items() if found.flat})

@@ -1,4 +1,4 @@
-"""Every fused operation against the reference in float64 on the same device; larger operands on a GPU.
+"""Every CUDA operation against the reference in float64 on the same device; larger operands on a GPU.
 
 bound = growth·eps(float32)·largest value + with bf16 operands, roundings·2^-8·largest value. Both factors, and why, are
 in bench/kernels/operation_cases.py; tests/ops/cuda holds the tighter bounds at small sizes.
@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from bench.kernels.cases import DTYPES, LARGE, ODD, SMALL, Bound, Case, Sizes
-from bench.kernels.operation_cases import MAKERS, NAMES, OTHER_WAYS, fused_side, make_case
+from bench.kernels.operation_cases import NAMES, OTHER_WAYS, cuda_side, make_case
 from cllm_gpu.ops.cuda.attention import METHOD, METHODS
-from cllm_gpu.ops.cuda.operations import FUSED
-from cllm_gpu.ops.registry import REFERENCE
+from cllm_gpu.ops.registry import OPERATIONS
 from tests.ops.cuda.devices import Device
 
 EPSILON = 2.0**-23
@@ -30,14 +29,14 @@ def _upcast(case: Case) -> Case:
 
 
 def check_case(device: Device, case: Case, *, storage: str) -> None:
-    """Run `case` fused and as the reference on one device; every result within the case's bound."""
+    """Run `case` as CUDA kernels and as the reference on one device; every result within the case's bound."""
     xp = device.launcher.xp
-    fused = Bound(case, fused_side(case, device.launcher), device.put)
-    exact = Bound(_upcast(case), lambda *a, **o: REFERENCE[case.name](xp, *a, **o), device.put)
-    for bound in (fused, exact):
+    ours = Bound(case, cuda_side(case, device.launcher), device.put)
+    exact = Bound(_upcast(case), lambda *a, **o: OPERATIONS[case.name].reference(xp, *a, **o), device.put)
+    for bound in (ours, exact):
         bound.reset()
         bound.call()
-    got, want = fused.results(), exact.results()
+    got, want = ours.results(), exact.results()
     assert got.keys() == want.keys()
     assert got, f"{case.name} gives nothing to compare"
     for name in got:
@@ -79,7 +78,9 @@ def test_large_operation_against_the_reference(name: str, storage: str) -> None:
 
 
 def test_every_operation_has_a_case() -> None:
-    assert set(MAKERS) == set(REFERENCE) == set(FUSED)
+    for name in OPERATIONS:
+        case = make_case(name, "float32", SMALL)
+        assert case.name == name
 
 
 def test_every_way_of_the_attention_backward_has_a_case() -> None:
@@ -89,15 +90,15 @@ def test_every_way_of_the_attention_backward_has_a_case() -> None:
 
 @pytest.mark.parametrize("damaged", ["gelu_forward", "layernorm_backward", "attention_forward"])
 def test_a_wrong_result_is_found(damaged: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison itself: the reference with one element of one result changed does not pass for fused."""
-    reference = REFERENCE[damaged]
+    """The comparison itself: the reference with one element of one result changed does not pass for a kernel's."""
+    reference = OPERATIONS[damaged].reference
 
     def wrong(launcher: Any, *arguments: Any, **options: Any) -> None:
         reference(launcher.xp, *arguments, **options)
         out = arguments[{"gelu_forward": 2, "layernorm_backward": 7, "attention_forward": 3}[damaged]]
         out.reshape(-1)[5] += 0.05 * abs(out).max()
 
-    monkeypatch.setitem(FUSED, damaged, wrong)
+    monkeypatch.setattr(f"cllm_gpu.ops.cuda.{OPERATIONS[damaged].module}.{damaged}", wrong)
     launcher: Any = type("NumPyOnly", (), {"xp": np})()
     with pytest.raises(pytest.fail.Exception, match="is above"):
         check_case(Device(launcher, np.copy, np.asarray), make_case(damaged, "float32", SMALL), storage="float32")

@@ -14,7 +14,7 @@ import pytest
 
 from bench.gpu_check.launch_all import CountingLauncher
 from bench.kernels.cases import DTYPES, ODD, SMALL, Bound, Sizes
-from bench.kernels.operation_cases import fused_side, make_case
+from bench.kernels.operation_cases import cuda_side, make_case
 from cllm_gpu.ops.cuda.cublaslt import GELU_GENERATIONS
 from cllm_gpu.ops.cuda.cupy_launcher import gpu_launcher
 from cllm_gpu.ops.cuda.launcher import Launcher
@@ -167,7 +167,7 @@ def _again(device: Device) -> Launcher:
 
 
 def _results(case: Any, launcher: Launcher, put: Callable[[Any], Any]) -> dict[str, Any]:
-    bound = Bound(case, fused_side(case, launcher), put)
+    bound = Bound(case, cuda_side(case, launcher), put)
     bound.reset()
     bound.call()
     return bound.results()

@@ -1,4 +1,4 @@
-"""Profiler ranges: one per fused operation, named, entered and left in order, also when the operation fails."""
+"""Profiler ranges: one per CUDA operation, named, entered and left in order, also when the operation fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.ops.cuda.launcher import Launcher
-from cllm_gpu.ops.cuda.operations import FUSED, fused_operations
+from cllm_gpu.ops.registry import OPERATIONS, cuda_operations
 from cllm_gpu.utils.compiler import find_compiler
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.profiling import Ranges
@@ -34,20 +34,21 @@ class FakeDomain:
         self.open.pop()
 
 
-@pytest.mark.parametrize("name", list(FUSED))
+@pytest.mark.parametrize("name", list(OPERATIONS))
 def test_every_operation_has_a_range(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     domain = FakeDomain()
     inside: list[list[str]] = []
-    monkeypatch.setitem(FUSED, name, lambda launcher: inside.append(list(domain.open)))
+    module = f"cllm_gpu.ops.cuda.{OPERATIONS[name].module}"
+    monkeypatch.setattr(f"{module}.{name}", lambda launcher: inside.append(list(domain.open)))
     launcher: Any = None
-    getattr(fused_operations(launcher, Ranges(domain)), name)()
+    getattr(cuda_operations(launcher, Ranges(domain)), name)()
     assert inside == [[f"operation/{name}"]]
     assert domain.open == []
 
 
 def test_a_range_ends_when_its_operation_fails() -> None:
     domain = FakeDomain()
-    operations = fused_operations(Launcher(np, None), Ranges(domain))
+    operations = cuda_operations(Launcher(np, None), Ranges(domain))
     with pytest.raises(UserError):
         operations.squared_norm(np.zeros((2, 2), np.float32))
     assert domain.open == []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.kernels.cases import DTYPES, LARGE, SMALL, Bound
-from bench.kernels.operation_cases import NAMES, fused_side, make_case
+from bench.kernels.operation_cases import NAMES, cuda_side, make_case
 from tests.ops.cuda.devices import Device
 
 REPEATS = 1000
@@ -44,7 +44,7 @@ def differing_runs(xp: Any, bound: Bound, repeats: int) -> int:
 def test_equal_bits_at_every_run(device: Device, name: str, storage: str) -> None:
     on_gpu = device.launcher.xp.__name__ == "cupy"
     case = make_case(name, storage, LARGE if on_gpu else SMALL)
-    bound = Bound(case, fused_side(case, device.launcher), device.put)
+    bound = Bound(case, cuda_side(case, device.launcher), device.put)
     repeats = REPEATS if on_gpu else 2
     different = differing_runs(device.launcher.xp, bound, repeats)
     assert different == 0, f"{name} ({storage}): {different} of {repeats} runs have other bits than the first"

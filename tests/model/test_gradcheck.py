@@ -53,7 +53,7 @@ def wrong(backend, operation, change):
         right(*arguments, **named)
         change(arguments)
 
-    return dataclasses.replace(backend, ops=dataclasses.replace(backend.ops, **{operation: spoilt}))
+    return dataclasses.replace(backend, ops=backend.ops.replace(**{operation: spoilt}))
 
 
 def scale(position):

@@ -17,10 +17,10 @@ from cllm_gpu.model.gradcheck import random_point
 from cllm_gpu.model.parameters import Layout, parameter_specs
 from cllm_gpu.model.recompute import LEVELS, Recompute
 from cllm_gpu.model.transformer import Transformer
-from cllm_gpu.ops.cuda.operations import fused_operations
 from cllm_gpu.ops.precision import BFLOAT16, Precision
 from cllm_gpu.ops.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.ops.reference.dropout import Dropout
+from cllm_gpu.ops.registry import cuda_operations
 from cllm_gpu.training.data_parallel import GradientWorkers
 from cllm_gpu.training.memory_plan import plan_memory
 from cllm_gpu.utils.compiler import find_compiler
@@ -119,7 +119,7 @@ def test_the_reference_in_bf16_takes_its_norms_of_rounded_sums(
 def test_gelu_in_an_epilogue(level: Recompute, within: Callable[[str, float, float], None]) -> None:
     """cuBLASLt's, by a stand-in: whole blocks run the same products again, GELU alone sees the rounded numbers."""
     launcher = launcher_with(StandIn(), kernels=simulator_or_skip())
-    backend = Backend("simulator", np, fused_operations(launcher, Ranges()), "products as the test says")
+    backend = Backend("simulator", np, cuda_operations(launcher, Ranges()), "products as the test says")
     model = _model(BASE, backend, BFLOAT16)
     loss, gradients = _gradients(model, "none")
     again, near = _gradients(model, level)
@@ -144,7 +144,7 @@ def test_the_last_block_is_not_run_again() -> None:
         def counted(*arguments: Any, forward: Any = backend.ops.attention_forward, seen: Any = calls, **n: Any) -> None:
             seen.append(forward(*arguments, **n))
 
-        ops = dataclasses.replace(backend.ops, attention_forward=counted)
+        ops = backend.ops.replace(attention_forward=counted)
         model = _model(dataclasses.replace(BASE, layers=layers), dataclasses.replace(backend, ops=ops))
         _gradients(model, level)
         assert len(calls) == 2 * (layers + again)

@@ -61,7 +61,7 @@ class Seen:
                 self._add(part)
             ops.embedding_backward(dout, tokens, *rest, **options)
 
-        changed = dataclasses.replace(ops, linear_backward=linear_backward, embedding_backward=embedding_backward)
+        changed = ops.replace(linear_backward=linear_backward, embedding_backward=embedding_backward)
         return dataclasses.replace(self.backend, ops=changed)
 
     def _add(self, part: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 
 import numpy as np
@@ -190,7 +189,7 @@ def test_an_error_in_a_thread_is_raised_after_all_have_ended(generator):
         ended.append(tokens[0, 0])
         raise FloatingPointError(f"part {tokens[0, 0]}")
 
-    model.ops = dataclasses.replace(model.ops, embedding_forward=embedding_forward)
+    model.ops = model.ops.replace(embedding_forward=embedding_forward)
     tokens[0, 0], tokens[2, 0] = 0, 1
     with GradientWorkers(model, 4, 9) as workers, pytest.raises(FloatingPointError, match="part 0"):
         workers.losses(tokens, targets)

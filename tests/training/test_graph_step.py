@@ -335,7 +335,7 @@ def test_a_step_that_allocates_is_not_captured_and_says_why(make_trainer: MakeTr
     def allocating(x: Any, weight: Any, *arguments: Any, **named: Any) -> None:
         norm(x, weight.copy(), *arguments, **named)
 
-    changed = dataclasses.replace(backend, ops=dataclasses.replace(backend.ops, layernorm_forward=allocating))
+    changed = dataclasses.replace(backend, ops=backend.ops.replace(layernorm_forward=allocating))
     config = dataclasses.replace(_short(config), precision="bf16")
     trainer, records = _run(make_trainer, config, changed)
     want, _ = _run(make_trainer, config, backend)

@@ -29,12 +29,7 @@ def adam_step(
     gradient_scale: float,
     rounding: StochasticRounding | None = None,
 ) -> float:
-    """One step in place on four flat arrays (n,); returns Σ update² in float64.
-
-    `step` counts from 1; the first `decayed` elements get weight decay; `gradient_scale` (clipping) multiplies every
-    gradient; `decoupled` chooses AdamW. Gradients are left as they are; they may be bfloat16, as may `copy` (n,), which
-    gets the parameters rounded. With `rounding` the parameters themselves are bfloat16 and there is no copy.
-    """
+    """As the reference; waits for the device."""
     if parameters.size == 0:
         return 0.0
     moved = adam_step_on_device(

@@ -84,7 +84,7 @@ def attention_forward(
     terms: ScoreTerms | None = None,
     symmetry: Symmetry | None = None,
 ) -> None:
-    """out (B, T, H, D) and lse (B, H, T) from q (B, T, H, D), k and v (B, S, K, D); K divides H; any strides."""
+    """As the reference; lse float32."""
     call = AttentionCall("attention_forward", q, k, v, causal=causal, scale=scale, terms=terms, symmetry=symmetry)
     call.check("out", out, "B T H D")
     call.check("lse", lse, "B H T")
@@ -121,12 +121,11 @@ def attention_backward(
     symmetry: Symmetry | None = None,
     method: BackwardMethod | None = None,
 ) -> None:
-    """dq, dk, dv (shapes of q, k, v; any strides) from dout (B, T, H, D) and what the forward took and gave.
+    """As the reference; dq, dk, dv must not share memory with what is read.
 
-    With `terms` the gradients of their scalars and points are added to those in `dterms`. `method`: "two kernels" (dk
-    and dv, then dq) or "fused" (all three in one), METHOD where it is None; each gives the same bits every time, and
-    the two differ by roundings. dq, dk, dv must not share memory with what is read. UserError for another method, and
-    for gradients of points by the fused one, which does not have them.
+    `method`: "two kernels" (dk and dv, then dq) or "fused" (all three in one), METHOD where it is None; each gives the
+    same bits every time, and the two differ by roundings. UserError for another method, and for gradients of points by
+    the fused one, which does not have them.
     """
     call = AttentionCall("attention_backward", q, k, v, causal=causal, scale=scale, terms=terms, symmetry=symmetry)
     for name, array in (("dout", dout), ("out", out), ("dq", dq)):
@@ -219,7 +218,7 @@ def attention_weights(
     terms: ScoreTerms | None = None,
     symmetry: Symmetry | None = None,
 ) -> Any:
-    """The weights P (B, H, T, S) themselves, for inspection: O(T·S) memory, never used in training; float32."""
+    """As the reference, which computes them here too; float32."""
     wide_q, wide_k = (x.astype("float32", copy=False) for x in (q, k))
     options: dict[str, Any] = {"causal": causal, "scale": scale, "terms": terms, "symmetry": symmetry}
     return reference.attention_weights(launcher.xp, wide_q, wide_k, **options)

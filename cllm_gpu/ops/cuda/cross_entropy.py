@@ -15,10 +15,7 @@ MAXIMUM_THREADS = 1024
 def cross_entropy(
     launcher: Launcher, logits: Any, targets: Any, losses: Any, *, ignore_index: int, gradient_scale: float | None
 ) -> None:
-    """losses (N), in nats, from logits (N, V) and targets (N) int32.
-
-    With a `gradient_scale` the logits are overwritten by the gradient of gradient_scale·Σ losses; with None they stay.
-    """
+    """As the reference; losses float32."""
     check = Shapes("cross_entropy")
     rows, columns = check("logits", logits, "N V")
     check("targets", targets, "N")

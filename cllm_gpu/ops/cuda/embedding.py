@@ -23,10 +23,7 @@ def embedding_forward(
     first_position: int = 0,
     dropout: Dropout | None = None,
 ) -> None:
-    """out (B·T, C) from tokens (B, T) int32, token_embedding (V, C) and position_embedding (P, C) unless None.
-
-    Tokens must be in [0, V): they are not read on the host.
-    """
+    """As the reference; tokens must be in [0, V): they are not read on the host."""
     check = Shapes("embedding_forward", N=tokens.size)
     _, length = check("tokens", tokens, "B T")
     rows, columns = check("out", out, "N C")
@@ -70,10 +67,7 @@ def embedding_backward(
     accumulate_positions: bool,
     order: Any | None = None,
 ) -> None:
-    """From dout (B·T, C): dtoken_embedding (V, C), dposition_embedding (P, C) unless None (positions start at 0).
-
-    order: (B·T,) int64, what a stable sort of the tokens gives; None: they are sorted here, which allocates.
-    """
+    """As the reference; without an `order` the tokens are sorted here, which allocates."""
     check = Shapes("embedding_backward", N=tokens.size)
     check("tokens", tokens, "B T")
     check("dout", dout, "N C")

@@ -9,7 +9,7 @@ from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, storage_of
 
 
 def gelu_forward(launcher: Launcher, x: Any, bias: Any | None, out: Any) -> None:
-    """x (N, M) becomes h = x + bias (M) in place, kept for the backward; out (N, M) = gelu(h)."""
+    """As the reference."""
     check = Shapes("gelu_forward")
     rows, columns = check("x", x, "N M")
     check("bias", bias, "M")
@@ -26,7 +26,7 @@ def gelu_forward(launcher: Launcher, x: Any, bias: Any | None, out: Any) -> None
 
 
 def gelu_backward(launcher: Launcher, dout: Any, x: Any, dx: Any, dbias: Any | None, *, accumulate: bool) -> None:
-    """From dout (N, M) and the kept h = x (N, M): dx (N, M), which may be dout itself, and dbias (M) unless None."""
+    """As the reference."""
     check = Shapes("gelu_backward")
     rows, columns = check("dout", dout, "N M")
     check("x", x, "N M")

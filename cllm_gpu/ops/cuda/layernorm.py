@@ -36,7 +36,7 @@ def _staging_bytes(columns: int, width: int) -> int:
 def layernorm_forward(
     launcher: Launcher, x: Any, weight: Any, bias: Any | None, out: Any, mean: Any, rstd: Any, *, epsilon: float
 ) -> None:
-    """out (N, C) = layer norm of x (N, C) with weight and bias (C); mean and rstd (N) are kept for the backward."""
+    """As the reference; mean and rstd float32."""
     check = Shapes("layernorm_forward")
     rows, columns = check("x", x, "N C")
     _check_common(check, weight, bias, out, mean, rstd)
@@ -77,10 +77,7 @@ def residual_layernorm_forward(
     epsilon: float,
     dropout: Dropout | None,
 ) -> None:
-    """residual_out (N, C) = residual + dropout(branch); out (N, C) = layer norm of residual_out.
-
-    `residual_out` may be `residual`. The rest is as in `layernorm_forward`.
-    """
+    """As the reference; the branch stays as it is, mean and rstd are float32."""
     check = Shapes("residual_layernorm_forward")
     rows, columns = check("residual", residual, "N C")
     check("branch", branch, "N C")
@@ -128,11 +125,7 @@ def layernorm_backward(
     accumulate: bool,
     dropout: Dropout | None,
 ) -> None:
-    """From dout (N, C) and what the forward kept: dx (N, C) = gradient by x, plus `dresidual` (N, C) unless None.
-
-    `dx` may be `dresidual`: the gradient of the residual stream is added to in place. With `dropout`
-    also dbranch (N, C) = dx·mask/(1 − rate), which may be `dout` or `dx`; without, `dbranch` is None, or a UserError.
-    """
+    """As the reference; UserError unless dbranch and dropout are given together or not at all."""
     if (dbranch is None) != (dropout is None):
         raise UserError("layernorm_backward: arguments dbranch and dropout are given together or not at all")
     check = Shapes("layernorm_backward")

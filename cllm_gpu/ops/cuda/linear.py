@@ -14,7 +14,7 @@ from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, storage_of
 
 
 def linear_forward(launcher: Launcher, x: Any, weight: Any, bias: Any | None, out: Any) -> None:
-    """out (N, M) = x (N, K) · weight (M, K)ᵀ + bias (M)."""
+    """As the reference."""
     check = Shapes("linear_forward")
     check("x", x, "N K")
     check("weight", weight, "M K")
@@ -47,7 +47,7 @@ def linear_backward(
     *,
     accumulate: bool,
 ) -> None:
-    """From dout (N, M): dx (N, K), unless None; dweight (M, K) and dbias (M), unless None."""
+    """As the reference."""
     check = Shapes("linear_backward")
     check("dout", dout, "N M")
     check("x", x, "N K")

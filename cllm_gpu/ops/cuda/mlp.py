@@ -26,8 +26,7 @@ def mlp_forward(
     activated: Any,
     out: Any | None,
 ) -> None:
-    """hidden (N, M) = x (N, C) · up_weight (M, C)ᵀ + up_bias (M), activated (N, M) = gelu(hidden), and
-    out (N, C) = activated · down_weight (C, M)ᵀ + down_bias (C); None: only what the backward needs."""
+    """As the reference."""
     check = Shapes("mlp_forward")
     for name, array, letters in (
         ("x", x, "N C"),
@@ -61,10 +60,7 @@ def mlp_backward(
     *,
     accumulate: bool,
 ) -> None:
-    """From dout (N, C) and what the forward kept: dhidden (N, M), dx (N, C), and the parameters' gradients.
-
-    `dx` may be `dout`.
-    """
+    """As the reference."""
     check = Shapes("mlp_backward")
     for name, array, letters in (
         ("dout", dout, "N C"),

@@ -13,15 +13,12 @@ THREADS = 256
 
 
 def rotary_forward(launcher: Launcher, x: Any, cosine: Any, sine: Any, *, symmetry: Symmetry | None = None) -> None:
-    """Rotate x (B, T, H, D), any strides with the last axis contiguous, in place by the tables' rows (T, D/2).
-
-    The tables are float32, or of x's dtype.
-    """
+    """As the reference; the last axis of x contiguous, the tables float32 or of x's dtype."""
     _launch("rotary_forward", launcher, "x", x, cosine, sine, symmetry, 1.0)
 
 
 def rotary_backward(launcher: Launcher, dx: Any, cosine: Any, sine: Any, *, symmetry: Symmetry | None = None) -> None:
-    """Rotate the gradient dx (B, T, H, D) back in place."""
+    """As the reference; the last axis of dx contiguous, the tables float32 or of dx's dtype."""
     _launch("rotary_backward", launcher, "dx", dx, cosine, sine, symmetry, -1.0)
 
 

@@ -24,12 +24,7 @@ def sgd_step(
     gradient_scale: float,
     rounding: StochasticRounding | None = None,
 ) -> float:
-    """One step in place on flat arrays (n,); returns Σ update² in float64.
-
-    `velocity` (n,) starts at zero and is None without momentum; the first `decayed` elements get weight decay.
-    Gradients may be bfloat16, as may `copy` (n,), which gets the parameters rounded. With `rounding` the parameters
-    themselves are bfloat16 and there is no copy.
-    """
+    """As the reference; waits for the device."""
     if parameters.size == 0:
         return 0.0
     moved = sgd_step_on_device(

@@ -17,7 +17,7 @@ def flat_blocks(size: int) -> int:
 
 
 def squared_norm(launcher: Launcher, x: Any) -> float:
-    """Sum of squares of x (n,), float64; inf or nan when an element is not finite. Deterministic."""
+    """As the reference; waits for the device."""
     if x.size == 0:
         return 0.0
     return float(squared_norm_on_device(launcher, x)[0])

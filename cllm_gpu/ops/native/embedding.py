@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cllm_gpu.ops.native.arguments import INT32, address
-from cllm_gpu.ops.native.gelu import dropout_forward
+from cllm_gpu.ops.native.dropout import dropout_forward
 from cllm_gpu.ops.native.library import Library, check_status
 from cllm_gpu.ops.reference.dropout import Dropout
 

@@ -1,12 +1,12 @@
-"""Layer norm and cross-entropy; see `cllm_gpu.ops.reference.layernorm` and `cllm_gpu.ops.reference.cross_entropy`."""
+"""Layer norm, alone and behind the residual addition; see `cllm_gpu.ops.reference.layernorm`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.ops.native.arguments import INT32, address, optional
-from cllm_gpu.ops.native.gelu import dropout_backward, dropout_forward
-from cllm_gpu.ops.native.library import Library, check_status
+from cllm_gpu.ops.native.arguments import address, optional
+from cllm_gpu.ops.native.dropout import dropout_backward, dropout_forward
+from cllm_gpu.ops.native.library import Library
 from cllm_gpu.ops.reference.dropout import Dropout
 
 
@@ -95,22 +95,3 @@ def layernorm_backward(
     )  # fmt: skip
     if dropout is not None:
         dropout_backward(library, dx, dbranch, dropout=dropout)
-
-
-def cross_entropy(
-    library: Library, logits: Any, targets: Any, losses: Any, *, ignore_index: int, gradient_scale: float | None
-) -> None:
-    """As the reference; all arrays contiguous. IndexError for a target that is neither ignored nor a column."""
-    kernels, dtype = library.kernels(logits), logits.dtype
-    n, v = logits.shape
-    status = kernels.cross_entropy(
-        n, v,
-        address("logits", logits, (n, v), dtype),
-        address("targets", targets, (n,), INT32),
-        address("losses", losses, (n,), dtype),
-        ignore_index,
-        gradient_scale is not None,
-        gradient_scale or 0.0,
-    )  # fmt: skip
-    if status:
-        check_status(status, "targets", v)

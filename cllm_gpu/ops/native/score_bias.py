@@ -19,7 +19,7 @@ _TERMS = ("distance", "prime_distance", "same_token", "matches")
 
 
 class TermArguments(ctypes.Structure):
-    """`ScoreTerms` of sources/score_terms.hpp: addresses, strides in elements, the terms in use."""
+    """`ScoreTerms` of csrc/score_bias.hpp: addresses, strides in elements, the terms in use."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _PITCHES),

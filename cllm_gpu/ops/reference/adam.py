@@ -11,8 +11,10 @@ from typing import Any
 
 from cllm_gpu.ops.reference.rounding import StochasticRounding, subtract, widened
 from cllm_gpu.ops.reference.tiling import row_tiles
+from cllm_gpu.ops.specification import operation
 
 
+@operation(writes=("parameters", "first_moment", "second_moment", "copy"), flat=True)
 def adam_step(
     xp: Any,
     parameters: Any,

@@ -20,10 +20,12 @@ from typing import Any
 from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms, TermBlock
 from cllm_gpu.ops.reference.symmetry import Symmetry, symmetry_backward, turned
 from cllm_gpu.ops.reference.tiling import tile_elements
+from cllm_gpu.ops.specification import operation
 
 CPU_QUERY_BLOCK = 128
 
 
+@operation(writes=("out", "lse"))
 def attention_forward(
     xp: Any,
     q: Any,
@@ -54,6 +56,7 @@ def attention_forward(
         _lse(lse, k, b, heads, queries)[...] = maximum[..., 0]
 
 
+@operation(writes=("dq", "dk", "dv", "dterms"))
 def attention_backward(
     xp: Any,
     dout: Any,
@@ -105,6 +108,7 @@ def attention_backward(
         symmetry_backward(xp, dk, symmetry)
 
 
+@operation()
 def attention_weights(
     xp: Any,
     q: Any,

@@ -1,7 +1,7 @@
 """The operations on NumPy arrays of bfloat16: every array is widened to float32, what is written is rounded once.
 
-NumPy itself would sum bfloat16 in bfloat16 (100,000 ones give 256). The optimizers' steps and the norm widen as they
-go, a tile at a time, and are left as they are.
+NumPy itself would sum bfloat16 in bfloat16 (100,000 ones give 256). The operations on flat buffers widen as they go, a
+tile at a time, and are left as they are; the MLP is made of narrow operations (`cllm_gpu.ops.reference.mlp`).
 """
 
 from __future__ import annotations
@@ -9,53 +9,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from cllm_gpu.ops.precision import BFLOAT16
 from cllm_gpu.ops.reference.mlp import backward_of, forward_of
 from cllm_gpu.ops.reference.rounding import widened
 from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
-
-Operation = Callable[..., Any]
-
-WRITTEN: dict[str, tuple[str, ...]] = {
-    "embedding_forward": ("out",),
-    "embedding_backward": ("dtoken_embedding", "dposition_embedding"),
-    "linear_forward": ("out",),
-    "linear_backward": ("dx", "dweight", "dbias"),
-    "gelu_forward": ("x", "out"),
-    "gelu_backward": ("dx", "dbias"),
-    "layernorm_forward": ("out", "mean", "rstd"),
-    "residual_layernorm_forward": ("branch", "residual_out", "out", "mean", "rstd"),
-    "layernorm_backward": ("dx", "dbranch", "dweight", "dbias"),
-    "rotary_forward": ("x",),
-    "rotary_backward": ("dx",),
-    "attention_forward": ("out", "lse"),
-    "attention_backward": ("dq", "dk", "dv", "dterms"),
-    "attention_weights": (),
-    "cross_entropy": ("logits", "losses"),
-}
-"""Each operation's parameters that it writes to."""
-FLAT = ("squared_norm", "adam_step", "sgd_step")
-"""Operations that widen by themselves."""
-MADE_OF_OTHERS = ("mlp_forward", "mlp_backward")
-"""Operations whose parts round each for itself, so that what is kept between them is what the next one reads."""
+from cllm_gpu.ops.specification import Operation, Specification
 
 
-def in_bfloat16(functions: Mapping[str, Operation]) -> dict[str, Operation]:
-    """`functions`, taking bfloat16 arrays wherever they take float32. KeyError for one that is in no table here."""
-    narrow = {
-        name: function if name in FLAT else _rounding_once(function, WRITTEN[name])
-        for name, function in functions.items()
-        if name not in MADE_OF_OTHERS
-    }
+def in_bfloat16(operations: Iterable[Specification]) -> dict[str, Operation]:
+    """The reference functions by name, taking bfloat16 arrays wherever they take float32."""
+    narrow = {each.name: each.reference if each.flat else _rounding_once(each) for each in operations}
     narrow["mlp_forward"] = forward_of(narrow["linear_forward"], narrow["gelu_forward"])
     narrow["mlp_backward"] = backward_of(narrow["linear_backward"], narrow["gelu_backward"])
     return narrow
 
 
-def _rounding_once(function: Operation, written: tuple[str, ...]) -> Operation:
+def _rounding_once(specification: Specification) -> Operation:
+    function, written = specification.reference, specification.writes
     signature = inspect.signature(function)
 
     @functools.wraps(function)

@@ -11,11 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from cllm_gpu.ops.reference.tiling import row_tiles
+from cllm_gpu.ops.specification import operation
 
 IGNORE_INDEX = -1
 """Target that loss, gradient and accuracy leave out, wherever this package makes targets."""
 
 
+@operation(writes=("logits", "losses"))
 def cross_entropy(
     xp: Any, logits: Any, targets: Any, losses: Any, *, ignore_index: int, gradient_scale: float | None
 ) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from cllm_gpu.ops.reference.dropout import Dropout, dropout_forward
+from cllm_gpu.ops.specification import operation
 
 MAXIMUM_VOCABULARY = 2**20
 """Most token ids an embedding may have."""
 
 
+@operation(writes=("out",))
 def embedding_forward(
     xp: Any,
     tokens: Any,
@@ -35,6 +37,7 @@ def embedding_forward(
         dropout_forward(xp, out, out, dropout=dropout)
 
 
+@operation(writes=("dtoken_embedding", "dposition_embedding"))
 def embedding_backward(
     xp: Any,
     dout: Any,

@@ -11,11 +11,13 @@ import math
 from typing import Any
 
 from cllm_gpu.ops.reference.tiling import row_tiles
+from cllm_gpu.ops.specification import operation
 
 SCALE = math.sqrt(2.0 / math.pi)
 CUBIC = 0.044715
 
 
+@operation(writes=("x", "out"))
 def gelu_forward(xp: Any, x: Any, bias: Any | None, out: Any) -> None:
     """x (N, M) becomes h = x + bias (M) in place, kept for the backward; out (N, M) = gelu(h)."""
     for rows in row_tiles(xp, *x.shape):
@@ -29,6 +31,7 @@ def gelu_forward(xp: Any, x: Any, bias: Any | None, out: Any) -> None:
         y *= 0.5
 
 
+@operation(writes=("dx", "dbias"))
 def gelu_backward(xp: Any, dout: Any, x: Any, dx: Any, dbias: Any | None, *, accumulate: bool) -> None:
     """From dout (N, M) and the kept h = x (N, M): dx (N, M), which may be dout itself, and dbias (M) unless None."""
     if dbias is not None and not accumulate:

@@ -12,8 +12,10 @@ from typing import Any
 
 from cllm_gpu.ops.reference.dropout import Dropout, dropout_backward, dropout_forward
 from cllm_gpu.ops.reference.tiling import row_tiles
+from cllm_gpu.ops.specification import operation
 
 
+@operation(writes=("out", "mean", "rstd"))
 def layernorm_forward(
     xp: Any, x: Any, weight: Any, bias: Any | None, out: Any, mean: Any, rstd: Any, *, epsilon: float
 ) -> None:
@@ -31,6 +33,7 @@ def layernorm_forward(
             y += bias
 
 
+@operation(writes=("branch", "residual_out", "out", "mean", "rstd"))
 def residual_layernorm_forward(
     xp: Any,
     residual: Any,
@@ -55,6 +58,7 @@ def residual_layernorm_forward(
     layernorm_forward(xp, residual_out, weight, bias, out, mean, rstd, epsilon=epsilon)
 
 
+@operation(writes=("dx", "dbranch", "dweight", "dbias"))
 def layernorm_backward(
     xp: Any,
     dout: Any,

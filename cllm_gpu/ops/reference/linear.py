@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from cllm_gpu.ops.reference.tiling import row_tiles
+from cllm_gpu.ops.specification import operation
 
 
+@operation(writes=("out",))
 def linear_forward(xp: Any, x: Any, weight: Any, bias: Any | None, out: Any) -> None:
     """out (N, M) = x (N, K) · weight (M, K)ᵀ + bias (M)."""
     xp.matmul(x, weight.T, out=out)
@@ -17,6 +19,7 @@ def linear_forward(xp: Any, x: Any, weight: Any, bias: Any | None, out: Any) -> 
         out += bias
 
 
+@operation(writes=("dx", "dweight", "dbias"))
 def linear_backward(
     xp: Any,
     dout: Any,

@@ -3,23 +3,22 @@
 Backward: dD = doutᵀ g and db = Σ_rows dout with g = gelu(h);  dh = (dout D) ⊙ gelu'(h);  dU = dhᵀ x, da = Σ_rows dh,
 dx = dh U. What is kept between the two is h, the bias a included, and g.
 
-It is made of other operations, so it is written once, for the parts of any side (`forward_of`, `backward_of`); what
-those take first, an array module or a library, is handed on to them.
+It is made of other operations, and written for any that have their signatures (`forward_of`, `backward_of`): in
+bfloat16 each of them rounds for itself, so that what is kept between them is what the next one reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from cllm_gpu.ops.reference import gelu, linear
-
-Operation = Callable[..., Any]
+from cllm_gpu.ops.specification import Operation, operation
 
 
 def forward_of(linear_forward: Operation, gelu_forward: Operation) -> Operation:
     """mlp_forward made of these."""
 
+    @operation(writes=("hidden", "activated", "out"))
     def mlp_forward(
         xp: Any,
         x: Any,
@@ -38,13 +37,13 @@ def forward_of(linear_forward: Operation, gelu_forward: Operation) -> Operation:
         if out is not None:
             linear_forward(xp, activated, down_weight, down_bias, out)
 
-    mlp_forward.__module__ = linear_forward.__module__  # whose operation it is
     return mlp_forward
 
 
 def backward_of(linear_backward: Operation, gelu_backward: Operation) -> Operation:
     """mlp_backward made of these."""
 
+    @operation(writes=("dhidden", "dx", "dup_weight", "dup_bias", "ddown_weight", "ddown_bias"))
     def mlp_backward(
         xp: Any,
         dout: Any,
@@ -70,7 +69,6 @@ def backward_of(linear_backward: Operation, gelu_backward: Operation) -> Operati
         gelu_backward(xp, dhidden, hidden, dhidden, dup_bias, accumulate=accumulate)
         linear_backward(xp, dhidden, x, up_weight, dx, dup_weight, None, accumulate=accumulate)
 
-    mlp_backward.__module__ = linear_backward.__module__
     return mlp_backward
 
 

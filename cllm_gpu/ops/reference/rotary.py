@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.ops.reference.symmetry import Symmetry, symmetry_backward, symmetry_forward
+from cllm_gpu.ops.specification import operation
 
 BASE = 10000.0
 
@@ -23,6 +24,7 @@ def rotary_tables(xp: Any, positions: int, head_size: int, dtype: Any) -> tuple[
     return xp.asarray(np.cos(angles).astype(dtype)), xp.asarray(np.sin(angles).astype(dtype))
 
 
+@operation(writes=("x",))
 def rotary_forward(xp: Any, x: Any, cosine: Any, sine: Any, *, symmetry: Symmetry | None = None) -> None:
     """Rotate x (B, T, H, D), any strides, in place by the tables' rows (T, D/2)."""
     if symmetry is not None:
@@ -30,6 +32,7 @@ def rotary_forward(xp: Any, x: Any, cosine: Any, sine: Any, *, symmetry: Symmetr
     _rotate(x, cosine[:, None, :], sine[:, None, :])
 
 
+@operation(writes=("dx",))
 def rotary_backward(xp: Any, dx: Any, cosine: Any, sine: Any, *, symmetry: Symmetry | None = None) -> None:
     """Rotate the gradient dx (B, T, H, D) back in place."""
     _rotate(dx, cosine[:, None, :], -sine[:, None, :])

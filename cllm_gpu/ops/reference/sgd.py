@@ -9,8 +9,10 @@ from typing import Any
 
 from cllm_gpu.ops.reference.rounding import StochasticRounding, subtract, widened
 from cllm_gpu.ops.reference.tiling import row_tiles
+from cllm_gpu.ops.specification import operation
 
 
+@operation(writes=("parameters", "velocity", "copy"), flat=True)
 def sgd_step(
     xp: Any,
     parameters: Any,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from cllm_gpu.ops.reference.tiling import row_tiles
+from cllm_gpu.ops.specification import operation
 
 
+@operation(flat=True)
 def squared_norm(xp: Any, x: Any) -> float:
     """Sum of squares of x (n,), float64; inf or nan when an element is not finite. Deterministic."""
     total = 0.0

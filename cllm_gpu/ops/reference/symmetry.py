@@ -15,7 +15,7 @@ from typing import Any
 
 ROTATIONS = 12
 ELEMENTS = 2 * ROTATIONS
-"""Order of the symmetry group."""
+"""Order of the group D₁₂; from ROTATIONS on, elements are reflections."""
 
 
 @dataclass(frozen=True)

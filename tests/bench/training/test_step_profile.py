@@ -15,7 +15,7 @@ import pytest
 from bench.gpu_check.launch_all import CountingLauncher, all_kernels
 from bench.gpu_check.subprocesses import Finished, run_program
 from bench.kernels.cases import SMALL, Bound
-from bench.kernels.operation_cases import NAMES, fused_side, make_case
+from bench.kernels.operation_cases import NAMES, cuda_side, make_case
 from bench.training import gpt2_process, gpt2_training, step_profile
 from bench.training.kernel_times import STEP, UNHELD, Clock, CudaClock, KernelTimes
 from bench.training.roofline import (
@@ -35,8 +35,7 @@ from bench.training.roofline import (
     step_work,
 )
 from cllm_gpu.backend import Backend
-from cllm_gpu.ops.cuda.operations import fused_operations
-from cllm_gpu.ops.registry import NAMES as OPERATIONS
+from cllm_gpu.ops.registry import OPERATIONS, cuda_operations
 from cllm_gpu.utils.compiler import find_compiler
 from cllm_gpu.utils.profiling import MATMUL, Ranges
 from tests.bench.fakes import Clock as Seconds
@@ -74,7 +73,7 @@ def test_every_operation_is_of_its_classes_and_no_launch_is_counted_twice(name: 
     launcher.watched = ranges.kernel
     ranges.watch = times = KernelTimes(clock, host=clock.seconds)
     case = make_case(name, "bfloat16", SMALL)
-    bound = Bound(case, fused_side(case, launcher), np.copy)
+    bound = Bound(case, cuda_side(case, launcher), np.copy)
     with np.errstate(all="ignore"):
         for _ in range(UNHELD + 1):
             launcher.launches.clear()
@@ -263,7 +262,7 @@ def test_with_epilogues_a_step_launches_what_was_counted() -> None:
     """Through the stand-in of cuBLASLt; without the two of a device's step, which this run has none of."""
     ranges = Ranges()
     launcher = launcher_with(StandIn(), kernels=simulator_or_skip(), watched=ranges.kernel)
-    backend = Backend("simulator", np, fused_operations(launcher, ranges), "with epilogues", precision="bf16")
+    backend = Backend("simulator", np, cuda_operations(launcher, ranges), "with epilogues", precision="bf16")
     architecture = tiny_architecture(layers=2)
     run, clock = Run(backend, architecture), Clock()
     ranges.watch = times = KernelTimes(clock)

@@ -11,7 +11,7 @@ import pytest
 from cllm_gpu.backend import get_backend
 from cllm_gpu.ops.cuda.kernel_source import kernel_parameters, load_source, source_directory
 from cllm_gpu.ops.cuda.launcher import Launcher
-from cllm_gpu.ops.registry import NAMES
+from cllm_gpu.ops.registry import OPERATIONS
 from cllm_gpu.utils import compiler
 from cllm_gpu.utils.errors import UserError
 from tests.ops.cuda.devices import simulator_or_skip
@@ -21,7 +21,7 @@ def test_the_simulator_is_a_backend() -> None:
     simulator_or_skip()
     backend = get_backend("simulator")
     assert (backend.name, backend.xp, backend.workers) == ("simulator", np, 1)
-    assert all(callable(getattr(backend.ops, name)) for name in NAMES)
+    assert all(callable(getattr(backend.ops, name)) for name in OPERATIONS)
 
 
 def test_the_simulator_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

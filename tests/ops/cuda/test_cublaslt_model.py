@@ -13,7 +13,7 @@ from cllm_gpu.model.activations import Workspace
 from cllm_gpu.model.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.cuda.launcher import Launcher
-from cllm_gpu.ops.cuda.operations import fused_operations
+from cllm_gpu.ops.registry import cuda_operations
 from cllm_gpu.utils.profiling import Ranges
 from tests.gpu.training_runs import Run, tiny_architecture
 from tests.ops.cuda.devices import BFLOAT16, simulator_or_skip
@@ -25,7 +25,7 @@ def test_a_model_trains_through_it_as_without() -> None:
     ranges, kernels, losses = Ranges(), simulator_or_skip(), []
     stand_in = StandIn()
     for launcher in (Launcher(np, kernels), launcher_with(stand_in, kernels=kernels)):
-        backend = Backend("simulator", np, fused_operations(launcher, ranges), "products as the test says")
+        backend = Backend("simulator", np, cuda_operations(launcher, ranges), "products as the test says")
         run = Run(backend, tiny_architecture(layers=1))
         losses.append([run.step() for _ in range(3)])
     # two steps of 3e-3 in the sign of a gradient that may be near zero: 1e-4 of the loss at most
@@ -50,7 +50,7 @@ def test_a_bfloat16_model_has_the_gradients_it_has_without(chunk: int | None, gr
     kernels = simulator_or_skip()
     for launcher in (Launcher(np, kernels), launcher_with(stand_in, kernels=kernels)):
         chunks = LogitChunks(1 << 30, chunk)
-        ops = fused_operations(launcher, Ranges())
+        ops = cuda_operations(launcher, Ranges())
         backend = Backend("simulator", np, ops, "products as the test says", logit_chunks=chunks)
         flat, gradients = (backend.zeros(layout.size, dtype) for dtype in (BFLOAT16, gradient))
         flat[...] = initial_values(layout, 1)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cllm_gpu.ops.native import NATIVE, Library, blas, load_library
+from cllm_gpu.ops.native import blas
+from cllm_gpu.ops.native.library import Library, load_library
 from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
 from cllm_gpu.ops.reference.symmetry import Symmetry
-from cllm_gpu.ops.registry import REFERENCE
+from cllm_gpu.ops.registry import OPERATIONS, implementation
 from cllm_gpu.utils.compiler import find_compiler
 
 Array = np.ndarray[Any, Any]
@@ -45,10 +46,10 @@ def agree(library: Library, within: Callable[[str, float, float], None]) -> Call
     eps/2, with as much again for the elements they start from, for the reference and for the exponential's 2 ulp.
     """
 
-    def run(functions: Any, first: Any, name: str, arrays: list[Any], dtype: Any, settings: Any) -> list[Any]:
+    def run(function: Any, first: Any, arrays: list[Any], dtype: Any, settings: Any) -> list[Any]:
         own = [_convert(x, dtype) for x in arrays]
         given = {key: convert_terms(value, dtype) for key, value in settings.items()}
-        result = functions[name](first, *own, **given)
+        result = function(first, *own, **given)
         gradients = given.get("dterms") or ScoreTermGradients(None, None)
         return [*own, gradients.scalars, gradients.points, None if result is None else np.float64(result)]
 
@@ -57,8 +58,8 @@ def agree(library: Library, within: Callable[[str, float, float], None]) -> Call
         for dtype in (np.float64, np.float32):
             start = [x if x is None or x.dtype.kind == "i" else x.astype(dtype).astype(np.float64) for x in arrays]
             rounded = {key: convert_terms(value, dtype, np.float64) for key, value in settings.items()}
-            expected = run(REFERENCE, np, name, start, np.float64, rounded)
-            measured = run(NATIVE, library, name, start, dtype, rounded)
+            expected = run(OPERATIONS[name].reference, np, start, np.float64, rounded)
+            measured = run(implementation(name, "native"), library, start, dtype, rounded)
             for index, (want, have) in enumerate(zip(expected, measured, strict=True)):
                 if want is not None and np.asarray(want).dtype.kind == "f":
                     bound = 8 * float(np.finfo(dtype).eps) * terms

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from cllm_gpu.ops.native import NATIVE
-from cllm_gpu.ops.registry import REFERENCE
+from cllm_gpu.ops.native.attention import attention_forward
+from cllm_gpu.ops.reference import attention as reference
 
 # B, T queries, S keys, H, K, D, causal
 CASES = [
@@ -43,7 +43,7 @@ def test_backward(agree, generator, case):
     b, t, s, h, kv, d, causal = case
     settings = {"causal": causal, "scale": 1 / math.sqrt(d)}
     q, k, v, out, lse = _forward_arrays(case, generator)
-    REFERENCE["attention_forward"](np, q, k, v, out, lse, **settings)
+    reference.attention_forward(np, q, k, v, out, lse, **settings)
     gradients = np.zeros((b, s, h + 2 * kv, d))
     dq, dk, dv = gradients[:, s - t :, :h], gradients[:, :, h : h + kv], gradients[:, :, h + kv :]
     dout = generator.standard_normal(q.shape)
@@ -57,7 +57,7 @@ def test_large_scores_do_not_overflow(library):
     k = q * np.array([1.0, -1.0, 1.0], np.float32)[None, :, None, None]
     v = np.arange(12, dtype=np.float32).reshape(1, 3, 1, 4)
     out, lse = np.empty_like(q), np.empty((1, 1, 3), np.float32)
-    NATIVE["attention_forward"](library, q, k, v, out, lse, causal=True, scale=0.25)
+    attention_forward(library, q, k, v, out, lse, causal=True, scale=0.25)
     assert np.array_equal(out[0, 1], v[0, 0])
     assert np.array_equal(out[0, 2], (v[0, 0] + v[0, 2]) / 2)
 
@@ -70,7 +70,7 @@ def test_later_keys_do_not_matter(library, generator):
         k[:, 20] += change
         v[:, 20] += change
         out, lse = np.empty_like(q), np.empty((1, 2, 40), np.float32)
-        NATIVE["attention_forward"](library, q, k, v, out, lse, causal=True, scale=0.3)
+        attention_forward(library, q, k, v, out, lse, causal=True, scale=0.3)
         results.append(out)
     assert np.array_equal(results[0][:, :20], results[1][:, :20])
     assert np.all(results[0][:, 20:] != results[1][:, 20:])

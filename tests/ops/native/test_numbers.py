@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.ops.native import NATIVE, load_library
 from cllm_gpu.ops.native import library as library_module
+from cllm_gpu.ops.native.attention import attention_forward
+from cllm_gpu.ops.native.cross_entropy import cross_entropy
+from cllm_gpu.ops.native.embedding import embedding_forward
+from cllm_gpu.ops.native.gelu import gelu_forward
+from cllm_gpu.ops.native.layernorm import layernorm_forward
+from cllm_gpu.ops.native.library import load_library
+from cllm_gpu.ops.native.linear import linear_forward
+from cllm_gpu.ops.native.sgd import sgd_step
+from cllm_gpu.ops.native.squared_norm import squared_norm
 from cllm_gpu.utils import compiler
 from cllm_gpu.utils.errors import UserError
 
@@ -50,17 +58,17 @@ def test_non_finite_numbers_reach_the_loss_and_the_norm(library, generator, bad)
     x[1, 17] = bad
     out, mean, rstd = np.empty_like(x), np.empty(3, np.float32), np.empty(3, np.float32)
     weight = np.ones(40, np.float32)
-    NATIVE["layernorm_forward"](library, x, weight, None, out, mean, rstd, epsilon=1e-5)
+    layernorm_forward(library, x, weight, None, out, mean, rstd, epsilon=1e-5)
     assert np.isnan(out[1]).all()
     assert np.isfinite(out[[0, 2]]).all()
     losses = np.zeros(3, np.float32)
-    NATIVE["cross_entropy"](library, x.copy(), np.zeros(3, np.int32), losses, ignore_index=-1, gradient_scale=1.0)
+    cross_entropy(library, x.copy(), np.zeros(3, np.int32), losses, ignore_index=-1, gradient_scale=1.0)
     assert list(np.isfinite(losses)) == [True, False, True]
-    NATIVE["linear_forward"](library, x, generator.standard_normal((40, 40)).astype(np.float32), None, out)
+    linear_forward(library, x, generator.standard_normal((40, 40)).astype(np.float32), None, out)
     assert list(np.isfinite(out).all(axis=1)) == [True, False, True]
-    NATIVE["gelu_forward"](library, x.copy(), None, out)
+    gelu_forward(library, x.copy(), None, out)
     assert out[1, 17] == bad or np.isnan(out[1, 17])
-    assert not np.isfinite(NATIVE["squared_norm"](library, x.reshape(-1)))
+    assert not np.isfinite(squared_norm(library, x.reshape(-1)))
 
 
 @pytest.mark.parametrize(("where", "bad"), [(x, np.nan) for x in "qkv"] + [("q", np.inf), ("v", np.inf)])
@@ -68,7 +76,7 @@ def test_non_finite_numbers_pass_attention(library, generator, bad, where):
     arrays = dict(zip("qkv", generator.standard_normal((3, 1, 9, 1, 8)).astype(np.float32), strict=True))
     arrays[where][0, 4, 0, 3] = bad
     out, lse = np.zeros((1, 9, 1, 8), np.float32), np.zeros((1, 1, 9), np.float32)
-    NATIVE["attention_forward"](library, *arrays.values(), out, lse, causal=True, scale=0.35)
+    attention_forward(library, *arrays.values(), out, lse, causal=True, scale=0.35)
     assert not np.isfinite(out[0, 4]).all()
 
 
@@ -77,7 +85,7 @@ def test_same_bits_at_every_run(library, generator):
     x, weight = generator.standard_normal((2, 200, 900)).astype(np.float32)
     outs = [np.empty((200, 200), np.float32) for _ in range(3)]
     for out in outs:
-        NATIVE["linear_forward"](library, x, weight, None, out)
+        linear_forward(library, x, weight, None, out)
     assert np.array_equal(outs[0], outs[1])
     assert np.array_equal(outs[0], outs[2])
 
@@ -85,25 +93,24 @@ def test_same_bits_at_every_run(library, generator):
 def test_refused_arguments(library):
     x = np.zeros((4, 6), np.float32)
     out, weight = np.zeros((4, 3), np.float32), np.zeros((3, 6), np.float32)
-    forward = NATIVE["linear_forward"]
     with pytest.raises(ValueError, match="weight is float64"):
-        forward(library, x, weight.astype(np.float64), None, out)
+        linear_forward(library, x, weight.astype(np.float64), None, out)
     with pytest.raises(ValueError, match=r"bias is float32 \(4,\).*expected float32 \(3,\)"):
-        forward(library, x, weight, np.zeros(4, np.float32), out)
+        linear_forward(library, x, weight, np.zeros(4, np.float32), out)
     with pytest.raises(ValueError, match=r"out is .*C-contiguous"):
-        forward(library, x, weight, None, np.zeros((3, 4), np.float32).T)
+        linear_forward(library, x, weight, None, np.zeros((3, 4), np.float32).T)
     with pytest.raises(ValueError, match="float32 and float64, not float16"):
-        forward(library, x.astype(np.float16), weight, None, out)
+        linear_forward(library, x.astype(np.float16), weight, None, out)
     q = np.zeros((1, 3, 2, 4), np.float32)
     with pytest.raises(ValueError, match=r"q is .*contiguous along the last axis"):
-        NATIVE["attention_forward"](
+        attention_forward(
             library, q.swapaxes(1, 3).copy().swapaxes(1, 3), q, q, q, np.zeros((1, 2, 3), np.float32),
             causal=True, scale=1.0,
         )  # fmt: skip
     with pytest.raises(ValueError, match="S at least T"):
-        NATIVE["attention_forward"](library, q, q[:, :2], q, q, q, causal=True, scale=1.0)
+        attention_forward(library, q, q[:, :2], q, q, q, causal=True, scale=1.0)
     with pytest.raises(ValueError, match="decayed is 9"):
-        NATIVE["sgd_step"](
+        sgd_step(
             library, x.reshape(-1)[:8], x.reshape(-1)[:8], None,
             rate=1.0, momentum=0.0, weight_decay=0.0, decayed=9, gradient_scale=1.0,
         )  # fmt: skip
@@ -113,9 +120,9 @@ def test_indices_outside_are_refused(library):
     table, out = np.zeros((5, 3), np.float32), np.zeros((2, 3), np.float32)
     for token in (-1, 5):
         with pytest.raises(IndexError, match="tokens holds an index outside 0 … 4"):
-            NATIVE["embedding_forward"](library, np.array([[0, token]], np.int32), table, None, out)
+            embedding_forward(library, np.array([[0, token]], np.int32), table, None, out)
     with pytest.raises(IndexError, match="targets"):
-        NATIVE["cross_entropy"](
+        cross_entropy(
             library, out, np.array([1, 3], np.int32), np.zeros(2, np.float32), ignore_index=-1, gradient_scale=None
         )
 

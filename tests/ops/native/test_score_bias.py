@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cllm_gpu.model.lattice import lattice_points
-from cllm_gpu.ops.native import NATIVE
+from cllm_gpu.ops.native.attention import attention_backward, attention_forward
+from cllm_gpu.ops.reference import attention as reference
 from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
-from cllm_gpu.ops.registry import REFERENCE
 
 # B, T queries, S keys, H, K, D, causal, V
 CASES = [
@@ -79,7 +79,7 @@ def test_forward_and_backward(agree, generator, case, combination):
     arrays = _arrays(case, generator)
     # each score is the sum of D products and of the terms
     agree("attention_forward", arrays, terms=s + d + terms.count, lattice={"terms": terms}, **settings)
-    REFERENCE["attention_forward"](np, *arrays, terms=terms, **settings)
+    reference.attention_forward(np, *arrays, terms=terms, **settings)
     lattice = {"terms": terms, "dterms": _gradients(terms, generator)}
     # a scalar's gradient is a sum over all pairs whose parts cancel; its error grows as the root of their number
     count = 2 * (s + t * h // kv + d) + int(8 * math.sqrt(b * t * s)) + terms.count
@@ -98,11 +98,9 @@ def _run(library, case, arrays, dout, dtype, terms=None, dterms=None):
     q, k, v = (x.astype(dtype) for x in arrays[:3])
     out, lse, dq, dk, dv = (np.zeros(x.shape, dtype) for x in (*arrays[3:], q, k, v))
     with_terms = {} if terms is None else {"terms": terms}
-    NATIVE["attention_forward"](library, q, k, v, out, lse, **_settings(case), **with_terms)
+    attention_forward(library, q, k, v, out, lse, **_settings(case), **with_terms)
     with_terms |= {} if dterms is None else {"dterms": dterms}
-    NATIVE["attention_backward"](
-        library, dout.astype(dtype), q, k, v, out, lse, dq, dk, dv, **_settings(case), **with_terms
-    )
+    attention_backward(library, dout.astype(dtype), q, k, v, out, lse, dq, dk, dv, **_settings(case), **with_terms)
     return out, lse, dq, dk, dv
 
 
@@ -167,7 +165,7 @@ def test_lengths_of_matches(library, dtype):
     v[0, :, 0] = np.eye(positions)
     out, lse = np.zeros_like(q), np.zeros((1, 1, positions), dtype)
     terms = ScoreTerms(tokens, None, scalars, False, False, False, 8)
-    NATIVE["attention_forward"](library, q, k, v, out, lse, causal=False, scale=1.0, terms=terms)
+    attention_forward(library, q, k, v, out, lse, causal=False, scale=1.0, terms=terms)
     weights = out[0, :, 0]
     for i, j in itertools.product(range(positions), repeat=2):
         length = 0
@@ -218,18 +216,16 @@ def test_refused_arguments(library, terms, dterms, message):
     q, k, v, out, dq, dk, dv = np.zeros((7, 2, 6, 3, 4), np.float32)
     lse, settings = np.zeros((2, 3, 6), np.float32), {"causal": True, "scale": 0.5}
     with pytest.raises(ValueError, match=message):
-        NATIVE["attention_backward"](
-            library, out, q, k, v, out, lse, dq, dk, dv, terms=terms, dterms=dterms, **settings
-        )
+        attention_backward(library, out, q, k, v, out, lse, dq, dk, dv, terms=terms, dterms=dterms, **settings)
     if dterms is None:
         with pytest.raises(ValueError, match=message):
-            NATIVE["attention_forward"](library, q, k, v, out, lse, terms=terms, **settings)
+            attention_forward(library, q, k, v, out, lse, terms=terms, **settings)
 
 
 def test_scale_of_zero_is_refused_with_terms(library):
     q, k, v, out = np.zeros((4, 1, 2, 1, 4), np.float32)
     lse = np.zeros((1, 1, 2), np.float32)
     terms = ScoreTerms(np.zeros((1, 2), np.int32), None, np.zeros((1, 1), np.float32), False, False, True, 0)
-    NATIVE["attention_forward"](library, q, k, v, out, lse, causal=True, scale=0.0)
+    attention_forward(library, q, k, v, out, lse, causal=True, scale=0.0)
     with pytest.raises(ValueError, match="scale is 0"):
-        NATIVE["attention_forward"](library, q, k, v, out, lse, causal=True, scale=0.0, terms=terms)
+        attention_forward(library, q, k, v, out, lse, causal=True, scale=0.0, terms=terms)

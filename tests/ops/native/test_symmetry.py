@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cllm_gpu.model.lattice import symmetry_turns
-from cllm_gpu.ops.native import NATIVE
+from cllm_gpu.ops.native.rotary import rotary_forward
 from cllm_gpu.ops.native.symmetry import symmetry_backward, symmetry_forward
+from cllm_gpu.ops.reference import attention as reference
 from cllm_gpu.ops.reference.symmetry import ELEMENTS, Symmetry
-from cllm_gpu.ops.registry import REFERENCE
 
 # B, T, S, H, K, D, pairs
 CASES = [(1, 1, 1, 1, 1, 2, 1), (2, 5, 7, 4, 2, 6, 2), (2, 30, 30, 2, 2, 35, 17), (1, 26, 40, 2, 1, 64, 8)]
@@ -31,7 +31,7 @@ def test_attention(agree, generator, b, t, s, h, kv, d, pairs):
     settings = {"causal": True, "scale": 1 / math.sqrt(d), "symmetry": _symmetry(generator, b, s, pairs)}
     out, lse, before = np.zeros((b, t, h, d)), np.zeros((b, h, t)), wide.copy()
     agree("attention_forward", [q, k, v, out, lse], terms=s + d, **settings)
-    REFERENCE["attention_forward"](np, q, k, v, out, lse, **settings)
+    reference.attention_forward(np, q, k, v, out, lse, **settings)
     gradients = np.zeros((b, s, h + 2 * kv, d))
     dq, dk, dv = gradients[:, s - t :, :h], gradients[:, :, h : h + kv], gradients[:, :, h + kv :]
     arrays = [generator.standard_normal(q.shape), q, k, v, out, lse, dq, dk, dv]
@@ -69,7 +69,7 @@ def test_what_it_cannot_take_is_named(library):
     table = np.ones((2, 2), np.float32)
 
     def rotate(symmetry):
-        NATIVE["rotary_forward"](library, x, table, table, symmetry=symmetry)
+        rotary_forward(library, x, table, table, symmetry=symmetry)
 
     rotate(Symmetry(tokens, turns))
     for wrong in (tokens.astype(np.int64), tokens[:, :1], np.zeros((2, 2), np.int32)):

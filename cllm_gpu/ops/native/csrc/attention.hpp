@@ -10,7 +10,7 @@
 
 #include "exponential.hpp"
 #include "gemm.hpp"
-#include "score_terms.hpp"
+#include "score_bias.hpp"
 
 constexpr index_t SCORE_BYTES = 256 << 10;
 

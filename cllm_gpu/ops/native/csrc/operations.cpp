@@ -1,46 +1,21 @@
 // Entry points, each for float32 (suffix _f32) and float64 (_f64). Arrays are contiguous unless strides are given, in
 // elements. The caller (cllm_gpu/ops/native/*.py) has checked types and shapes. Returns: 0, or one of the errors below.
-//
-// A product goes to `blas`, a cblas_?gemm with 32-bit integers, where one is given, else to gemm.hpp.
+#include "adam.hpp"
 #include "attention.hpp"
-#include "flat.hpp"
-#include "positions.hpp"
-#include "random.hpp"
-#include "rows.hpp"
+#include "cross_entropy.hpp"
+#include "dropout.hpp"
+#include "embedding.hpp"
+#include "gelu.hpp"
+#include "layernorm.hpp"
+#include "linear.hpp"
+#include "rotary.hpp"
+#include "sgd.hpp"
+#include "squared_norm.hpp"
+#include "symmetry.hpp"
 
 namespace {
 
 enum Status { DONE = 0, NO_MEMORY = 1, BAD_INDEX = 2 };
-
-template <class T>
-using blas_gemm = void (*)(
-    int order, int transpose_a, int transpose_b, int m, int n, int k, T alpha, const T* a, int lda, const T* b, int ldb,
-    T beta, T* c, int ldc
-);
-
-// C (m, n) = A·B (+ C): A is (m, k), or with ta (k, m) read transposed; B is (k, n), or with tb (n, k).
-template <class T> struct Product {
-    void* blas;
-    void operator()(
-        index_t m, index_t n, index_t k, const T* a, bool ta, const T* b, bool tb, T* c, bool add, const T* bias
-    ) const {
-        const index_t lda = ta ? m : k, ldb = tb ? k : n;
-        if (!blas) {
-            gemm<T>(m, n, k, a, ta ? 1 : lda, ta ? lda : 1, b, tb ? 1 : ldb, tb ? ldb : 1, c, n, add, bias);
-            return;
-        }
-        if (bias) copy_to_rows(m, n, bias, c);
-        constexpr int row_major = 101, as_is = 111, transposed = 112;
-        reinterpret_cast<blas_gemm<T>>(blas)(
-            row_major, ta ? transposed : as_is, tb ? transposed : as_is, int(m), int(n), int(k), T(1), a, int(lda), b,
-            int(ldb), T(add || bias), c, int(n)
-        );
-    }
-};
-
-template <class T> void start_sum(index_t size, T* x, int accumulate) {
-    if (x && !accumulate) std::fill_n(x, size, T(0));
-}
 
 template <class F> int guarded(F work) {
     try {
@@ -48,28 +23,6 @@ template <class F> int guarded(F work) {
     } catch (const std::bad_alloc&) {
         return NO_MEMORY;
     }
-}
-
-template <class T>
-int linear_forward(void* blas, index_t n, index_t m, index_t k, const T* x, const T* weight, const T* bias, T* out) {
-    return guarded([&] {
-        Product<T>{blas}(n, m, k, x, false, weight, true, out, false, bias);
-        return DONE;
-    });
-}
-
-template <class T>
-int linear_backward(
-    void* blas, index_t n, index_t m, index_t k, const T* dout, const T* x, const T* weight, T* dx, T* dweight,
-    T* dbias, int accumulate
-) {
-    return guarded([&] {
-        Product<T>{blas}(m, k, n, dout, true, x, false, dweight, accumulate != 0, nullptr);
-        start_sum(m, dbias, accumulate);
-        if (dbias) column_sum(n, m, dout, dbias);
-        if (dx) Product<T>{blas}(n, k, m, dout, false, weight, false, dx, false, nullptr);
-        return DONE;
-    });
 }
 
 template <class T, class U> Heads<T> heads(U* data, const index_t* strides) {
@@ -131,23 +84,6 @@ int symmetry(
     });
 }
 
-template <class T>
-double adam_step(index_t size, index_t decayed, T* p, const T* g, T* m, T* v, const double* numbers, int decoupled) {
-    const AdamSettings s{numbers[0], numbers[1], numbers[2], numbers[3], numbers[4],
-                         numbers[5], numbers[6], numbers[7], decoupled};
-    const double moved = adam_segment(decayed, p, g, m, v, s, s.weight_decay);
-    return moved + adam_segment(size - decayed, p + decayed, g + decayed, m + decayed, v + decayed, s, 0.0);
-}
-
-template <class T>
-double sgd_step(index_t size, index_t decayed, T* p, const T* g, T* velocity, const double* numbers) {
-    const double rate = numbers[0], momentum = numbers[1], scale = numbers[3];
-    const double moved = sgd_segment(decayed, p, g, velocity, rate, momentum, numbers[2], scale);
-    return moved + sgd_segment(
-        size - decayed, p + decayed, g + decayed, velocity ? velocity + decayed : nullptr, rate, momentum, 0.0, scale
-    );
-}
-
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -155,13 +91,19 @@ double sgd_step(index_t size, index_t decayed, T* p, const T* g, T* velocity, co
     EXPORT int linear_forward_##name(                                                                                  \
         void* blas, index_t n, index_t m, index_t k, const T* x, const T* weight, const T* bias, T* out                \
     ) {                                                                                                                \
-        return linear_forward<T>(blas, n, m, k, x, weight, bias, out);                                                 \
+        return guarded([&] {                                                                                           \
+            linear_forward<T>(blas, n, m, k, x, weight, bias, out);                                                    \
+            return DONE;                                                                                               \
+        });                                                                                                            \
     }                                                                                                                  \
     EXPORT int linear_backward_##name(                                                                                 \
         void* blas, index_t n, index_t m, index_t k, const T* dout, const T* x, const T* weight, T* dx, T* dweight,    \
         T* dbias, int accumulate                                                                                       \
     ) {                                                                                                                \
-        return linear_backward<T>(blas, n, m, k, dout, x, weight, dx, dweight, dbias, accumulate);                     \
+        return guarded([&] {                                                                                           \
+            linear_backward<T>(blas, n, m, k, dout, x, weight, dx, dweight, dbias, accumulate);                        \
+            return DONE;                                                                                               \
+        });                                                                                                            \
     }                                                                                                                  \
     EXPORT void layernorm_forward_##name(                                                                              \
         index_t n, index_t c, const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, T epsilon          \

@@ -1,0 +1,53 @@
+"""What an operation is: its reference function, marked with `@operation`, is its specification.
+
+The function's name, signature and docstring are the operation's on every side (`cllm_gpu.ops.registry`); the decorator
+adds what a signature does not say.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Operation = Callable[..., Any]
+_Function = TypeVar("_Function", bound=Operation)
+
+
+@dataclass(frozen=True)
+class Specification:
+    """One operation."""
+
+    reference: Operation
+    """The function that defines it; takes the array module first."""
+    writes: tuple[str, ...]
+    """Parameters whose arrays it writes to: outputs, and what is updated in place."""
+    flat: bool
+    """Whether it takes flat arrays (n,) of any part of a buffer, element by element, and returns a float64 sum; it
+    widens bfloat16 itself, a tile at a time."""
+
+    @property
+    def name(self) -> str:
+        """Of the operation, its function on every side, and the attribute of `Operations`."""
+        return self.reference.__name__
+
+    @property
+    def module(self) -> str:
+        """The file it stands in on every side, without .py."""
+        return self.reference.__module__.rpartition(".")[2]
+
+
+def operation(*, writes: tuple[str, ...] = (), flat: bool = False) -> Callable[[_Function], _Function]:
+    """Mark a reference function as an operation: the function itself, with a `Specification` as its attribute.
+
+    ValueError for a name in `writes` that is no parameter.
+    """
+
+    def mark(function: _Function) -> _Function:
+        if unknown := set(writes) - set(inspect.signature(function).parameters):
+            raise ValueError(f"{function.__name__} has no parameter {', '.join(sorted(unknown))}")
+        vars(function)["specification"] = Specification(function, writes, flat)
+        return function
+
+    return mark

@@ -1,4 +1,4 @@
-"""Every compilation of every CUDA source that the fused operations can ask for: what the gates compile."""
+"""Every compilation of every CUDA source that the CUDA operations can ask for: what the gates compile."""
 
 from __future__ import annotations
 

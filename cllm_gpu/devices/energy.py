@@ -66,8 +66,8 @@ def meter_of(nvml: Any, driver: Any, device: int) -> EnergyMeter | None:
 
 
 @dataclass(frozen=True)
-class PowerDraw:
-    """Mean power and energy of one window."""
+class Drawn:
+    """Of one window."""
 
     watts: float
     joules_per_token: float
@@ -78,14 +78,14 @@ class MeanPower:
 
     def __init__(self, meter: EnergyMeter, clock: Callable[[], float] = time.perf_counter) -> None:
         self._meter, self._clock = meter, clock
-        self._last: PowerDraw | None = None
+        self._last: Drawn | None = None
         self.restart()
 
     def restart(self) -> None:
         """A window begins now: what was drawn before is not counted."""
         self._begun, self._joules, self._tokens = self._clock(), self._meter.joules(), 0
 
-    def step(self, tokens: int) -> PowerDraw | None:
+    def step(self, tokens: int) -> Drawn | None:
         """A step of so many tokens is done: what the last whole window says, None before the first."""
         self._tokens += tokens
         seconds = self._clock() - self._begun
@@ -94,5 +94,5 @@ class MeanPower:
             self.restart()
             if before is not None and self._joules is not None:
                 joules = self._joules - before
-                self._last = PowerDraw(joules / seconds, joules / spent)
+                self._last = Drawn(joules / seconds, joules / spent)
         return self._last

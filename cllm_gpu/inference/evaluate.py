@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.utils.errors import UserError
@@ -74,17 +74,17 @@ def perplexity(loss: float) -> float:
 
 
 def model_losses(model: Transformer) -> Losses:
-    """A `Losses` that runs `model` on one workspace per batch shape."""
-    workspaces: dict[tuple[int, int], Workspace] = {}
+    """A `Losses` that runs `model`, with activations for each batch shape."""
+    by_shape: dict[tuple[int, int], Activations] = {}
 
     def losses(tokens: npt.NDArray[Any], targets: npt.NDArray[Any]) -> tuple[Any, Any]:
         backend, (batch, length) = model.backend, tokens.shape
-        workspace = workspaces.get((batch, length))
-        if workspace is None:
+        activations = by_shape.get((batch, length))
+        if activations is None:
             dtype = model.parameters.layout.dtype
-            workspace = Workspace(model.architecture, backend, batch, length, dtype, training=False)
-            workspaces[batch, length] = workspace
+            activations = Activations(model.architecture, backend, batch, length, dtype, training=False)
+            by_shape[batch, length] = activations
         device = (backend.asarray(np.ascontiguousarray(x, dtype=np.int32)) for x in (tokens, targets))
-        return model.losses(workspace, *device)
+        return model.losses(activations, *device)
 
     return losses

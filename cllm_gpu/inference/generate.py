@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.inference.sampling import Sampler
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.kv_cache import KeyValueCache
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.utils.errors import UserError
@@ -85,21 +85,21 @@ class WindowReader:
     def logits(self) -> npt.NDArray[Any]:
         """Logits (V,) on the host."""
         cache = self._empty_cache(len(self.window))
-        return self._read(self.window, self._workspace(len(self.window)), cache)
+        return self._read(self.window, self._activations_for(len(self.window)), cache)
 
-    def _workspace(self, length: int) -> Workspace:
+    def _activations_for(self, length: int) -> Activations:
         dtype = self.model.parameters.layout.dtype
-        return Workspace(self.model.architecture, self.model.backend, 1, length, dtype, training=False)
+        return Activations(self.model.architecture, self.model.backend, 1, length, dtype, training=False)
 
     def _empty_cache(self, capacity: int) -> KeyValueCache:
         dtype = self.model.parameters.layout.dtype
         return KeyValueCache(self.model.architecture, self.model.backend, 1, capacity, dtype)
 
-    def _read(self, tokens: list[int], workspace: Workspace, cache: KeyValueCache) -> npt.NDArray[Any]:
+    def _read(self, tokens: list[int], activations: Activations, cache: KeyValueCache) -> npt.NDArray[Any]:
         backend = self.model.backend
         with backend.ranges("generation"):
             ids = backend.asarray(np.array([tokens], dtype=np.int32))  # (1, T)
-            return backend.to_host(self.model.next_logits(workspace, ids, cache))[0]
+            return backend.to_host(self.model.next_logits(activations, ids, cache))[0]
 
 
 class CachedReader(WindowReader):
@@ -108,7 +108,7 @@ class CachedReader(WindowReader):
     def __init__(self, model: Transformer, prompt: list[int]) -> None:
         super().__init__(model, prompt)
         self._cache = self._empty_cache(self.context)
-        self._step = self._workspace(1)
+        self._step = self._activations_for(1)
 
     def append(self, token: int) -> None:
         """Add a token to the window, which moves on, with an empty cache, when it is full."""
@@ -120,8 +120,8 @@ class CachedReader(WindowReader):
     def logits(self) -> npt.NDArray[Any]:
         """Logits (V,) on the host, once for every token appended."""
         fresh = self.window[self._cache.length :]
-        workspace = self._step if len(fresh) == 1 else self._workspace(len(fresh))
-        return self._read(fresh, workspace, self._cache)
+        activations = self._step if len(fresh) == 1 else self._activations_for(len(fresh))
+        return self._read(fresh, activations, self._cache)
 
 
 class TextStream:

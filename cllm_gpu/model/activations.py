@@ -17,7 +17,7 @@ from cllm_gpu.model.recompute import Recompute, is_kept
 from cllm_gpu.ops.reference.dropout import Dropout
 
 
-def workspace_plan(
+def plan_activations(
     a: Architecture,
     batch: int,
     length: int,
@@ -28,7 +28,7 @@ def workspace_plan(
     logit_chunks: LogitChunks = ON_HOST,
     gradient_dtype: Any | None = None,
 ) -> Plan:
-    """Every array of a workspace. Without `training` the blocks share one set, and no gradient is planned.
+    """The arrays of `Activations`. Without `training` the blocks share one set, and no gradient is planned.
 
     gradient_dtype: of the parameters' gradients, which lie elsewhere; None: `dtype`.
     """
@@ -92,10 +92,10 @@ def batch_dropout(a: Architecture, *, seed: int, step: Any, first: int) -> Dropo
     return Dropout(a.dropout, seed, step, site=0, first_element=first * a.context * a.width)
 
 
-class Workspace:
+class Activations:
     """Arrays for one batch of B sequences of T tokens; `first_row` is where it starts in a batch split over threads.
 
-    `workspace["blocks.0.attention"].qkv` is an array of a layer, by the layer's name and the array's.
+    `activations["blocks.0.attention"].qkv` is an array of a layer, by the layer's name and the array's.
     """
 
     def __init__(
@@ -111,9 +111,10 @@ class Workspace:
         first_row: int = 0,
         gradient_dtype: Any | None = None,
     ) -> None:
-        self.batch, self.length, self.recompute = batch, length, recompute
+        self.batch, self.length = batch, length
+        self.training, self.recompute = training, recompute
         self._first_element = first_row * architecture.width
-        plan = workspace_plan(
+        plan = plan_activations(
             architecture, batch, length, dtype,
             training=training, recompute=recompute, logit_chunks=backend.logit_chunks, gradient_dtype=gradient_dtype,
         )  # fmt: skip

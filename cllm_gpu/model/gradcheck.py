@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cllm_gpu.backend import Backend
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.layers.layer import ParameterSpec
 from cllm_gpu.model.parameters import FlatParameters, Layout, parameter_specs
@@ -128,7 +128,7 @@ class _Problem:
         self.parameters = self.layout.views(backend.zeros(self.layout.size, np.float64))
         self.parameters.flat[...] = backend.asarray(random_point(self.layout, seed))
         self.model = Transformer(a, backend, self.parameters)
-        self.workspace = Workspace(a, backend, batch, length, np.float64, training=True)
+        self.activations = Activations(a, backend, batch, length, np.float64, training=True)
         generator = _generator(seed, "tokens")
         tokens, targets = generator.integers(0, a.vocabulary, (2, batch, length)).astype(np.int32)
         if targets.size > 2:  # targets that do not count are part of what is checked
@@ -151,12 +151,12 @@ class _Problem:
         """Mean loss; the model's forward with dropout comes only together with its backward."""
         if self.dropout is not None:
             return self._loss_into(self._scratch)
-        losses, _ = self.model.losses(self.workspace, self.tokens, self.targets)
+        losses, _ = self.model.losses(self.activations, self.tokens, self.targets)
         return float(losses.sum()) * self.scale
 
     def _loss_into(self, gradients: FlatParameters) -> float:
         total = self.model.loss_and_gradients(
-            self.workspace,
+            self.activations,
             self.tokens,
             self.targets,
             gradients,

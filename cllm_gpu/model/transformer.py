@@ -4,7 +4,7 @@ tokens → embedding → L × (layer norm → attention → residual; layer norm
 same road back. The residual stream is added to just before the next layer norm, in one operation. N = B·T rows
 everywhere.
 
-The model itself holds only the parameters and a few constants; the arrays of one (B, T) are a `Workspace`, so several
+The model itself holds only the parameters and a few constants; the arrays of one (B, T) are a `Activations`, so several
 passes may be under way at once, each on a thread of its own.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cllm_gpu.backend import Backend
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.kv_cache import KeyValueCache
 from cllm_gpu.model.layers.layer import Pass
@@ -44,7 +44,7 @@ class Transformer:
         ranges, layers = self.backend.ranges, self.layers
         with ranges("forward/embedding"):
             stream = layers.embedding.forward(x)
-        x.w.lattice = None if layers.crystalline is None else layers.crystalline.forward(x)
+        x.activations.lattice = None if layers.crystalline is None else layers.crystalline.forward(x)
         branch = None  # (N, C), what the residual stream is about to be given
         for number, block in enumerate(layers.blocks):
             with ranges(f"forward/block_{number:02d}/attention"):
@@ -52,23 +52,24 @@ class Transformer:
                 branch = block.attention.forward(x, normed)
             with ranges(f"forward/block_{number:02d}/mlp"):
                 stream, normed = block.mlp_norm.forward(x, stream, branch)
-                branch = block.mlp.forward(x, normed, x.w.branch)
+                branch = block.mlp.forward(x, normed, x.activations.branch)
         _, normed = layers.final_norm.forward(x, stream, branch)
         return normed
 
     def _backward(self, x: Pass) -> None:
-        """From the gradient of the final norm's output, in w.dnormed, to those of all parameters but the head's."""
+        """From the gradient of the final norm's output, in dnormed, to those of all parameters but the head's."""
         ranges, layers = self.backend.ranges, self.layers
         dbranch = layers.final_norm.backward(x)
         for number, block in reversed(list(enumerate(layers.blocks))):
-            if x.w.recompute != "none" and block is not layers.blocks[-1]:  # whose arrays are as its forward left them
+            # the last block's arrays are as its forward left them
+            if x.activations.recompute != "none" and block is not layers.blocks[-1]:
                 with ranges(f"backward/block_{number:02d}/recompute"):
                     self._recompute(x, block)
             with ranges(f"backward/block_{number:02d}/mlp"):
-                block.mlp.backward(x, dbranch, x.w[block.mlp_norm.name].normed)
+                block.mlp.backward(x, dbranch, x.activations[block.mlp_norm.name].normed)
                 dbranch = block.mlp_norm.backward(x)
             with ranges(f"backward/block_{number:02d}/attention"):
-                block.attention.backward(x, dbranch, x.w[block.attention_norm.name].normed)
+                block.attention.backward(x, dbranch, x.activations[block.attention_norm.name].normed)
                 dbranch = block.attention_norm.backward(x)
         with ranges("backward/embedding"):
             tied = self.architecture.tied_head
@@ -80,22 +81,22 @@ class Transformer:
 
     def _recompute(self, x: Pass, block: Block) -> None:
         """What the backward of a block needs and its arrays do not hold any more, by the operations of the forward."""
-        if x.w.recompute == "pointwise":
+        if x.activations.recompute == "pointwise":
             for layer in block.all:
                 layer.recompute(x)
             return
-        stream, normed = block.attention_norm.forward(x, x.w[block.attention_norm.name].residual, None)
+        stream, normed = block.attention_norm.forward(x, x.activations[block.attention_norm.name].residual, None)
         _, normed = block.mlp_norm.forward(x, stream, block.attention.forward(x, normed))
         block.mlp.forward(x, normed, None)
 
-    def _pass(self, w: Workspace, tokens: Any, **settings: Any) -> Pass:
-        return Pass(self.ops, self.parameters, self._constants, w, tokens, **settings)
+    def _pass(self, activations: Activations, tokens: Any, **settings: Any) -> Pass:
+        return Pass(self.ops, self.parameters, self._constants, activations, tokens, **settings)
 
     # ---- training
 
     def loss_and_gradients(
         self,
-        workspace: Workspace,
+        activations: Activations,
         tokens: Any,
         targets: Any,
         gradients: FlatParameters,
@@ -107,17 +108,17 @@ class Transformer:
         """Σ of the losses (nats) over tokens (B, T) int32 against targets (B, T); gradients of gradient_scale·Σ.
 
         `gradients` are overwritten, or added to when `accumulate`. `dropout` is None for a model without,
-        or for a deterministic pass; its site is filled in here, and its first element counts from the workspace's row.
+        or for a deterministic pass; its site is filled in here, and its first element counts from their first row.
         """
         self.compute_gradients(
-            workspace, tokens, targets, gradients,
+            activations, tokens, targets, gradients,
             gradient_scale=gradient_scale, accumulate=accumulate, dropout=dropout,
         )  # fmt: skip
-        return float(workspace.losses.sum(dtype="float64"))
+        return float(activations.losses.sum(dtype="float64"))
 
     def compute_gradients(
         self,
-        workspace: Workspace,
+        activations: Activations,
         tokens: Any,
         targets: Any,
         gradients: FlatParameters,
@@ -126,8 +127,8 @@ class Transformer:
         accumulate: bool,
         dropout: Dropout | None = None,
     ) -> None:
-        """`loss_and_gradients` without waiting for the device: the losses (B·T,) are left in `workspace.losses`."""
-        x = self._pass(workspace, tokens, dropout=dropout, gradients=gradients, accumulate=accumulate)
+        """`loss_and_gradients` without waiting for the device: the losses (B·T,) are left in `activations.losses`."""
+        x = self._pass(activations, tokens, dropout=dropout, gradients=gradients, accumulate=accumulate)
         with self.backend.ranges("forward"):
             normed = self._forward(x)
         with self.backend.ranges("loss"):
@@ -137,43 +138,45 @@ class Transformer:
 
     # ---- without gradients
 
-    def losses(self, workspace: Workspace, tokens: Any, targets: Any) -> tuple[Any, Any]:
+    def losses(self, activations: Activations, tokens: Any, targets: Any) -> tuple[Any, Any]:
         """Losses (B·T,) in nats (0 where the target is ignored) and whether the likeliest token was the target."""
-        x = self._pass(workspace, tokens)
+        x = self._pass(activations, tokens)
         hits = self.backend.xp.empty(targets.size, dtype=bool)
         return self.layers.head.losses(x, self._forward(x), targets.reshape(-1), hits), hits
 
-    def logits(self, workspace: Workspace, tokens: Any) -> Any:
+    def logits(self, activations: Activations, tokens: Any) -> Any:
         """Logits (B, T, V) of tokens (B, T), a new array: for inspection and tests."""
-        x = self._pass(workspace, tokens)
+        x = self._pass(activations, tokens)
         out = self.backend.xp.empty((tokens.size, self.architecture.vocabulary), self.parameters.layout.dtype)
         self.layers.head.logits(x, self._forward(x), out)
         return out.reshape(*tokens.shape, -1)
 
-    def next_logits(self, workspace: Workspace, tokens: Any, cache: KeyValueCache) -> Any:
+    def next_logits(self, activations: Activations, tokens: Any, cache: KeyValueCache) -> Any:
         """Logits (B, V) after the last of tokens (B, T), which follow the `cache.length` tokens in the cache."""
-        x, xp = self._pass(workspace, tokens, cache=cache), self.backend.xp
+        x, xp = self._pass(activations, tokens, cache=cache), self.backend.xp
         last = self._forward(x).reshape(*tokens.shape, -1)[:, -1]
         cache.length += tokens.shape[1]
         out = xp.empty((tokens.shape[0], self.architecture.vocabulary), last.dtype)
         self.layers.head.logits(x, xp.ascontiguousarray(last), out)
         return out
 
-    def last_logits(self, workspace: Workspace) -> Iterator[Any]:
-        """Logits of the last forward of a training workspace, (rows, V) at a time, each in the same array.
+    def last_logits(self, activations: Activations) -> Iterator[Any]:
+        """Logits of the last forward, (rows, V) at a time, each in the same array.
 
         For inspection: a backward leaves gradients where the logits were, so they are computed again.
         """
-        x = self._pass(workspace, None)
-        for _, logits in self.layers.head.logit_chunks(x, workspace[self.layers.final_norm.name].normed):
+        x = self._pass(activations, None)
+        for _, logits in self.layers.head.logit_chunks(x, activations[self.layers.final_norm.name].normed):
             yield logits
 
-    def attention_weights(self, workspace: Workspace, layer: int, *, terms: bool = True) -> Any:
-        """Weights (B, H, T, T) of a layer in the last forward of a training workspace, for inspection: O(T²) memory.
+    def attention_weights(self, activations: Activations, layer: int, *, terms: bool = True) -> Any:
+        """Weights (B, H, T, T) of a layer in the last forward, for inspection: O(T²) memory.
 
-        Without `terms`, as they would be had the lattice added nothing to the scores. ValueError for a workspace that
-        does not keep every block's queries and keys.
+        Without `terms`, as they would be had the lattice added nothing to the scores. ValueError for activations that
+        do not hold every block's queries and keys: those of inference, and of training with recompute "block".
         """
-        if not is_kept(workspace.recompute, "block"):
-            raise ValueError(f"a workspace with recompute {workspace.recompute!r} keeps no queries and keys")
-        return self.layers.blocks[layer].attention.weights(self._pass(workspace, None), terms=terms)
+        if not activations.training:
+            raise ValueError("activations made with training=False are shared by the blocks: they hold the last one's")
+        if not is_kept(activations.recompute, "block"):
+            raise ValueError(f"activations with recompute {activations.recompute!r} keep no queries and keys")
+        return self.layers.blocks[layer].attention.weights(self._pass(activations, None), terms=terms)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.lattice import lattice_points, primes
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.reference.symmetry import ELEMENTS, ROTATIONS
@@ -96,7 +96,7 @@ def prompt_weights(model: Transformer, tokens: Array, layer: int) -> tuple[Array
     backend = model.backend
     ids = backend.asarray(np.ascontiguousarray(tokens, dtype=np.int32)[None])
     dtype = model.parameters.layout.dtype
-    w = Workspace(model.architecture, backend, 1, ids.shape[1], dtype, training=True)
+    w = Activations(model.architecture, backend, 1, ids.shape[1], dtype, training=True)
     model.logits(w, ids)
     with_terms, without = (model.attention_weights(w, layer, terms=terms) for terms in (True, False))
     return backend.to_host(with_terms)[0], backend.to_host(without)[0]

@@ -1,9 +1,9 @@
 """A batch split over threads of one process: each computes the loss and the gradients of its part.
 
-The operations release Python's lock, so the threads run at once, each with a workspace and a gradient buffer of its own
-and a single-threaded matrix product: no thread waits for another between operations. Afterwards the gradients are
-added in the order of the workers, each thread adding one slice of the flat buffer. The same number of workers gives
-the same bits at every run. On a GPU, and for one worker, everything is the plain call.
+The operations release Python's lock, so the threads run at once, each with activations and a gradient buffer of its own
+and a single-threaded matrix product: no thread waits for another between operations. Afterwards the gradients are added
+in the order of the workers, each thread adding one slice of the flat buffer. The same number of workers gives the same
+bits at every run. On a GPU, and for one worker, everything is the plain call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cllm_gpu.backend import Backend
-from cllm_gpu.model.activations import Workspace, workspace_plan
+from cllm_gpu.model.activations import Activations, plan_activations
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.parameters import FlatParameters, Layout
 from cllm_gpu.model.recompute import Recompute
@@ -45,7 +45,7 @@ class WorkersPlan:
     """Bytes a `GradientWorkers` will allocate."""
 
     activations: int
-    """The workspaces of all workers."""
+    """The activations of all workers."""
     gradients: int
     """The gradient buffers of all workers but the first, which uses the caller's."""
 
@@ -67,7 +67,7 @@ def workers_plan(
     """
     parts, gradients = batch_parts(batch, backend.workers), gradients or layout
     plan = partial(
-        workspace_plan,
+        plan_activations,
         architecture,
         training=training,
         recompute=recompute,
@@ -108,8 +108,8 @@ class GradientWorkers:
         gradients = gradients or layout
         self._model, self._shape = model, (batch, length)
         self._parts = batch_parts(batch, backend.workers)
-        self._workspaces = [
-            Workspace(
+        self._activations = [
+            Activations(
                 model.architecture, backend, part.stop - part.start, length, layout.dtype,
                 training=training, recompute=recompute, first_row=part.start * length, gradient_dtype=gradients.dtype,
             )
@@ -125,9 +125,9 @@ class GradientWorkers:
         self.ops = self._split_flat_operations(backend.ops)
 
     @property
-    def workspaces(self) -> tuple[Workspace, ...]:
+    def activations(self) -> tuple[Activations, ...]:
         """Of every worker, in the order of the rows: they hold what the last batch left, for inspection."""
-        return tuple(self._workspaces)
+        return tuple(self._activations)
 
     def __enter__(self) -> GradientWorkers:
         return self
@@ -157,7 +157,7 @@ class GradientWorkers:
         def work(index: int) -> float:
             part = self._parts[index]
             return self._model.loss_and_gradients(
-                self._workspaces[index], tokens[part], targets[part], buffers[index],
+                self._activations[index], tokens[part], targets[part], buffers[index],
                 gradient_scale=gradient_scale, accumulate=accumulate and index == 0, dropout=dropout,
             )  # fmt: skip
 
@@ -181,16 +181,16 @@ class GradientWorkers:
         order: (batch·length,) int64, the positions sorted by their token. For a backend of one worker.
         """
         self._check(tokens, targets)
-        workspace = self._workspaces[0]
-        workspace.token_order = order
+        activations = self._activations[0]
+        activations.token_order = order
         try:
             self._model.compute_gradients(
-                workspace, tokens, targets, gradients,
+                activations, tokens, targets, gradients,
                 gradient_scale=gradient_scale, accumulate=accumulate, dropout=dropout,
             )  # fmt: skip
         finally:
-            workspace.token_order = None  # the next call may be of other tokens
-        return workspace.losses
+            activations.token_order = None  # the next call may be of other tokens
+        return activations.losses
 
     def losses(self, tokens: Any, targets: Any) -> tuple[Any, Any]:
         """As `Transformer.losses`, on tokens and targets (batch, length)."""
@@ -198,7 +198,7 @@ class GradientWorkers:
 
         def work(index: int) -> tuple[Any, Any]:
             part = self._parts[index]
-            return self._model.losses(self._workspaces[index], tokens[part], targets[part])
+            return self._model.losses(self._activations[index], tokens[part], targets[part])
 
         results = self._run([partial(work, index) for index in range(len(self._parts))])
         if len(results) == 1:

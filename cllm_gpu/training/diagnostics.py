@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.parameters import FlatParameters
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.precision import wide_dtype
@@ -44,13 +44,13 @@ class Look:
     """A look at one step: made after its gradients and before its update; `record` is called after the update."""
 
     def __init__(
-        self, model: Transformer, workspaces: Sequence[Workspace], gradients: FlatParameters, weights: FlatParameters
+        self, model: Transformer, activations: Sequence[Activations], gradients: FlatParameters, weights: FlatParameters
     ) -> None:
-        """`workspaces`: those of the step's last micro-batch. `weights`: what the update is subtracted from."""
+        """`activations`: those of the step's last micro-batch. `weights`: what the update is subtracted from."""
         self._model, self._weights = model, weights
         self._before = weights.layout.views(weights.flat.copy())
         self._gradients = {name: self._gradient(view) for name, view in gradients.items()}
-        self._activations = largest_activations(model, workspaces)
+        self._activations = largest_activations(model, activations)
 
     def record(self, step: int, skipped: str | None) -> dict[str, Any]:
         """The record of this look."""
@@ -79,17 +79,17 @@ class Look:
         return math.sqrt(self._model.ops.squared_norm(x.reshape(-1)))
 
 
-def largest_activations(model: Transformer, workspaces: Sequence[Workspace]) -> dict[str, list[float]]:
-    """Kind → the largest |x| in each layer over the last forward of training `workspaces`; NaN where there is one.
+def largest_activations(model: Transformer, activations: Sequence[Activations]) -> dict[str, list[float]]:
+    """Kind → the largest |x| in each layer over the last forward of training `activations`; NaN where there is one.
 
-    Kinds are those of `Workspace.diagnosed` with a value for each array of that name, and `logits`, with one.
+    Kinds are those of `Activations.diagnosed` with a value for each array of that name, and `logits`, with one.
     """
     xp = model.backend.xp
     found: dict[str, list[float]] = {}
-    for arrays in zip(*(w.diagnosed() for w in workspaces), strict=True):
+    for arrays in zip(*(w.diagnosed() for w in activations), strict=True):
         kind = arrays[0][0]
         found.setdefault(kind, []).append(largest([_magnitude(xp, x) for _, x in arrays]))
-    found["logits"] = [largest([_magnitude(xp, logits) for w in workspaces for logits in model.last_logits(w)])]
+    found["logits"] = [largest([_magnitude(xp, logits) for w in activations for logits in model.last_logits(w)])]
     return found
 
 

@@ -81,4 +81,4 @@ class HostStep(TrainingStep):
             return None
         model = self._context.model
         weights = self._context.optimizer.weights(model.parameters)
-        return Look(model, self._workers.workspaces, self._context.gradients, weights)
+        return Look(model, self._workers.activations, self._context.gradients, weights)

@@ -118,30 +118,30 @@ def test_the_mean_is_over_a_second_of_steps_and_more() -> None:
     nvml, clock = Nvml(), Clock()
     mean = MeanPower(_meter(nvml), clock)
 
-    def step(seconds: float, joules: float) -> Drawn | None:
+    def step(seconds: float, joules: float) -> PowerDraw | None:
         clock.now += seconds
         nvml.millijoules += round(1e3 * joules)
         return mean.step(100)
 
     assert step(0.5, 200.0) is None
-    assert step(0.75, 300.0) == Drawn(500 / 1.25, 500 / 200)
-    assert step(0.25, 999.0) == Drawn(400.0, 2.5), "the window under way is not told"
+    assert step(0.75, 300.0) == PowerDraw(500 / 1.25, 500 / 200)
+    assert step(0.25, 999.0) == PowerDraw(400.0, 2.5), "the window under way is not told"
     clock.now += 100.0
     nvml.millijoules += 10**9
     mean.restart()  # an evaluation: neither its seconds nor its joules are of a step
-    assert step(0.5, 1.0) == Drawn(400.0, 2.5)
-    assert step(0.5, 1.0) == Drawn(2.0, 0.01)
+    assert step(0.5, 1.0) == PowerDraw(400.0, 2.5)
+    assert step(0.5, 1.0) == PowerDraw(2.0, 0.01)
 
 
 def test_a_counter_that_stops_telling_keeps_the_last_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml, clock = Nvml(), Clock()
     mean = MeanPower(_meter(nvml), clock)
     clock.now, nvml.millijoules = 2.0, nvml.millijoules + 4000
-    assert mean.step(1) == Drawn(2.0, 4.0)
+    assert mean.step(1) == PowerDraw(2.0, 4.0)
     nvml._fails["nvmlDeviceGetTotalEnergyConsumption"] = 999
     for _ in range(3):
         clock.now += 2.0
-        assert mean.step(1) == Drawn(2.0, 4.0)
+        assert mean.step(1) == PowerDraw(2.0, 4.0)
 
 
 def test_a_steps_figures() -> None:

@@ -30,9 +30,9 @@ class _Steps(Run):
     def compute(
         self, tokens: Any, targets: Any, gradients: Any, *, order: Any, dropout: Dropout | None, **named: Any
     ) -> Any:
-        self.workspace.token_order = order
-        self.model.compute_gradients(self.workspace, tokens, targets, gradients, dropout=dropout, **named)
-        return self.workspace.losses
+        self.activations.token_order = order
+        self.model.compute_gradients(self.activations, tokens, targets, gradients, dropout=dropout, **named)
+        return self.activations.losses
 
     def batch(self, step: int) -> tuple[Any, Any]:
         """Drawn in the order of the steps."""
@@ -76,7 +76,7 @@ def test_a_replayed_step_is_the_step(name: str, precision: Precision, wide: bool
         backend = dataclasses.replace(_backend(name, precision), logit_chunks=LogitChunks(1 << 30, rows))
         run = _Steps(backend, tiny_architecture(dropout=0.1), wide_gradients=wide)
         results = run.run(STEPS[name], capture=capture)
-        assert (run.workspace["head"].dhead is not None) is (precision == "bf16" and not wide)
+        assert (run.activations["head"].dhead is not None) is (precision == "bf16" and not wide)
         runs.append((run, results))
     (replayed, ours), (launched, theirs) = runs
     refused = replayed.graph_step.capture_refused

@@ -20,7 +20,7 @@ cancel, each rounded by 2^-9, differs most: by 5e-3 on the simulator."""
 def _record(backend: Backend) -> dict[str, Any]:
     run = Run(backend, tiny_architecture())
     run.step()
-    look = Look(run.model, [run.workspace], run.gradients, run.optimizer.weights(run.parameters))
+    look = Look(run.model, [run.activations], run.gradients, run.optimizer.weights(run.parameters))
     run.optimizer.apply(run.parameters, run.gradients, rate=3e-3, gradient_norm=1.0)
     return look.record(2, None)
 

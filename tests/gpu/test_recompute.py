@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.recompute import Recompute
 from cllm_gpu.ops.precision import Precision
 from tests.gpu.training_runs import BATCH, LENGTH, Run, tiny_architecture
@@ -24,7 +24,7 @@ def _run(name: str, precision: Precision, level: Recompute) -> tuple[list[float]
         simulator_or_skip()
     backend = get_backend(name, precision=precision)
     run = Run(backend, tiny_architecture(positions="rope"))
-    run.workspace = Workspace(
+    run.activations = Activations(
         run.architecture, backend, BATCH, LENGTH, backend.dtype, training=True, recompute=level
     )  # fmt: skip
     return [run.step() for _ in range(STEPS[name])], run

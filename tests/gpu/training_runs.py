@@ -9,7 +9,7 @@ import numpy as np
 
 from cllm_gpu.backend import Backend
 from cllm_gpu.config import OptimizerConfig
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import SIZES, Architecture
 from cllm_gpu.model.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.model.transformer import Transformer
@@ -44,7 +44,7 @@ class Run:
         weights.flat[...] = backend.asarray(initial_values(weights.layout, 1))
         self.optimizer.round_masters(self.parameters)
         self.model = Transformer(self.architecture, backend, self.parameters)
-        self.workspace = Workspace(
+        self.activations = Activations(
             self.architecture, backend, BATCH, LENGTH, layout.dtype, training=True, gradient_dtype=summed.dtype
         )
         self.generator = np.random.default_rng(3)
@@ -61,7 +61,7 @@ class Run:
         parts = (np.ascontiguousarray(x, np.int32) for x in (draws[:, :-1], draws[:, 1:]))
         tokens, targets = (self.backend.asarray(x) for x in parts)
         total = self.model.loss_and_gradients(
-            self.workspace, tokens, targets, self.gradients, gradient_scale=1.0 / tokens.size, accumulate=False
+            self.activations, tokens, targets, self.gradients, gradient_scale=1.0 / tokens.size, accumulate=False
         )
         norm = self.optimizer.gradient_norm(self.gradients)
         self.optimizer.apply(self.parameters, self.gradients, rate=3e-3, gradient_norm=norm)

@@ -9,7 +9,7 @@ import pytest
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.inference.evaluate import evaluate, model_losses, perplexity
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.gradcheck import random_point
 from cllm_gpu.model.parameters import Layout, parameter_specs
@@ -90,8 +90,8 @@ def test_a_model_is_evaluated_by_its_own_logits():
 
     losses, hits = [], []
     for tokens, targets in batches:
-        workspace = Workspace(a, backend, len(tokens), 9, np.float64, training=False)
-        x = model.logits(workspace, tokens.astype(np.int32)).reshape(-1, 19)
+        activations = Activations(a, backend, len(tokens), 9, np.float64, training=False)
+        x = model.logits(activations, tokens.astype(np.int32)).reshape(-1, 19)
         flat = targets.reshape(-1)
         row = np.log(np.exp(x).sum(axis=1)) - x[np.arange(flat.size), flat]
         losses += row[flat != -1].tolist()

@@ -14,7 +14,7 @@ from cllm_gpu.backend import get_backend
 from cllm_gpu.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer
 from cllm_gpu.inference.generate import CachedReader, TextStream, WindowReader, generate_text, generate_tokens
 from cllm_gpu.inference.sampling import Sampler
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
 from cllm_gpu.model.gradcheck import random_point
 from cllm_gpu.model.parameters import Layout, parameter_specs
@@ -83,8 +83,8 @@ def test_the_cache_gives_the_logits_of_the_whole_window(name, dtype, bound):
 @pytest.mark.parametrize("name", ["learned", "grouped"])
 def test_the_window_gives_the_model_s_own_logits(name):
     m = model(ARCHITECTURES[name])
-    workspace = Workspace(m.architecture, m.backend, 1, PROMPT.size, np.float64, training=True)
-    expected = m.logits(workspace, PROMPT[None].astype(np.int32))[0, -1]
+    activations = Activations(m.architecture, m.backend, 1, PROMPT.size, np.float64, training=True)
+    expected = m.logits(activations, PROMPT[None].astype(np.int32))[0, -1]
     np.testing.assert_allclose(CachedReader(m, PROMPT.tolist()).logits(), expected, rtol=0, atol=1e-13)
 
 
@@ -105,9 +105,9 @@ def test_the_cache_computes_one_position_per_step_until_the_window_moves(monkeyp
     m, computed = model(SHAPE), []
     original = m.next_logits
 
-    def counted(workspace, tokens, cache):
+    def counted(activations, tokens, cache):
         computed.append(tokens.shape[1])
-        return original(workspace, tokens, cache)
+        return original(activations, tokens, cache)
 
     monkeypatch.setattr(m, "next_logits", counted)
     generated(m, use_cache=True, tokens=16)

@@ -14,7 +14,7 @@ from cllm_gpu.cli import run
 from cllm_gpu.data.tokenizers import ByteTokenizer
 from cllm_gpu.inference.evaluate import model_losses
 from cllm_gpu.inference.hellaswag import Item, choose, cleaned_text, read_hellaswag
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.ops.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.utils.errors import UserError
@@ -127,7 +127,7 @@ def test_the_models_own_logits(build_model: Callable[..., Any]) -> None:
             ids = np.frombuffer(f"{context} {ending}".encode(), np.uint8).astype(np.int32)[-(a.context + 1) :]
             count = len(ending) + 1
             tokens = np.ascontiguousarray(ids[None, :-1])
-            logits = model.logits(Workspace(a, model.backend, *tokens.shape, np.float64, training=False), tokens)[0]
+            logits = model.logits(Activations(a, model.backend, *tokens.shape, np.float64, training=False), tokens)[0]
             logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
             scores.append(float(sum(logs[-count + n, ids[1:][-count + n]] for n in range(count))))
         labels.append(int(np.argmax(scores)))

@@ -11,7 +11,7 @@ import pytest
 
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.config import Config, ModelConfig, TrainingConfig
-from cllm_gpu.model.activations import Workspace, workspace_plan
+from cllm_gpu.model.activations import Activations, plan_activations
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
 from cllm_gpu.model.gradcheck import random_point
 from cllm_gpu.model.parameters import Layout, parameter_specs
@@ -65,8 +65,8 @@ def _gradients(model: Transformer, recompute: Recompute, *, batch: int = 4, step
     gradients.flat[...] = 3.0  # what is overwritten does not matter
     total = 0.0
     with GradientWorkers(model, batch, a.context, recompute=recompute) as workers:
-        for workspace in workers.workspaces:
-            _spoil(workspace)
+        for activations in workers.activations:
+            _spoil(activations)
         for first in (0, batch):
             rows = slice(first, first + batch)
             tokens, targets = (backend.asarray(np.ascontiguousarray(x[rows])) for x in drawn)
@@ -77,10 +77,10 @@ def _gradients(model: Transformer, recompute: Recompute, *, batch: int = 4, step
     return total, backend.to_host(gradients.flat).copy()
 
 
-def _spoil(workspace: Workspace) -> None:
+def _spoil(activations: Activations) -> None:
     """NaN wherever a layer may keep something, so that nothing is read before it is written."""
-    for layer in workspace.names:
-        for array in vars(workspace[layer]).values():
+    for layer in activations.names:
+        for array in vars(activations[layer]).values():
             if array is not None:
                 array[...] = np.nan
 
@@ -166,9 +166,9 @@ def test_the_plan_is_what_is_allocated(model: str, level: Recompute, backend: Ba
         def __getattr__(self, name: str) -> Any:
             return empty_bytes if name == "empty_bytes" else getattr(backend, name)
 
-    workspace = Workspace(a, Counting(), 3, 7, np.float32, training=True, recompute=level)
-    plan = workspace_plan(a, 3, 7, np.float32, training=True, recompute=level)
-    assert asked == [workspace.bytes] == [plan.bytes]
+    activations = Activations(a, Counting(), 3, 7, np.float32, training=True, recompute=level)
+    plan = plan_activations(a, 3, 7, np.float32, training=True, recompute=level)
+    assert asked == [activations.bytes] == [plan.bytes]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -179,7 +179,7 @@ def test_the_plan_of_a_run_names_every_level(backend: Backend, workers: int) -> 
         loop = TrainingConfig(batch=10, micro_batch=5, recompute=level)
         plan = plan_memory(Config(model=ModelConfig.of(a), training=loop), a, backend)
         with GradientWorkers(_model(a, backend), 5, a.context, recompute=level) as own:
-            assert plan.activations == sum(workspace.bytes for workspace in own.workspaces)
+            assert plan.activations == sum(activations.bytes for activations in own.activations)
         assert (plan.recompute, dict(plan.activations_at)[level]) == (level, plan.activations)
         assert [name for name, _ in plan.activations_at] == list(LEVELS)
     none, pointwise, block = (size for _, size in plan.activations_at)
@@ -191,7 +191,7 @@ def test_what_a_layer_more_costs() -> None:
 
     def bytes_of(layers: int, level: Recompute) -> int:
         a = dataclasses.replace(BASE, layers=layers)
-        return workspace_plan(a, 32, 12, np.float32, training=True, recompute=level).bytes
+        return plan_activations(a, 32, 12, np.float32, training=True, recompute=level).bytes
 
     streams, qkv, attended, mlp, numbers = 2 * 32, 3 * 32, 32, 56, 4 + 4
     everything = streams + 2 * 32 + qkv + attended + 2 * mlp + numbers
@@ -201,7 +201,11 @@ def test_what_a_layer_more_costs() -> None:
 
 def test_attention_weights_need_queries_and_keys(backend: Backend) -> None:
     model = _model(BASE, backend)
-    workspace = Workspace(BASE, backend, 1, 12, np.float32, training=True, recompute="block")
-    model.logits(workspace, np.zeros((1, 12), np.int32))
-    with pytest.raises(ValueError, match="recompute 'block' keeps no queries and keys"):
-        model.attention_weights(workspace, 0)
+    activations = Activations(BASE, backend, 1, 12, np.float32, training=True, recompute="block")
+    model.logits(activations, np.zeros((1, 12), np.int32))
+    with pytest.raises(ValueError, match="recompute 'block' keep no queries and keys"):
+        model.attention_weights(activations, 0)
+    inference = Activations(BASE, backend, 1, 12, np.float32, training=False)
+    model.logits(inference, np.zeros((1, 12), np.int32))
+    with pytest.raises(ValueError, match="training=False are shared by the blocks"):
+        model.attention_weights(inference, 0)

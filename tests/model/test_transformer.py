@@ -11,7 +11,7 @@ import pytest
 
 from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.devices.logit_chunks import LogitChunks
-from cllm_gpu.model.activations import Workspace, workspace_plan
+from cllm_gpu.model.activations import Activations, plan_activations
 from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.model.kv_cache import KeyValueCache
 from cllm_gpu.model.lattice import lattice_points
@@ -65,7 +65,7 @@ def mask(a):
 def run(model, gradients, tokens, targets, *, scale=1.0, accumulate=False, dropout=None, first_row=0):
     """Σ losses; gradients of scale·Σ."""
     dtype = model.parameters.layout.dtype
-    w = Workspace(model.architecture, model.backend, *tokens.shape, dtype, training=True, first_row=first_row)
+    w = Activations(model.architecture, model.backend, *tokens.shape, dtype, training=True, first_row=first_row)
     return model.loss_and_gradients(
         w, tokens, targets, gradients, gradient_scale=scale, accumulate=accumulate, dropout=dropout
     )
@@ -75,7 +75,7 @@ def loss_function(model, tokens, targets, *, scale=1.0, dropout=None):
     """f() = scale·Σ losses at the parameters' present values; only a pass with dropout needs the training path."""
     dtype = model.parameters.layout.dtype
     if dropout is None:
-        w = Workspace(model.architecture, model.backend, *tokens.shape, dtype, training=False)
+        w = Activations(model.architecture, model.backend, *tokens.shape, dtype, training=False)
         return lambda: scale * float(model.losses(w, tokens, targets)[0].sum())
     scratch = model.parameters.layout.views(np.empty_like(model.parameters.flat))
     return lambda: scale * run(model, scratch, tokens, targets, dropout=dropout)
@@ -121,11 +121,11 @@ def test_chunks_of_logits_change_nothing(name, rows, build_model):
     model, whole = build_model(a)
     tokens, targets = draw(a, 3, 8)
     loss = run(model, whole, tokens, targets)
-    w = Workspace(a, model.backend, 3, 8, np.float64, training=False)
+    w = Activations(a, model.backend, 3, 8, np.float64, training=False)
     losses, hits = (x.copy() for x in model.losses(w, tokens, targets))
     model.backend = dataclasses.replace(model.backend, logit_chunks=LogitChunks(rows * a.vocabulary * 8 + 7))
     chunked = whole.layout.views(np.zeros_like(whole.flat))
-    small = Workspace(a, model.backend, 3, 8, np.float64, training=False)
+    small = Activations(a, model.backend, 3, 8, np.float64, training=False)
     assert small["head"].logits.shape == (rows, a.vocabulary)
     assert run(model, chunked, tokens, targets) == pytest.approx(loss, rel=1e-14)
     np.testing.assert_allclose(chunked.flat, whole.flat, rtol=0, atol=1e-13)
@@ -138,7 +138,7 @@ def test_losses_and_hits_are_those_of_the_logits(build_model):
     a = variant("grouped-untied")
     model, gradients = build_model(a)
     tokens, targets = draw(a, 3, 7)
-    w = Workspace(a, model.backend, 3, 7, np.float64, training=False)
+    w = Activations(a, model.backend, 3, 7, np.float64, training=False)
     logits = model.logits(w, tokens)
     assert logits.shape == (3, 7, a.vocabulary)
     targets[1] = logits[1].argmax(axis=-1)
@@ -164,11 +164,11 @@ def test_a_cache_gives_the_logits_of_the_whole_sequence(name, pieces, build_mode
     a = variant(name)
     model, _ = build_model(a)
     tokens, _ = draw(a, 2, sum(pieces))
-    full = model.logits(Workspace(a, model.backend, 2, sum(pieces), np.float64, training=False), tokens)
+    full = model.logits(Activations(a, model.backend, 2, sum(pieces), np.float64, training=False), tokens)
     cache = KeyValueCache(a, model.backend, 2, a.context, np.float64)
     start = 0
     for piece in pieces:
-        w = Workspace(a, model.backend, 2, piece, np.float64, training=False)
+        w = Activations(a, model.backend, 2, piece, np.float64, training=False)
         last = model.next_logits(w, tokens[:, start : start + piece], cache)
         start += piece
         assert cache.length == start
@@ -179,7 +179,7 @@ def test_no_token_sees_a_later_one(build_model):
     for name in ("tied-learned", "untied-rope"):
         a = variant(name)
         model, _ = build_model(a)
-        w = Workspace(a, model.backend, 2, 8, np.float64, training=False)
+        w = Activations(a, model.backend, 2, 8, np.float64, training=False)
         tokens, _ = draw(a, 2, 8)
         before = model.logits(w, tokens)
         tokens[:, 5] = (tokens[:, 5] + 1) % a.vocabulary
@@ -295,8 +295,8 @@ def test_the_plan_is_what_is_allocated(name, training, backend):
         def __getattr__(self, attribute):
             return empty_bytes if attribute == "empty_bytes" else getattr(backend, attribute)
 
-    w = Workspace(a, Counting(), 3, 7, np.float32, training=training)
-    plan = workspace_plan(a, 3, 7, np.float32, training=training)
+    w = Activations(a, Counting(), 3, 7, np.float32, training=training)
+    plan = plan_activations(a, 3, 7, np.float32, training=training)
     assert asked == [plan.bytes]
     assert w.bytes == plan.bytes
     end = max(offset + math.prod(shape) * dtype.itemsize for _, shape, dtype, offset in plan)
@@ -306,7 +306,7 @@ def test_the_plan_is_what_is_allocated(name, training, backend):
 
 def test_without_training_the_memory_does_not_grow_with_the_layers():
     sizes = {
-        (layers, training): workspace_plan(
+        (layers, training): plan_activations(
             dataclasses.replace(BASE, layers=layers), 3, 7, np.float32, training=training
         ).bytes
         for layers in (1, 9)
@@ -317,7 +317,7 @@ def test_without_training_the_memory_does_not_grow_with_the_layers():
 
 
 def test_buffers_of_the_plan_do_not_overlap():
-    plan = workspace_plan(BASE, 3, 7, np.float32, training=True)
+    plan = plan_activations(BASE, 3, 7, np.float32, training=True)
     memory = np.zeros(plan.bytes, np.uint8)
     views = plan.allocate(lambda size: memory[:size])
     for view in views.values():
@@ -330,7 +330,7 @@ def test_a_step_needs_little_besides_its_plan(build_model):
     a = Architecture(vocabulary=64, context=384, layers=3, heads=8, kv_heads=8, width=32, mlp_width=128)
     model, gradients = build_model(a, np.float32, spread=0.0)
     tokens, targets = draw(a, 2, 384)
-    w = Workspace(a, model.backend, 2, 384, np.float32, training=True)
+    w = Activations(a, model.backend, 2, 384, np.float32, training=True)
     arguments = {"gradient_scale": 1.0, "accumulate": False}
     model.loss_and_gradients(w, tokens, targets, gradients, **arguments)
     tracemalloc.start()
@@ -340,14 +340,14 @@ def test_a_step_needs_little_besides_its_plan(build_model):
     finally:
         tracemalloc.stop()
     tile = CPU_QUERY_BLOCK * 384 * 4
-    print(f"peak of temporaries {peak / tile:.2f} tiles of attention weights, {peak / w.bytes:.3f} of the workspace")
+    print(f"peak of temporaries {peak / tile:.2f} tiles of attention weights, {peak / w.bytes:.3f} of the activations")
     assert peak <= 4.5 * tile  # the tiles of one head and a little; all heads of one sequence would be 24
     assert peak <= w.bytes / 4
 
 
 def test_more_tokens_than_the_context_is_refused_by_learned_positions(build_model):
     model, _ = build_model(BASE)
-    w = Workspace(BASE, model.backend, 1, BASE.context + 1, np.float64, training=False)
+    w = Activations(BASE, model.backend, 1, BASE.context + 1, np.float64, training=False)
     with pytest.raises(ValueError, match="broadcast"):
         model.logits(w, np.zeros((1, BASE.context + 1), np.int32))
 
@@ -363,7 +363,7 @@ def test_an_untrained_crystalline_model_is_the_standard_one(backend):
         a = dataclasses.replace(BASE, lattice=lattice)
         layout = Layout(parameter_specs(a), np.float32)
         model = Transformer(a, backend, layout.views(initial_values(layout, 4)))
-        logits.append(model.logits(Workspace(a, backend, 2, 9, np.float32, training=False), tokens))
+        logits.append(model.logits(Activations(a, backend, 2, 9, np.float32, training=False), tokens))
     np.testing.assert_array_equal(logits[0], logits[1])
 
 
@@ -391,7 +391,7 @@ def test_a_layer_sees_what_followed_the_context_earlier(build_model):
     for layer in range(2):
         model.parameters[f"blocks.{layer}.lattice_scalars"][:, 1] = 100.0
     tokens = np.array([[7, 8, 9, 1, 2, 8, 4, 5, 9, 3, 7, 8]], np.int32)
-    w = Workspace(a, model.backend, 1, 12, np.float64, training=True)
+    w = Activations(a, model.backend, 1, 12, np.float64, training=True)
     model.logits(w, tokens)
     weights = model.attention_weights(w, 0)
     np.testing.assert_allclose(weights[0, :, 11, 2], 1.0, atol=1e-12)  # the 9 after the earlier 7, 8

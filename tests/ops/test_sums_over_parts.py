@@ -11,7 +11,7 @@ import pytest
 
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.devices.logit_chunks import ON_CARD, ON_HOST, LogitChunks
-from cllm_gpu.model.activations import Workspace, workspace_plan
+from cllm_gpu.model.activations import Activations, plan_activations
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.parameters import FlatParameters, Layout, initial_values, parameter_specs
 from cllm_gpu.model.transformer import Transformer
@@ -71,7 +71,7 @@ class Seen:
 
 def _gradients(
     backend: Backend, architecture: Architecture, chunks: LogitChunks, *, start: float = 0.0
-) -> tuple[Seen, FlatParameters, Workspace]:
+) -> tuple[Seen, FlatParameters, Activations]:
     """One forward and backward over random tokens, added to gradients of the deviation `start` unless that is 0."""
     rng = np.random.default_rng(7)
     layout = Layout(parameter_specs(architecture), backend.dtype)
@@ -81,7 +81,7 @@ def _gradients(
     name = "token_embedding" if architecture.tied_head else "head"
     seen = Seen(backend, gradients[name].shape, gradients[name])
     backend = dataclasses.replace(seen.watched(tied=architecture.tied_head), logit_chunks=chunks)
-    w = Workspace(architecture, backend, BATCH, LENGTH, backend.dtype, training=True)
+    w = Activations(architecture, backend, BATCH, LENGTH, backend.dtype, training=True)
     draws = (rng.zipf(1.4, (2, BATCH, LENGTH)) % architecture.vocabulary).astype(np.int32)
     Transformer(architecture, backend, weights).loss_and_gradients(
         w, *draws, gradients, gradient_scale=1.0 / (BATCH * LENGTH), accumulate=start != 0.0
@@ -130,7 +130,7 @@ def test_nothing_is_summed_apart_where_nothing_is_rounded(kind: str, precision: 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_plan_has_the_sum_where_it_is_needed(training: bool) -> None:
     def names(dtype: Any, rows: int) -> dict[str, Any]:
-        plan = workspace_plan(TIED, BATCH, LENGTH, dtype, training=training, logit_chunks=_rows(rows))
+        plan = plan_activations(TIED, BATCH, LENGTH, dtype, training=training, logit_chunks=_rows(rows))
         return {name: (shape, kind) for name, shape, kind, _ in plan}
 
     assert ("head.dhead" in names(BFLOAT16, 63)) is training
@@ -164,7 +164,7 @@ def test_micro_batches_add_up_in_float32(name: str, parts: int, within: Callable
     weights = layout.views(backend.zeros(layout.size, backend.dtype))
     weights.flat[...] = initial_values(layout, 3) * np.asarray(5, backend.dtype)
     model = Transformer(TIED, backend, weights)
-    w = Workspace(TIED, backend, batch // parts, LENGTH, backend.dtype, training=True, gradient_dtype=summed.dtype)
+    w = Activations(TIED, backend, batch // parts, LENGTH, backend.dtype, training=True, gradient_dtype=summed.dtype)
     wide, narrow, one = (x.views(backend.zeros(x.size, x.dtype)) for x in (summed, layout, summed))
     exact = np.zeros(layout.size)
     tokens, targets = (rng.zipf(1.4, (2, batch, LENGTH)) % TIED.vocabulary).astype(np.int32)

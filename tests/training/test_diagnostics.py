@@ -195,10 +195,10 @@ def test_the_largest_of_several_workspaces(make_trainer: MakeTrainer, config: Co
     """Whichever thread had it; and a NaN wins wherever it stands."""
     trainer = make_trainer(without_dropout(config), backend=get_backend("numpy", workers=3))
     host_step(trainer).loss_and_gradients(0)
-    workspaces = trainer.workers.workspaces
-    assert len(workspaces) == 3
-    found = largest_activations(trainer.model, workspaces)
-    separate = [largest_activations(trainer.model, [w]) for w in workspaces]
+    activations = trainer.workers.activations
+    assert len(activations) == 3
+    found = largest_activations(trainer.model, activations)
+    separate = [largest_activations(trainer.model, [w]) for w in activations]
     for kind, values in found.items():
         assert values == [max(column) for column in zip(*(one[kind] for one in separate), strict=True)]
     assert len({one["qkv"][0] for one in separate}) > 1

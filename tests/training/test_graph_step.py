@@ -126,7 +126,7 @@ def test_a_replayed_step_is_the_step(make_trainer: MakeTrainer, config: Config, 
     assert _same(replayed[0], waited[0])
     narrow = replayed[0].gradients.flat.dtype == BFLOAT16
     assert narrow is (CASES[case].get("training") is not None)  # micro-batches add to float32
-    assert (replayed[0].workers.workspaces[0]["head"].dhead is not None) is (narrow and "chunk" in CASES[case])
+    assert (replayed[0].workers.activations[0]["head"].dhead is not None) is (narrow and "chunk" in CASES[case])
     for ours, theirs in zip(replayed[1].steps, waited[1].steps, strict=True):
         for name, value in ours.items():
             same = value == theirs[name]

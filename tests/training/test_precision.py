@@ -107,7 +107,7 @@ def test_learned_points_are_float32_inside_and_have_gradients(
         trainer.parameters.flat[...] = trainer.parameters.flat.astype(BFLOAT16)
         host_step(trainer).loss_and_gradients(0)
         gradients[precision] = {key: view.astype(np.float64) for key, view in trainer.gradients.items()}
-        assert trainer.workers._workspaces[0]["lattice"].points.dtype == np.float32
+        assert trainer.workers._activations[0]["lattice"].points.dtype == np.float32
     for parameter in ("lattice_points", "blocks.0.lattice_scalars", "blocks.1.lattice_scalars"):
         got, want = gradients["bf16"][parameter], gradients["fp32"][parameter]
         assert np.linalg.norm(want) > 0
@@ -234,13 +234,13 @@ def test_the_plan_is_what_is_allocated(
         assert plan.gradients == workers * trainer.gradients.flat.nbytes
         summed = micro is not None or workers > 1
         assert trainer.gradients.flat.dtype == (np.float32 if summed else BFLOAT16)
-        assert (trainer.workers.workspaces[0]["head"].dhead is None) is (summed or chunk is None)
+        assert (trainer.workers.activations[0]["head"].dhead is None) is (summed or chunk is None)
         arrays = [flat.flat for flat in trainer.optimizer.state.values()]
         arrays += [trainer.optimizer.masters.flat] if trainer.optimizer.masters is not None else []
         assert (
             plan.optimizer == sum(array.nbytes for array in arrays) == (6 if masters else 4) * trainer.layout.size * 2
         )
-        assert plan.activations == sum(workspace.bytes for workspace in trainer.workers._workspaces)
+        assert plan.activations == sum(activations.bytes for activations in trainer.workers._activations)
 
 
 def test_a_backend_of_another_precision_is_refused(make_trainer: MakeTrainer, config: Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import Architecture
 
 pytestmark = pytest.mark.witness
@@ -49,7 +49,7 @@ def test_logits(build_model, transformers, torch, within):
     tokens = np.random.default_rng(1).integers(A.vocabulary, size=(2, A.context), dtype=np.int32)
     with torch.no_grad():
         expected = witness(torch.from_numpy(tokens).long()).logits.numpy()
-    logits = model.logits(Workspace(A, model.backend, *tokens.shape, np.float64, training=False), tokens)
+    logits = model.logits(Activations(A, model.backend, *tokens.shape, np.float64, training=False), tokens)
     within("logits", float(np.linalg.norm(logits - expected) / np.linalg.norm(expected)), 1e-12)
 
 

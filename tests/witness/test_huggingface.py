@@ -17,7 +17,7 @@ from cllm_gpu.backend import get_backend
 from cllm_gpu.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from cllm_gpu.huggingface import export_model, import_model
 from cllm_gpu.huggingface.gpt2_mapping import read_config
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.parameters import Layout, parameter_specs
 from cllm_gpu.model.transformer import Transformer
@@ -53,8 +53,8 @@ def tokens_of(architecture: Architecture) -> Any:
 
 
 def our_logits(model: Transformer, tokens: Any) -> Any:
-    workspace = Workspace(model.architecture, model.backend, *tokens.shape, np.float32, training=False)
-    return model.logits(workspace, tokens)
+    activations = Activations(model.architecture, model.backend, *tokens.shape, np.float32, training=False)
+    return model.logits(activations, tokens)
 
 
 def their_logits(torch: Any, witness: Any, tokens: Any) -> Any:

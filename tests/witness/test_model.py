@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
 from cllm_gpu.model.lattice import lattice_points
 from cllm_gpu.model.layers.norm import EPSILON
@@ -159,13 +159,13 @@ def test_logits_loss_and_gradients(name, shape, dtype, bound, build_model, torch
     dropout = Dropout(a.dropout, seed=2, step=9, site=0) if a.dropout else None
     witness = Autograd(torch, a, model.parameters, None)
     expected = witness.logits(torch.from_numpy(tokens).long()).detach().numpy()
-    logits = model.logits(Workspace(a, model.backend, *tokens.shape, dtype, training=False), tokens)
+    logits = model.logits(Activations(a, model.backend, *tokens.shape, dtype, training=False), tokens)
     within("logits", float(np.linalg.norm(logits - expected) / np.linalg.norm(expected)), bound)
 
     witness = Autograd(torch, a, model.parameters, dropout)
     loss = witness.loss(witness.logits(torch.from_numpy(tokens).long()), torch.from_numpy(targets).long())
     (loss * 0.5).backward()
-    w = Workspace(a, model.backend, *tokens.shape, dtype, training=True)
+    w = Activations(a, model.backend, *tokens.shape, dtype, training=True)
     ours = model.loss_and_gradients(
         w, tokens, targets, gradients, gradient_scale=0.5, accumulate=False, dropout=dropout
     )  # fmt: skip

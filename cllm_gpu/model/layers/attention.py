@@ -56,8 +56,8 @@ class Attention(Layer):
         ]
 
     def forward(self, x: Pass, normed: Any) -> Any:
-        """The branch (N, C), in w.branch, from normed (N, C)."""
-        own = x.w[self.name]
+        """The branch (N, C), from normed (N, C)."""
+        own = x.activations[self.name]
         x.linear(self._qkv, normed, own.qkv)
         q, k, v = self._heads(x, own.qkv)
         for_rotary, symmetry = self._symmetries(x)
@@ -69,12 +69,12 @@ class Attention(Layer):
             q, k, v, self._split(x, own.attended), own.lse, causal=True, scale=self._scale,
             terms=self._terms(x), symmetry=symmetry,
         )  # fmt: skip
-        x.linear(self._projection, own.attended, x.w.branch)
-        return x.w.branch
+        x.linear(self._projection, own.attended, x.activations.branch)
+        return x.activations.branch
 
     def backward(self, x: Pass, dbranch: Any, normed: Any) -> None:
-        """w.dnormed and the gradients of parameters from dbranch (N, C)."""
-        own = x.w[self.name]
+        """The gradient of `normed`, in dnormed (N, C), and those of the parameters, from dbranch (N, C)."""
+        own = x.activations[self.name]
         x.linear_backward(self._projection, dbranch, own.attended, own.dattended)
         q, k, v = self._heads(x, own.qkv)
         dq, dk, dv = self._heads(x, own.dqkv)
@@ -86,11 +86,11 @@ class Attention(Layer):
         )  # fmt: skip
         if self._rotary is not None:
             self._rotary.backward(x, dq, dk, for_rotary)
-        x.linear_backward(self._qkv, own.dqkv, normed, x.w.dnormed)
+        x.linear_backward(self._qkv, own.dqkv, normed, x.activations.dnormed)
 
     def weights(self, x: Pass, *, terms: bool) -> Any:
         """Attention weights (B, H, T, T) of the last forward, for inspection; without `terms`, as if they were 0."""
-        q, k, _ = self._heads(x, x.w[self.name].qkv)
+        q, k, _ = self._heads(x, x.activations[self.name].qkv)
         _, symmetry = self._symmetries(x)
         added = self._terms(x) if terms else None
         return x.ops.attention_weights(q, k, causal=True, scale=self._scale, terms=added, symmetry=symmetry)
@@ -105,7 +105,7 @@ class Attention(Layer):
 
     def _split(self, x: Pass, array: Any) -> Any:
         """(N, H·D) as (B, T, H, D)."""
-        return array.reshape(x.w.batch, x.w.length, -1, self._a.head_size)
+        return array.reshape(x.activations.batch, x.activations.length, -1, self._a.head_size)
 
     def _heads(self, x: Pass, qkv: Any) -> tuple[Any, Any, Any]:
         """Views of qkv (N, C + 2·K·D): queries (B, T, H, D), keys and values (B, T, K, D)."""

@@ -76,7 +76,7 @@ class Crystalline(Layer):
         """What the blocks need to know of the tokens (B, T), which follow those in the cache."""
         tokens, points = x.tokens, None
         if self._lattice.uses_points:
-            own = x.w[self.name]
+            own = x.activations[self.name]
             table = x.parameters["lattice_points"] if self._lattice.learned_points else self._constant(x, "points")
             if own.point_table is not None:
                 own.point_table[...] = table
@@ -90,11 +90,11 @@ class Crystalline(Layer):
     def symmetry(self, x: Pass) -> Symmetry | None:
         """The symmetry of the tokens on queries and keys; None if it acts on no dimension."""
         turns = self._constant(x, "turns")
-        return None if turns is None else Symmetry(x.w.lattice.tokens, turns)
+        return None if turns is None else Symmetry(x.activations.lattice.tokens, turns)
 
     def terms(self, x: Pass, block: int) -> ScoreTerms | None:
         """The terms of a block's scores; None if there are none."""
-        scalars, seen = x.parameters.get(_scalars(block)), x.w.lattice
+        scalars, seen = x.parameters.get(_scalars(block)), x.activations.lattice
         if scalars is None:
             return None
         return ScoreTerms(
@@ -109,7 +109,7 @@ class Crystalline(Layer):
 
     def term_gradients(self, x: Pass, block: int) -> ScoreTermGradients | None:
         """Where a block adds the gradients of its terms; the last block, the first of the backward, finds zeros."""
-        scalars, dpoints = x.gradients.get(_scalars(block)), x.w[self.name].dpoints
+        scalars, dpoints = x.gradients.get(_scalars(block)), x.activations[self.name].dpoints
         if scalars is None:
             return None
         if not x.accumulate:
@@ -118,11 +118,11 @@ class Crystalline(Layer):
             return ScoreTermGradients(scalars, None)
         if block == self._a.layers - 1:
             dpoints[...] = 0.0
-        return ScoreTermGradients(scalars, dpoints.reshape(x.w.batch, x.w.length, 3))
+        return ScoreTermGradients(scalars, dpoints.reshape(x.activations.batch, x.activations.length, 3))
 
     def backward(self, x: Pass) -> None:
         """The gradients of learned points (V, 3) from those at the tokens."""
-        own = x.w[self.name]
+        own = x.activations[self.name]
         if own.dpoints is None:
             return
         table = learned = x.gradients["lattice_points"]
@@ -132,7 +132,7 @@ class Crystalline(Layer):
                 table[...] = learned
         x.ops.embedding_backward(
             own.dpoints, x.tokens, table, None,
-            accumulate_tokens=x.accumulate, accumulate_positions=False, order=x.w.token_order,
+            accumulate_tokens=x.accumulate, accumulate_positions=False, order=x.activations.token_order,
         )  # fmt: skip
         if table is not learned:
             learned[...] = table

@@ -34,7 +34,7 @@ class Embedding(Layer):
 
     def forward(self, x: Pass) -> Any:
         """The residual stream (N, C) at its beginning."""
-        p, stream = x.parameters, x.w[self.name].output
+        p, stream = x.parameters, x.activations[self.name].output
         x.ops.embedding_forward(
             x.tokens, p["token_embedding"], p.get("position_embedding"), stream,
             first_position=x.first_position, dropout=x.site(DROPOUT_SITE),
@@ -49,5 +49,5 @@ class Embedding(Layer):
         x.ops.embedding_backward(
             doutput, x.tokens, dtokens, x.gradients.get("position_embedding"),
             accumulate_tokens=x.accumulate or self._a.tied_head, accumulate_positions=x.accumulate,
-            order=x.w.token_order,
+            order=x.activations.token_order,
         )  # fmt: skip

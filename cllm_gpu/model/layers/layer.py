@@ -24,7 +24,7 @@ from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.ops.registry import Operations
 
 if TYPE_CHECKING:
-    from cllm_gpu.model.activations import Workspace
+    from cllm_gpu.model.activations import Activations
 
 INITIAL_DEVIATION = 0.02
 """Of weights at the start, as GPT-2's (Radford et al. 2019)."""
@@ -159,7 +159,7 @@ class Pass:
     parameters: Mapping[str, Any]
     constants: Mapping[str, Mapping[str, Any]]
     """By layer, then by name."""
-    w: Workspace
+    activations: Activations
     tokens: Any
     """(B, T) int32."""
     dropout: Dropout | None = None
@@ -178,7 +178,7 @@ class Pass:
 
     def site(self, number: int) -> Dropout | None:
         """The mask of one dropout of the model (0: embedding; then the branches in order); None without dropout."""
-        return self.w.dropout(self.dropout, number)
+        return self.activations.dropout(self.dropout, number)
 
     def linear(self, name: str, inputs: Any, out: Any) -> None:
         """out (N, M) = inputs (N, K) · weightᵀ + bias, of the parameters called `name`."""

@@ -57,7 +57,7 @@ class LMHead(Layer):
 
     def logit_chunks(self, x: Pass, normed: Any) -> Iterator[tuple[slice, Any]]:
         """(rows, their logits) of normed (N, C), in order, each in the same array."""
-        buffer = x.w[self.name].logits
+        buffer = x.activations[self.name].logits
         for start in range(0, len(normed), len(buffer)):
             rows = slice(start, min(start + len(buffer), len(normed)))
             logits = buffer[: rows.stop - start]
@@ -66,7 +66,7 @@ class LMHead(Layer):
 
     def losses(self, x: Pass, normed: Any, targets: Any, hits: Any) -> Any:
         """Losses (N,) in nats of targets (N,), 0 where ignored; `hits` (N,): whether the likeliest is the target."""
-        losses = x.w[self.name].losses
+        losses = x.activations[self.name].losses
         for rows, logits in self.logit_chunks(x, normed):
             x.ops.cross_entropy(logits, targets[rows], losses[rows], ignore_index=IGNORE_INDEX, gradient_scale=None)
             wide = logits.astype(wide_dtype(logits.dtype), copy=False)  # CuPy promises argmax for no bf16
@@ -74,8 +74,8 @@ class LMHead(Layer):
         return losses[: len(targets)]
 
     def backward(self, x: Pass, normed: Any, targets: Any, gradient_scale: float) -> None:
-        """Losses of targets (N,), w.dnormed (N, C) and the head's gradient, of gradient_scale · Σ losses."""
-        losses, dhead = x.w[self.name].losses, self.gradient(x)
+        """Losses of targets (N,); of gradient_scale · Σ losses the gradient of `normed`, in dnormed, and the head's."""
+        losses, dhead = x.activations[self.name].losses, self.gradient(x)
         if x.accumulate and dhead is not x.gradients[self.weight]:
             dhead[...] = x.gradients[self.weight]
         for rows, logits in self.logit_chunks(x, normed):
@@ -83,7 +83,7 @@ class LMHead(Layer):
                 logits, targets[rows], losses[rows], ignore_index=IGNORE_INDEX, gradient_scale=gradient_scale
             )
             x.ops.linear_backward(
-                logits, normed[rows], x.parameters[self.weight], x.w.dnormed[rows], dhead, None,
+                logits, normed[rows], x.parameters[self.weight], x.activations.dnormed[rows], dhead, None,
                 accumulate=x.accumulate or rows.start > 0,
             )  # fmt: skip
 
@@ -92,10 +92,10 @@ class LMHead(Layer):
 
         A tied head's is also the token embedding's, which is added to it before it is rounded.
         """
-        dhead = x.w[self.name].dhead
+        dhead = x.activations[self.name].dhead
         return x.gradients[self.weight] if dhead is None else dhead
 
     def round_gradient(self, x: Pass) -> None:
         """Round what was summed in float32 to the gradient, after all was added."""
-        if (dhead := x.w[self.name].dhead) is not None:
+        if (dhead := x.activations[self.name].dhead) is not None:
             x.gradients[self.weight][...] = dhead

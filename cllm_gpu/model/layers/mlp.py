@@ -48,7 +48,7 @@ class MLP(Layer):
 
     def forward(self, x: Pass, normed: Any, out: Any | None) -> Any:
         """The branch (N, C) in `out`, from normed (N, C); None: only what the backward needs."""
-        own, p = x.w[self.name], x.parameters
+        own, p = x.activations[self.name], x.parameters
         x.ops.mlp_forward(
             normed, p[f"{self._up}.weight"], p.get(f"{self._up}.bias"), p[f"{self._down}.weight"],
             p.get(f"{self._down}.bias"), own.hidden, own.activated, out,
@@ -57,14 +57,14 @@ class MLP(Layer):
 
     def recompute(self, x: Pass) -> None:
         """activated, from hidden."""
-        own = x.w[self.name]
+        own = x.activations[self.name]
         x.ops.gelu_forward(own.hidden, None, own.activated)
 
     def backward(self, x: Pass, dbranch: Any, normed: Any) -> None:
-        """w.dnormed and the gradients of parameters from dbranch (N, C)."""
-        own, p, g = x.w[self.name], x.parameters, x.gradients
+        """The gradient of `normed`, in dnormed (N, C), and those of the parameters, from dbranch (N, C)."""
+        own, p, g = x.activations[self.name], x.parameters, x.gradients
         up, down = f"{self._up}.weight", f"{self._down}.weight"
         x.ops.mlp_backward(
-            dbranch, normed, own.hidden, own.activated, p[up], p[down], own.dhidden, x.w.dnormed,
+            dbranch, normed, own.hidden, own.activated, p[up], p[down], own.dhidden, x.activations.dnormed,
             g[up], g.get(f"{self._up}.bias"), g[down], g.get(f"{self._down}.bias"), accumulate=x.accumulate,
         )  # fmt: skip

@@ -42,7 +42,7 @@ class LayerNorm(Layer):
 
     def forward(self, x: Pass, stream: Any, branch: Any | None) -> tuple[Any, Any]:
         """The residual stream (N, C) with dropout(branch) added, and its norm (N, C); without a branch the stream."""
-        own, p = x.w[self.name], x.parameters
+        own, p = x.activations[self.name], x.parameters
         weight, bias = p[f"{self.name}.weight"], p.get(f"{self.name}.bias")
         if branch is None:
             x.ops.layernorm_forward(stream, weight, bias, own.normed, own.mean, own.rstd, epsilon=EPSILON)
@@ -55,21 +55,23 @@ class LayerNorm(Layer):
 
     def recompute(self, x: Pass) -> None:
         """normed, from the stream, which has the branch before it added already, dropout included."""
-        self.forward(x, x.w[self.name].residual, None)
+        self.forward(x, x.activations[self.name].residual, None)
 
     def backward(self, x: Pass) -> Any:
-        """Add the gradient of the norm's input, from w.dnormed, to the stream's, w.dresidual; the final norm starts it.
+        """Add the gradient of the norm's input, from dnormed (N, C), to the stream's, dresidual (N, C).
+
+        The final norm starts the stream's gradient. dnormed and dresidual are of the pass's activations.
 
         Returns the gradient (N, C) of the branch that was added to the stream before it (of the embedding, at the first
-        one): the stream's, through the dropout between them. With dropout it takes the place of w.dnormed, where it
+        one): the stream's, through the dropout between them. With dropout it takes the place of dnormed, where it
         stays until the branch's own backward writes there.
         """
-        own, w, dropout = x.w[self.name], x.w, x.site(self._site)
-        dbranch = None if dropout is None else w.dnormed
+        activations, own, dropout = x.activations, x.activations[self.name], x.site(self._site)
+        dbranch = None if dropout is None else activations.dnormed
         x.ops.layernorm_backward(
-            w.dnormed, own.residual, x.parameters[f"{self.name}.weight"], own.mean, own.rstd,
-            None if self._is_final else w.dresidual, w.dresidual, dbranch,
+            activations.dnormed, own.residual, x.parameters[f"{self.name}.weight"], own.mean, own.rstd,
+            None if self._is_final else activations.dresidual, activations.dresidual, dbranch,
             x.gradients[f"{self.name}.weight"], x.gradients.get(f"{self.name}.bias"),
             accumulate=x.accumulate, dropout=dropout,
         )  # fmt: skip
-        return w.dresidual if dbranch is None else dbranch
+        return activations.dresidual if dbranch is None else dbranch

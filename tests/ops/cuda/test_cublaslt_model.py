@@ -9,7 +9,7 @@ import pytest
 
 from cllm_gpu.backend import Backend
 from cllm_gpu.devices.logit_chunks import LogitChunks
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.cuda.launcher import Launcher
@@ -54,7 +54,7 @@ def test_a_bfloat16_model_has_the_gradients_it_has_without(chunk: int | None, gr
         backend = Backend("simulator", np, ops, "products as the test says", logit_chunks=chunks)
         flat, gradients = (backend.zeros(layout.size, dtype) for dtype in (BFLOAT16, gradient))
         flat[...] = initial_values(layout, 1)
-        workspace = Workspace(architecture, backend, 3, 24, BFLOAT16, training=True, gradient_dtype=gradient)
+        workspace = Activations(architecture, backend, 3, 24, BFLOAT16, training=True, gradient_dtype=gradient)
         loss = Transformer(architecture, backend, layout.views(flat)).loss_and_gradients(
             workspace, *draws, layout.views(gradients), gradient_scale=1.0 / 72, accumulate=False
         )

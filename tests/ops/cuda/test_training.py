@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import SIZES, Architecture, LatticeTerms
 from cllm_gpu.model.kv_cache import KeyValueCache
 from cllm_gpu.model.parameters import FlatParameters, Layout, initial_values, parameter_specs
@@ -36,7 +36,7 @@ def _losses(architecture: Architecture, backend: Backend, steps: int, *, dropout
     parameters, gradients = layout.views(flats[0]), layout.views(flats[1])
     model = Transformer(architecture, backend, parameters)
     batch, length = 3, 17
-    workspace = Workspace(architecture, backend, batch, length, np.float32, training=True)
+    activations = Activations(architecture, backend, batch, length, np.float32, training=True)
     decayed = min(layout.offsets[name] for name, spec in layout.specs.items() if not spec.decayed)
     losses = []
     for step in range(1, steps + 1):
@@ -44,7 +44,7 @@ def _losses(architecture: Architecture, backend: Backend, steps: int, *, dropout
         tokens, targets = (backend.asarray(np.ascontiguousarray(x, np.int32)) for x in (draws[:, :-1], draws[:, 1:]))
         mask = Dropout(architecture.dropout, seed=5, step=step, site=0) if dropout else None
         total = model.loss_and_gradients(
-            workspace, tokens, targets, gradients, gradient_scale=1.0 / tokens.size, accumulate=False, dropout=mask
+            activations, tokens, targets, gradients, gradient_scale=1.0 / tokens.size, accumulate=False, dropout=mask
         )
         norm = float(np.sqrt(ops.squared_norm(flats[1])))
         ops.adam_step(
@@ -105,10 +105,10 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence(
     layout = Layout(parameter_specs(architecture), np.float32)
     model = Transformer(architecture, backend, layout.views(initial_values(layout, 1)))
     tokens = np.random.default_rng(0).integers(0, 300, (2, 9)).astype(np.int32)
-    whole = model.logits(Workspace(architecture, backend, 2, 9, np.float32, training=False), tokens)
+    whole = model.logits(Activations(architecture, backend, 2, 9, np.float32, training=False), tokens)
     cache = KeyValueCache(architecture, backend, 2, 16, np.float32)
-    first = Workspace(architecture, backend, 2, 6, np.float32, training=False)
-    one = Workspace(architecture, backend, 2, 1, np.float32, training=False)
+    first = Activations(architecture, backend, 2, 6, np.float32, training=False)
+    one = Activations(architecture, backend, 2, 1, np.float32, training=False)
     got = [model.next_logits(first, np.ascontiguousarray(tokens[:, :6]), cache)]
     got += [model.next_logits(one, np.ascontiguousarray(tokens[:, i : i + 1]), cache) for i in range(6, 9)]
     for position, logits in zip(range(5, 9), got, strict=True):
@@ -137,9 +137,9 @@ def test_loss_and_gradients_in_bfloat16(changes: dict[str, Any]) -> None:
         start = initial_values(Layout(parameter_specs(architecture), np.float32), 1)
         flat = _copy_parameters(architecture, start.astype(BFLOAT16), layout)
         gradients = layout.views(backend.zeros(layout.size, dtype))
-        workspace = Workspace(architecture, backend, 3, 33, dtype, training=True)
+        activations = Activations(architecture, backend, 3, 33, dtype, training=True)
         total = Transformer(architecture, backend, flat).loss_and_gradients(
-            workspace, tokens, targets, gradients, gradient_scale=1.0 / 99, accumulate=False, dropout=mask
+            activations, tokens, targets, gradients, gradient_scale=1.0 / 99, accumulate=False, dropout=mask
         )
         vector = np.concatenate([gradients[key].astype(np.float64).reshape(-1) for key in sorted(gradients)])
         results[name] = total / 99, vector

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import get_backend
-from cllm_gpu.model.activations import Workspace
+from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
 from cllm_gpu.model.gradcheck import random_point
 from cllm_gpu.model.kv_cache import KeyValueCache
@@ -78,9 +78,9 @@ def test_cache(generator, within, lattice):
         done = 0
         for piece in pieces:
             part = np.ascontiguousarray(tokens[:, done : done + piece])
-            workspace = Workspace(a, model.backend, 2, piece, np.float64, training=False)
-            logits = model.next_logits(workspace, part, cache)
+            activations = Activations(a, model.backend, 2, piece, np.float64, training=False)
+            logits = model.next_logits(activations, part, cache)
             done += piece
             seen = np.ascontiguousarray(tokens[:, :done])
-            whole = Workspace(a, model.backend, 2, done, np.float64, training=False)
+            whole = Activations(a, model.backend, 2, done, np.float64, training=False)
             within(f"{done} tokens", relative_error(logits, model.logits(whole, seen)[:, -1]), 2**12 * EPS)

@@ -1,5 +1,6 @@
 # make train   set up and train the embedded default (on a GPU where there is one)
-# make test    set up and run the tests
+# make test    set up and run the tests that need no card, without the slow ones: minutes
+# make test-all    the slow ones too
 # make docs    set up, build docs/ as a site in build/docs and check every link
 # make gpu-check   check everything that needs an NVIDIA card, in under ten minutes; installs nothing
 #                  make gpu-check ARGS="--only training": train GPT-2 beside PyTorch, in another ten
@@ -11,7 +12,7 @@ ARGS ?=
 # Where nothing is installed: the Python that was asked for, else .venv's where it is made, else python3.
 CARD_PYTHON = $(if $(filter file,$(origin PYTHON)),$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)),$(PYTHON))
 
-.PHONY: train test lint docs clean gpu-check profile
+.PHONY: train test test-all lint docs clean gpu-check profile
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
@@ -39,6 +40,9 @@ train: $(VENV)/ready
 
 test: $(VENV)/ready-test
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-all: $(VENV)/ready-test
+	$(BIN)/python -m pytest -n auto --slow $(ARGS)
 
 lint: $(VENV)/ready-lint
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ from cllm_gpu.utils.text import visible
 
 Command = Callable[..., tuple[int, str, str]]
 Flags = tuple[str, ...]
+SMALL_MODEL = pytest.param("small", 4, marks=pytest.mark.slow)
 
 
 def test_train_generate_evaluate_report(command: Command, workplace: Path, small: Flags) -> None:
@@ -265,7 +266,7 @@ def test_importing_loads_no_device_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("size", "batch"), [("tiny", 16), ("mini", 8), ("mini", 16), ("small", 4)])
+@pytest.mark.parametrize(("size", "batch"), [("tiny", 16), ("mini", 8), ("mini", 16), SMALL_MODEL])
 def test_planned_memory_is_what_is_measured(workplace: Path, size: str, batch: int) -> None:
     """Within 10%, as said before training."""
     if not Path("/proc/self/status").is_file():

@@ -84,7 +84,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "train" else ()) for name in COMMANDS]
+)
 def test_examples_do_what_they_say(
     command: Command, show_help: Callable[[str], str], workplace: Path, prepared: Path, name: str
 ) -> None:

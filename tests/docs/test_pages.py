@@ -27,7 +27,9 @@ PAGES = {"kernels.md": 7, "library.md": 8, "formats.md": 2, "training.md": 4}
 NUMBER = re.compile(r"[-+]?\d[\d,.:]*(?:e[-+]?\d+)?")
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page == "training.md" else ()) for page in PAGES]
+)
 def test_the_page_does_what_it_says(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if find_compiler() is None and os.environ.get("CLLM_REQUIRE_COMPILER") == "1":
         pytest.fail("CLLM_REQUIRE_COMPILER=1, and there is no C++ compiler")

@@ -224,6 +224,7 @@ def test_a_pytest_part_counts_what_ran(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(gpu_check, "LOGS", tmp_path)
     spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "xdist" else spec(name))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # starts sooner
     tests = tmp_path / "test_some.py"
     conftest = "from tests import selection\nfrom tests.selection import *\nselection.gpu_obstacle = lambda: None\n"
     (tmp_path / "conftest.py").write_text(conftest, encoding="utf-8")  # the tests' own, as if there were a card

@@ -97,6 +97,7 @@ def test_bounds(line: str, expected: list[str]) -> None:
     assert found == expected
 
 
+@pytest.mark.slow
 def test_every_mutant_of_a_small_kernel_is_caught(folder: Path) -> None:
     report = run(folder, ["row_sums.cu"], _check, processes=2, seconds_each=60, equivalent=EQUIVALENT)
     assert report.untried == 0

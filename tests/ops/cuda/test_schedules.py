@@ -20,7 +20,7 @@ def _differing(one: Results, other: Results) -> list[str]:
     return [name for name, x in one.items() if x.tobytes() != other[name].tobytes()]
 
 
-@STORAGE
+@pytest.mark.parametrize("storage", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_equal_bits_under_many_schedules(storage: str) -> None:
     """Random orders of warps and lanes, copies made at the issue and at the wait."""
     device = simulator_device()

@@ -26,7 +26,7 @@ from cllm_gpu.report.diagnostics import (
     zero_share,
 )
 from cllm_gpu.report.runs import RunRecord
-from cllm_gpu.training.diagnostics import DIAGNOSTICS, KINDS
+from cllm_gpu.training.diagnostics import DIAGNOSTICS
 from cllm_gpu.training.metrics import MetricsLog, clipped
 from cllm_gpu.utils.errors import UserError
 
@@ -50,7 +50,8 @@ def look(step: int, **changes: Any) -> dict[str, Any]:
     parameters = {name: values(1.0, 2.0, 0.5) for name in NAMES}
     parameters["blocks.0.qkv.weight"] = values(3.0, 4.0, 0.3, zeros=2, subnormals=1)
     parameters["blocks.0.qkv.bias"] = values(4.0, 0.0, 0.4)
-    activations = {kind: [1.0 + step, 2.0] for kind in KINDS} | {"final_residual": [7.0], "logits": [9.0]}
+    kinds = ("attention_residual", "qkv", "lse", "attended", "mlp_residual", "hidden", "activated")
+    activations = {kind: [1.0 + step, 2.0] for kind in kinds} | {"final_residual": [7.0], "logits": [9.0]}
     return {"step": step, "skipped": None, "parameters": parameters, "activations": activations | changes}
 
 

@@ -137,6 +137,7 @@ def test_the_rehearsal_runs_every_line(capsys: Any, tmp_path: Path, monkeypatch:
     assert "logits, loss and gradients" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.witness
 @pytest.mark.filterwarnings("ignore")  # of torch
 def test_every_side_of_torch_computes_the_same() -> None:

@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("which tests run")
     where = "cpu: all but the tests marked gpu; cupy: these alone, on the card; an error where there is none"
     group.addoption("--device", choices=("cpu", "cupy"), default="cpu", help=where)
-    group.addoption("--slow", action="store_true", help="also the tests marked slow: half an hour instead of minutes")
+    group.addoption("--slow", action="store_true", help="also the tests marked slow")
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,49 +51,24 @@ class FakeEvent:
 
 
 class FakeCupy:
-    """As much of cupy as `Card` asks for, on NumPy and a fake clock; `log` keeps what was done, in order."""
+    """As much of cupy as timing a call on a `Card` asks for, on NumPy and a fake clock."""
 
     uint8 = np.uint8
 
-    def __init__(self, clock: Clock, log: list[str]) -> None:
+    def __init__(self, clock: Clock) -> None:
         FakeEvent.clock = clock
-        self._log = log
         self.RawModule: Any = None
-        self.__version__ = "14.2.0"
-        properties = {
-            "l2CacheSize": 1 << 24, "name": b"NVIDIA Fake", "major": 9, "minor": 0, "multiProcessorCount": 3,
-            "totalGlobalMem": 2000,
-        }  # fmt: skip
-        runtime = _namespace(
-            getDeviceProperties=lambda device: properties,
-            memGetInfo=lambda: (1000, 2000),
-            driverGetVersion=lambda: 13000,
-            runtimeGetVersion=lambda: 12090,
-        )
-        device = _namespace(id=0, synchronize=lambda: log.append("synchronize"))
-        self.cuda = _namespace(
+        properties = {"l2CacheSize": 1 << 24, "major": 9, "minor": 0}
+        device = SimpleNamespace(id=0, synchronize=lambda: None)
+        self.cuda = SimpleNamespace(
             Event=FakeEvent,
             Device=lambda: device,
-            runtime=runtime,
+            runtime=SimpleNamespace(getDeviceProperties=lambda device: properties),
             get_elapsed_time=lambda start, stop: 1e3 * (stop.at - start.at),
         )
 
     def zeros(self, size: int, dtype: Any) -> Any:
-        log = self._log
-        return _namespace(size=size, fill=lambda value: log.append("flush"))
-
-    def get_default_memory_pool(self) -> Any:
-        return _namespace(free_all_blocks=lambda: self._log.append("free"))
+        return SimpleNamespace(fill=lambda value: None)
 
     def RawKernel(self, code: str, name: str) -> Callable[..., None]:  # noqa: N802 (CuPy's name)
-        assert name in code
-        return lambda grid, block, arguments: self._log.append(name)
-
-
-class _Namespace:
-    def __init__(self, **names: Any) -> None:
-        self.__dict__.update(names)
-
-
-def _namespace(**names: Any) -> Any:
-    return _Namespace(**names)
+        return lambda grid, block, arguments: None

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bench.kernels import __main__ as kernels
-from bench.kernels import lattice, report
+from bench.kernels import report
 from bench.kernels.jobs import Job, measure, trouble
 from bench.kernels.targets import PRODUCTS
 from bench.kernels.timing import Device
@@ -95,12 +95,6 @@ def test_a_whole_run_on_a_fake_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert kernels.run(options, FakeCard(2.0), None, MACHINE) == 0
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["machine"] == MACHINE
-    assert {row["side"] for row in content["rows"]} == {
-        "ours", "ours, separate kernels", "ours, fused", "ours, float32", "ours, bf16 gradient and copy",
-        "ours, 9 rows", "device copy", "cuBLAS", lattice.STANDARD, lattice.MATCHES, lattice.DISTANCES,
-        lattice.SYMMETRY,
-    }  # fmt: skip
-    assert all(row["milliseconds"] == 2.0 for row in content["rows"])
     copy = next(row for row in content["rows"] if row["kernel"] == "copy ceiling")
     assert content["ceilings"]["copy_terabytes"] == copy["tera_per_second"] == pytest.approx(2 * 4096 / 2e9)
     verdicts = [bar["verdict"] for bar in content["bars"]]
@@ -143,6 +137,7 @@ def test_the_rehearsal_runs_every_line(capsys: Any, tmp_path: Path, monkeypatch:
     assert "logits, loss and gradients" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.witness
 @pytest.mark.filterwarnings("ignore")  # of torch
 def test_every_side_of_torch_computes_the_same() -> None:

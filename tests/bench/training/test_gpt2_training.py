@@ -69,48 +69,24 @@ def test_without_a_card_one_line_says_so(monkeypatch: pytest.MonkeyPatch, capsys
     assert error.count("\n") == 1
 
 
-def test_a_run_on_a_card_writes_rows_bars_and_mfu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
-    """Everything but the measurement: processes that end as told, one of them out of memory."""
-    asked: list[tuple[str, str, int]] = []
-
+def test_a_side_without_memory_goes_on_with_a_smaller_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def measure(side: Any, name: str, batch: int, seconds: float) -> dict[str, Any]:
-        assert 0 < seconds <= 600
-        asked.append((side, name, batch))
-        if (side, batch) == ("PyTorch", 64):
-            return row(side, name, batch, note=gpt2_process.OUT_OF_MEMORY)
-        peak = (1e15, "made up") if side == "ours" else None
-        return row(side, name, batch, batch * (1100.0 if peak else 1000.0), batch * 10, losses=falling(name), peak=peak)
+        return row(side, name, batch, note=gpt2_process.OUT_OF_MEMORY if (side, batch) == ("PyTorch", 64) else "")
 
-    def measure_profile(name: str, batch: int, seconds: float) -> dict[str, Any]:
-        asked.append(("profile", name, batch))
-        return empty_profile(name, batch) | {"ceilings": {"copy_terabytes": 4.0, "gemm_teraflops": 700.0}}
-
-    monkeypatch.setattr(gpu, "missing", lambda driver, has_cupy: None)
     monkeypatch.setattr(gpt2_training, "measure", measure)
-    monkeypatch.setattr(gpt2_training, "measure_profile", measure_profile)
-    monkeypatch.setattr(gpt2_training, "chosen_sides", lambda options: (gpt2_process.SIDES, "PyTorch 9"))
-    monkeypatch.setattr(machine, "facts", lambda: MACHINE)
-    assert gpt2_training.main(["--sizes", "124M", "--output", str(tmp_path)]) == 0
-    turns = [("ours", 64), ("PyTorch", 64), ("PyTorch", 32), ("profile", 64), ("ours", 32), ("PyTorch", 16)]
-    assert [(what, batch) for what, _, batch in asked] == turns, "a smaller one for that which did not fit"
-    (path,) = tmp_path.iterdir()
-    assert path.name == "gpt2_training-nvidia-h200-not-real-2031-02-03.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    assert content["machine"] == MACHINE | {"beside": "PyTorch 9"}
+    options = gpt2_training.parse(["--sizes", "124M", "--output", str(tmp_path)])
+    measurements = gpt2_training.Measurements(options, gpt2_process.SIDES, MACHINE)
+    measurements.run()
+    found = {side: [r["batch"] for r in measurements.rows if r["side"] == side] for side in gpt2_process.SIDES}
+    assert found == {"ours": [64, 32], "PyTorch": [64, 32, 16]}
+
+
+def test_mfu_is_of_the_peak_that_our_side_knows() -> None:
+    rows = [row("ours", "124M", 64, 70e3, peak=(1e15, "made up")), row("PyTorch", "124M", 64, 60e3, peak=None)]
+    gpt2_training.add_utilisation([*rows, missing := row("PyTorch", "124M", 32)])
     flop = flop_per_token(SIZES["124M"].architecture())
-    assert content["sizes"]["124M"]["flop_per_token"] == flop
-    expected = {("ours", 64): 64 * 1100.0, ("ours", 32): 32 * 1100.0, ("PyTorch", 32): 32e3, ("PyTorch", 16): 16e3}
-    found = {(r["side"], r["batch"]): r["mfu"] for r in content["rows"] if r["mfu"] is not None}
-    assert found == {which: speed * flop / 1e15 for which, speed in expected.items()}
-    bars = {bar["what"]: bar for bar in content["bars"]}
-    assert bars["124M against PyTorch, B=64 and B=32"]["verdict"] == "reached"
-    assert bars["PyTorch's memory over ours, 124M, B=32"]["measured"] == 1.0
-    assert bars["124M at its best batch"]["verdict"] == "below"
-    assert content["profile"]["step_milliseconds"] == 1e3 * 64 * 1024 / (64 * 1100.0)
-    printed = capsys.readouterr().out
-    assert gpt2_process.OUT_OF_MEMORY in printed
-    assert "124M, B=64, by class of kernel:" in printed
-    assert printed.splitlines()[-1] == f"4 of 5 rows timed, wrote {path}"
+    assert [r["mfu"] for r in rows] == [70e3 * flop / 1e15, 60e3 * flop / 1e15]
+    assert missing["mfu"] is None
 
 
 def test_a_loss_that_is_no_number_is_written_as_null_and_is_wrong(
@@ -185,18 +161,6 @@ def test_a_process_of_its_own_gives_the_row(tmp_path: Path) -> None:
     done = run_program(module("bench.training.gpt2_process", "ours", "10M", "4", "--rehearse"), 300, tmp_path / "log")
     found = gpt2_training.row_of(done, "ours", "10M", 4)
     assert (found["note"], found["tokens_per_second"], len(found["losses"])) == ("", None, CHECKED)
-
-
-def test_a_side_prints_its_row_alone(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def measured(side: Any, name: str, batch: int, *, rehearse: bool) -> dict[str, Any]:
-        print("a message")
-        return row(side, name, batch)
-
-    monkeypatch.setattr(gpt2_process, "measure_side", measured)
-    assert gpt2_process.main(["PyTorch", "350M", "8"]) == 0
-    captured = capsys.readouterr()
-    assert json.loads(captured.out) == row("PyTorch", "350M", 8)
-    assert captured.err == "a message\n"
 
 
 @pytest.mark.parametrize(("kind", "text"), [("OutOfMemoryError", "x"), ("RuntimeError", "CUDA out of memory. Tried")])

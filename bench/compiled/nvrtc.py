@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cllm_gpu.ops.cuda.kernel_source import load_source
-from cllm_gpu.ops.cuda.launcher import Variant
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.utils.compiler import cache_directory
 from cllm_gpu.utils.errors import UserError
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 
 from cllm_gpu.ops.cuda import attention_fused
 from cllm_gpu.ops.cuda.attention_args import AttentionCall
-from cllm_gpu.ops.cuda.launcher import Launcher, blocks_for
+from cllm_gpu.ops.cuda.checks import blocks_for
+from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.score_bias import finish_points, finish_scalars
 from cllm_gpu.ops.reference import attention as reference
 from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, address_of, element_strides, storage_of
+from cllm_gpu.ops.cuda.checks import Shapes, address_of, element_strides, storage_of
+from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.score_bias import (
     ARRAYS,
     check_gradients,
@@ -14,6 +15,7 @@ from cllm_gpu.ops.cuda.score_bias import (
     term_defines,
 )
 from cllm_gpu.ops.cuda.symmetry import check_symmetry, symmetry_arguments, symmetry_defines
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
 from cllm_gpu.ops.reference.symmetry import Symmetry
 from cllm_gpu.utils.errors import UserError

@@ -8,86 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from cllm_gpu.ops.cuda.kernel_source import Parameter, kernel_parameters, load_source
+from cllm_gpu.ops.cuda.variant import DTYPES, SCALARS, Variant
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.profiling import Watch, unwatched
 
 if TYPE_CHECKING:
     from cllm_gpu.ops.cuda.cublaslt import CublasLt
 
-_SCALARS: dict[str, Any] = {
-    "int": np.int32,
-    "unsigned": np.uint32,
-    "long long": np.int64,
-    "unsigned long long": np.uint64,
-    "float": np.float32,
-    "double": np.float64,
-}
-_POINTED: dict[str, str] = {
-    "float": "float32",
-    "double": "float64",
-    "int": "int32",
-    "long long": "int64",
-    "unsigned": "uint32",
-}
-_DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(name) for name in ("float32", "float64", "int32", "int64", "uint32")
-} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_STORAGE = {_DTYPES[name]: name for name in ("float32", "bfloat16")}
 MAXIMUM_GRID = (2**31 - 1, 65535, 65535)
 """Blocks along each axis (CUDA C++ programming guide, 16.2)."""
 MAXIMUM_SHARED_BYTES = 48 * 1024
 """Dynamic shared memory a kernel may have without asking for more (CUDA C++ programming guide, 16.4)."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One compilation of one source: the dtype of `real`, the dtype of `gradient`, and further defines."""
-
-    source: str
-    storage: str
-    gradient: str = ""
-    """dtype of parameter gradients: like `storage` (also when empty), or float32."""
-    defines: tuple[tuple[str, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.gradient not in ("", self.storage, "float32"):
-            raise UserError(
-                f"{self.source}: gradients of dtype {self.gradient} beside arrays of dtype {self.storage}; "
-                f"they must be {' or '.join(dict.fromkeys((self.storage, 'float32')))}"
-            )
-        if self.gradient == self.storage:
-            object.__setattr__(self, "gradient", "")  # one variant, one name
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """Compiler options that make this variant of the source."""
-        flags = [f"-D{name}={value}" for name, value in self.defines]
-        if self.storage == "bfloat16":
-            flags.append("-DCLLM_BF16=1")
-        if self.gradient == "float32":
-            flags.append("-DCLLM_GRADIENT_FLOAT=1")
-        return ("-std=c++17", *flags)
-
-    def dtype_of(self, type_name: str) -> str:
-        """dtype name behind a pointer to `type_name`."""
-        if type_name == "real":
-            return self.storage
-        if type_name == "gradient":
-            return self.gradient or self.storage
-        if type_name == "table":
-            return self.storage if ("CLLM_REAL_TABLE", 1) in self.defines else "float32"
-        return _POINTED[type_name]
-
-    def entry(self, name: str) -> str:
-        """The symbol of `ENTRY(name)` in this variant."""
-        return f"{name}_{self.storage}"
 
 
 class Launcher:
@@ -218,7 +154,7 @@ class Launcher:
         plan = {
             parameter.name: (
                 parameter,
-                _DTYPES[variant.dtype_of(parameter.type)] if parameter.pointer else _SCALARS[parameter.type],
+                DTYPES[variant.dtype_of(parameter.type)] if parameter.pointer else SCALARS[parameter.type],
             )
             for parameter in kernel_parameters(variant.source)[name]
         }
@@ -254,67 +190,3 @@ def _scalar(kernel: str, parameter: Parameter, convert: Any, value: Any) -> Any:
         return convert(value)
     except (OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{kernel}: argument {parameter.name} is {value!r}, not a {parameter.type}") from error
-
-
-def storage_of(operation: str, name: str, array: Any) -> str:
-    """dtype name of an array of activations or weights: "float32" or "bfloat16"; UserError for another."""
-    kind = _STORAGE.get(array.dtype)
-    if kind is None:
-        raise UserError(f"{operation}: argument {name} has dtype {array.dtype.name}; it must be float32 or bfloat16")
-    return kind
-
-
-class Shapes:
-    """Checks the shapes of one call: a letter means the same number everywhere in it.
-
-    >>> check = Shapes("linear_forward")
-    >>> rows, columns = check("x", x, "N K")
-    """
-
-    def __init__(self, operation: str, **sizes: int) -> None:
-        self.operation = operation
-        self._sizes = dict(sizes)
-
-    def __call__(self, name: str, array: Any, letters: str) -> tuple[int, ...]:
-        """Shape of `array`; UserError when it disagrees with the letters bound so far. None is let through."""
-        wanted = letters.split()
-        if array is None:
-            return ()
-        shape = tuple(array.shape)
-        if len(shape) != len(wanted):
-            raise UserError(f"{self.operation}: argument {name} has shape {shape}; it must have {len(wanted)} axes")
-        for letter, size in zip(wanted, shape, strict=True):
-            if self._sizes.setdefault(letter, size) != size:
-                expected = tuple(self._sizes.get(w, w) for w in wanted)
-                raise UserError(f"{self.operation}: argument {name} has shape {shape}; it must be {expected}")
-        return shape
-
-
-def blocks_for(elements: int, per_block: int) -> int:
-    """Blocks that cover `elements`."""
-    return -(-elements // per_block)
-
-
-def is_wide(columns: int, *arrays: Any) -> bool:
-    """Rows of `columns` elements can be read 16 bytes at a time in every one of the arrays (None is left out)."""
-    present = [array for array in arrays if array is not None]
-    width = 16 // present[0].dtype.itemsize
-    return columns % width == 0 and all(address_of(array) % 16 == 0 for array in present)
-
-
-def address_of(array: Any) -> int:
-    """Address of an array's first element, on the host or on a GPU."""
-    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
-
-
-def element_strides(operation: str, name: str, array: Any) -> tuple[int, ...]:
-    """Strides in elements of all axes but the last, which must be contiguous; UserError otherwise.
-
-    The stride of an axis of one element, or of an empty array, is never used, so whatever it is, it is let through.
-    """
-    size = array.dtype.itemsize
-    if array.size and array.shape[-1] > 1 and array.strides[-1] != size:
-        raise UserError(f"{operation}: argument {name} has strides {array.strides}; its last axis must be contiguous")
-    if any(stride % size for stride in array.strides[:-1]):
-        raise UserError(f"{operation}: argument {name} has strides {array.strides}, not whole elements")
-    return tuple(stride // size for stride in array.strides[:-1])

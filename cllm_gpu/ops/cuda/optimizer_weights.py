@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.ops.cuda.checks import Shapes, storage_of
 from cllm_gpu.ops.cuda.dropout import draw_number
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, storage_of
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.rounding import StochasticRounding
 from cllm_gpu.utils.errors import UserError
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, blocks_for, element_strides
+from cllm_gpu.ops.cuda.checks import Shapes, blocks_for, element_strides
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreTermGradients, ScoreTerms
 from cllm_gpu.utils.errors import UserError
 

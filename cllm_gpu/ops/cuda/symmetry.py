@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from cllm_gpu.model.lattice import ELEMENTS
-from cllm_gpu.ops.cuda.launcher import Shapes, address_of, element_strides
+from cllm_gpu.ops.cuda.checks import Shapes, address_of, element_strides
 from cllm_gpu.ops.reference.symmetry import Symmetry
 from cllm_gpu.utils.errors import UserError
 

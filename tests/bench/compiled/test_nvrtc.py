@@ -9,7 +9,7 @@ import pytest
 
 from bench.compiled import nvrtc
 from cllm_gpu.ops.cuda.kernel_source import kernel_parameters, load_source, source_directory
-from cllm_gpu.ops.cuda.launcher import Variant
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.cuda.variants import all_variants
 from cllm_gpu.utils.errors import UserError
 

@@ -13,9 +13,10 @@ from cllm_gpu.ops.cuda.column_sum import column_sum
 from cllm_gpu.ops.cuda.cross_entropy import cross_entropy
 from cllm_gpu.ops.cuda.embedding import embedding_forward
 from cllm_gpu.ops.cuda.gelu import gelu_forward
-from cllm_gpu.ops.cuda.launcher import Launcher, Variant
+from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.layernorm import layernorm_backward, layernorm_forward
 from cllm_gpu.ops.cuda.rotary import rotary_forward
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.utils.errors import UserError
 from tests.ops.cuda.devices import BFLOAT16, Device

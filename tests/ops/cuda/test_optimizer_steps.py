@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cllm_gpu.ops.cuda.adam import adam_step, adam_step_on_device
-from cllm_gpu.ops.cuda.launcher import Variant
 from cllm_gpu.ops.cuda.sgd import sgd_step, sgd_step_on_device
 from cllm_gpu.ops.cuda.squared_norm import THREADS, squared_norm, squared_norm_on_device
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference import adam as reference_adam
 from cllm_gpu.ops.reference import sgd as reference_sgd
 from cllm_gpu.ops.reference.rounding import StochasticRounding

@@ -82,9 +82,9 @@ struct Softmax {
 };
 
 // Output and log-sum-exp of the queries first … of one head.
-__device__ __forceinline__ void forward_tile(const View<const bf16>& q, const View<const bf16>& k,
-                                             const View<const bf16>& v, const View<bf16>& out, float* lse,
-                                             const Sizes& n, const ScoreTerms& terms, const Symmetry& symmetry,
+__device__ __forceinline__ void forward_tile(View<const bf16> q, View<const bf16> k,
+                                             View<const bf16> v, View<bf16> out, float* lse,
+                                             Sizes n, const ScoreTerms& terms, const Symmetry& symmetry,
                                              int b, int h, int first, unsigned char* shared) {
     const Tile<FORWARD_ROWS> queries = {shared};
     unsigned char* const stages = shared + tile_bytes(FORWARD_ROWS);
@@ -135,10 +135,10 @@ __device__ __forceinline__ void forward_tile(const View<const bf16>& q, const Vi
 }
 
 // dQ of the queries first … of one head, and the block's part of the score terms' gradients.
-__device__ __forceinline__ void backward_queries_tile(const View<const bf16>& dout, const View<const bf16>& q,
-                                                      const View<const bf16>& k, const View<const bf16>& v,
-                                                      const float* lse, const float* delta, const View<bf16>& dq,
-                                                      const Sizes& n, ScoreTerms& terms, const Symmetry& symmetry,
+__device__ __forceinline__ void backward_queries_tile(View<const bf16> dout, View<const bf16> q,
+                                                      View<const bf16> k, View<const bf16> v,
+                                                      const float* lse, const float* delta, View<bf16> dq,
+                                                      Sizes n, ScoreTerms& terms, const Symmetry& symmetry,
                                                       float* term_partials, float* point_partials, int b, int h,
                                                       int first, unsigned char* shared) {
     constexpr int M = QUERIES_M, N = QUERIES_N;
@@ -214,10 +214,10 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
 }
 
 // dK and dV of the keys begin … of one key/value head, and the gradients of the keys' points: over the query heads that share it and their queries, in order.
-__device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout, const View<const bf16>& q,
-                                                   const View<const bf16>& k, const View<const bf16>& v,
-                                                   const float* lse, const float* delta, const View<bf16>& dk,
-                                                   const View<bf16>& dv, const Sizes& n, const TermInputs& given,
+__device__ __forceinline__ void backward_keys_tile(View<const bf16> dout, View<const bf16> q,
+                                                   View<const bf16> k, View<const bf16> v,
+                                                   const float* lse, const float* delta, View<bf16> dk,
+                                                   View<bf16> dv, Sizes n, TermInputs given,
                                                    const Symmetry& symmetry, float* point_partials, int b, int kv,
                                                    int begin, unsigned char* shared) {
     constexpr int M = KEYS_M, N = KEYS_N;

@@ -112,11 +112,11 @@ struct Stage {
 };
 
 // dK and dV of the keys of one tile of one key/value head, and its part of dQ of every query that sees them.
-__device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout, const View<const bf16>& q,
-                                                    const View<const bf16>& k, const View<const bf16>& v,
-                                                    const float* lse, const float* delta, const View<bf16>& dq,
-                                                    const View<bf16>& dk, const View<bf16>& dv, float* query_sums,
-                                                    u32* turns, const Sizes& n, const TermInputs& given,
+__device__ __forceinline__ void backward_fused_tile(View<const bf16> dout, View<const bf16> q,
+                                                    View<const bf16> k, View<const bf16> v,
+                                                    const float* lse, const float* delta, View<bf16> dq,
+                                                    View<bf16> dk, View<bf16> dv, float* query_sums,
+                                                    u32* turns, Sizes n, TermInputs given,
                                                     const Symmetry& symmetry, float* term_partials, int b, int kv,
                                                     int tile, unsigned char* shared) {
     constexpr int M = KEYS_M, N = QUERIES_N;

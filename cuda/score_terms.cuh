@@ -49,7 +49,7 @@ struct TermInputs {
     const int* padded;
     const float* points;
     const real* scalars;
-    i64 padded_length, points_batch;
+    long long padded_length, points_batch;
 };
 
 // p, which the compiler is not to compute again at every use: 64-bit addresses from their parts are many instructions.

@@ -21,7 +21,7 @@ constexpr u32 ELEMENTS = 24, ROTATIONS = 12;
 struct SymmetryInputs {
     const int* tokens;
     const float* turns;
-    i64 tokens_batch;
+    long long tokens_batch;
 };
 
 // The symmetry of one batch item.

@@ -231,12 +231,12 @@ def _delta(launcher: Launcher, call: AttentionCall, dout: Any, out: Any, delta: 
     batch, length, heads, _ = out.shape
     rows = batch * length * heads
     lanes = next(lanes for lanes in (4, 8, 16, 32) if 4 * lanes >= out.shape[3])  # DELTA_LANES in attention.cu
-    sizes = {"rows": rows, "heads": heads, "queries": length}
+    sizes = {"rows": rows, "heads": heads, "queries": length, "wide": call.wide(dout=dout, out=out)}
     launcher.launch(
         call.variant(),
         "attention_backward_delta",
         (blocks_for(rows * lanes, THREADS),),
         THREADS,
-        {"delta": delta, **call.operands(dout=dout, out=out), **sizes},
+        {"delta": delta, **call.views(dout=dout, out=out), **sizes},
         strided=frozenset({"dout", "out"}),
     )

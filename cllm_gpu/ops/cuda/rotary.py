@@ -80,5 +80,5 @@ def _launch(
             "positions": positions,
         }
         | symmetry_arguments(operation, symmetry),
-        strided=frozenset({"x", "tokens"}),
+        strided=frozenset({"x", "symmetry.tokens"}),
     )

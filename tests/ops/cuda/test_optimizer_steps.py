@@ -134,7 +134,8 @@ def test_every_argument_of_the_sgd_kernel(device: Device, rng: Any, storage: str
     host |= {"numbers": np.array([0.1], np.float32)}
     arrays = {name: device.put(x) for name, x in host.items()}
     numbers = {"size": size, "decayed": 500, "scale": 2.0, "momentum": 0.9, "decay": 0.2}
-    arguments = arrays | numbers | {"zero_gradients": int(zero), "seed": 0, "step": None, "first": 0}
+    arguments = arrays | numbers | {"zero_gradients": int(zero)}
+    arguments |= {"rounding.seed": 0, "rounding.step": None, "rounding.first_element": 0}
     device.launcher.launch(Variant("adam.cu", storage), "sgd_step", (blocks,), THREADS, arguments)
     got = {name: device.get(x) for name, x in arrays.items()}
     if skip:

@@ -5,11 +5,12 @@
 //   update = step_size·m / (√(v·inverse_correction2) + ε) (+ rate·decay·p, AdamW);   p −= update
 //   SGD: g = scale·clip·gradient + decay·p,  u = momentum·u + g,  p −= rate·u
 //
-// parameters, moments (n) fp32 (the master weights in bf16 training); gradients (n) gradient; copy (n) real or null gets
-// the rounded parameters. With -DCLLM_WITHOUT_MASTERS the parameters are not used: the copy itself is what is stepped, in
-// fp32, and rounded stochastically by Philox words at (element / 4, step, 2^32 - 1), elements counting from `first`,
-// key `seed`, as in cllm_gpu/ops/reference/rounding.py. The first `decayed` elements have weight decay. skip: null, or an
-// int that when not 0 makes the kernel write nothing. zero_gradients: the gradients are zeroed in the same pass.
+// parameters, moments (n) fp32 (the master weights in bf16 training); gradients (n) gradient; copy (n) real or null
+// gets the rounded parameters. With -DCLLM_WITHOUT_MASTERS the parameters are not used: the copy itself is what is
+// stepped, in fp32, and rounded stochastically by Philox words at (element / 4, step, 2^32 - 1), elements counting from
+// `first_element`, key `seed`, as in cllm_gpu/ops/reference/rounding.py. The first `decayed` elements have weight
+// decay. skip: null, or an int that when not 0 makes the kernel write nothing. zero_gradients: the gradients are zeroed
+// in the same pass.
 // numbers (3) fp32, step (1): what changes from step to step is read from the device (step_numbers.cuh).
 // moved (blocks) fp64 or null: Σ update² per block, added up by sum_finish in a fixed order.
 // Work: a thread takes 4 neighbouring elements, blocks stride over the buffer. Traffic per parameter: 28 bytes fp32

@@ -12,11 +12,13 @@
 // (B, H, T) fp32. Queries are the last T of S positions; `causal`: query t sees keys 0 … S − T + t (needs S ≥ T).
 // The lattice's score terms, chosen by -D, their inputs and their arithmetic: score_terms.cuh. -DHEAD_SIZE=D, D ≤ 128.
 // The lattice's symmetry (symmetry.cuh) turns q and k as they arrive, and turns dq and dk back before they are stored.
-// Work: a block of 128 threads per tile of queries (forward, backward_queries) or keys (backward_keys) of one head; tiles
-//   of one head are neighbours in the grid, those with most work first. Layouts: attention_float32.cuh (FMA) and
+// Work: a block of 128 threads per tile of queries (forward, backward_queries) or keys (backward_keys) of one head;
+//   tiles of one head are neighbours in the grid, those with most work first. Layouts: attention_float32.cuh (FMA) and
 //   attention_bfloat16.cuh (mma.sync m16n8k16 fed by ldmatrix and cp.async).
 // Operations: forward 4·B·H·T·S·D, two products (half when causal); backward seven products, S and dP computed twice,
-//   where attention_fused.cu needs five and lets blocks wait for one another. Traffic: the moving side is read once per tile of the other, mostly from the L2.
+//   where attention_fused.cu needs five and lets blocks wait for one another. Traffic: the moving side is read once per
+//   tile of the other, mostly from the L2.
+// Arguments: one struct by value and a __grid_constant__, so that no thread makes a copy of it in local memory.
 // Deterministic: every sum is made by one thread or a fixed tree, in the order of the positions; no atomics.
 // Sources: Dao et al. 2022, "FlashAttention", appendix B; Dao 2023, "FlashAttention-2".
 #include "attention.cuh"
@@ -123,8 +125,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backwar
                           symmetry, params.term_partials, params.point_partials, b, h, tile * BACKWARD_ROWS, shared);
 }
 
-// A thread per number: padded (B, 2, PAD_BEFORE + S + PAD_AFTER), `count` in all, from tokens (B, S), strided by batch: as
-// the queries' and as the keys', so that what stands around the ones does not match what stands around the others.
+// A thread per number: padded (B, 2, PAD_BEFORE + S + PAD_AFTER), `count` in all, from tokens (B, S), strided by batch:
+// as the queries' and as the keys', so that what stands around the ones does not match what stands around the others.
 extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(attention_pad_tokens)(
     const int* tokens, int* padded, long long tokens_batch, long long count, int keys) {
     const i64 i = i64(blockIdx.x) * THREADS + threadIdx.x;
@@ -134,7 +136,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(attention_pad_tokens
     padded[i] = s >= 0 && s < keys ? tokens[row / 2 * tokens_batch + s] : row % 2 == 0 ? NO_QUERY : NO_KEY;
 }
 
-// A warp per query head: gradients (H, TERM_COUNT) += Σ over batch items and tiles of partials (B, H, tiles, TERM_COUNT).
+// A warp per query head: gradients (H, TERM_COUNT) += Σ over batch items and tiles of partials (B, H, tiles,
+// TERM_COUNT).
 extern "C" __global__ void __launch_bounds__(32) ENTRY(attention_terms_finish)(
     const float* partials, gradient* gradients, int batch, int heads, int tiles) {
     const int h = blockIdx.x, term = threadIdx.x;

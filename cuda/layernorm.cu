@@ -6,12 +6,12 @@
 //               dx = rstd·(g − Σ g / C − x̂·Σ g·x̂ / C) (+ dresidual),  dbranch = dx·mask/(1 − rate) unless null
 //               dweight = Σ_rows dout·x̂,  dbias = Σ_rows dout: partial sums here, finished by column_sum_finish
 //
-// x, out, residual, branch, dout, dx, dbranch (N, C) real; dbranch may be dout or dx; weight, bias (C) real; mean, rstd (N) fp32;
-// partials (2, chunks, C) fp32: of dweight, then of dbias.
-// Work: a row belongs to `row_threads` threads: to one warp (C up to 1024; the warps of a block take different rows), or
-//   to the whole block. A thread keeps up to KEPT elements of its row in registers; what is beyond is read again.
-// Traffic per element: forward 1 read, 1 write; residual 2 reads, 2 writes; backward 2 reads (3 with dresidual), 1 write
-//   (2 with dbranch). A mask costs 10 rounds of Philox per 4 elements.
+// x, out, residual, branch, dout, dx, dbranch (N, C) real; dbranch may be dout or dx; weight, bias (C) real; mean, rstd
+// (N) fp32; partials (2, chunks, C) fp32: of dweight, then of dbias.
+// Work: a row belongs to `row_threads` threads: to one warp (C up to 1024; the warps of a block take different rows),
+//   or to the whole block. A thread keeps up to KEPT elements of its row in registers; what is beyond is read again.
+// Traffic per element: forward 1 read, 1 write; residual 2 reads, 2 writes; backward 2 reads (3 with dresidual), 1
+//   write (2 with dbranch). A mask costs 10 rounds of Philox per 4 elements.
 // Deterministic: every sum has one order, fixed by N and C.
 // Source: Ba, Kiros, Hinton 2016, "Layer normalization"; two-pass variance.
 #include "dropout.cuh"
@@ -173,7 +173,8 @@ struct ColumnSums {
     Pack<W> weight[PACKS], bias[PACKS];
 };
 
-// One row of the backward, whose elements count from `at`; `sums` gets the row's part of dweight and dbias, beyond the kept columns `partial` does.
+// One row of the backward, whose elements count from `at`; `sums` gets the row's part of dweight and dbias, beyond the
+// kept columns `partial` does.
 template <int W>
 __device__ __forceinline__ void backward_row(const real* dout, const real* x, const real* weight, float mean,
                                              float rstd, const real* dresidual, real* dx, real* dbranch,
@@ -244,7 +245,8 @@ __device__ __forceinline__ void backward_row(const real* dout, const real* x, co
     }
 }
 
-// Where element i of the pack p of a lane stands among the staged sums: lanes side by side, rows of 33 against conflicts.
+// Where element i of the pack p of a lane stands among the staged sums: lanes side by side, rows of 33 against
+// conflicts.
 template <int W>
 __device__ __forceinline__ int staging_slot(int p, int i, int lane) {
     return (p * W + i) * 33 + lane;

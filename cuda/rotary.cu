@@ -6,8 +6,8 @@
 // is float, or real with -DCLLM_REAL_TABLE. Work: a thread takes one pair; 256 threads a block.
 // Traffic per element: 1 read, 1 write; the tables are shared by all heads and stay in the caches.
 // With the lattice's symmetry (symmetry.cuh) S(e) comes before the rotation, and its transpose after the rotation back;
-// tokens are those of the last `length` of `positions`. A block then takes whole heads: a pair's results need up to eight
-// elements (most of them in the caches), so all are read before a barrier and written after it.
+// tokens are those of the last `length` of `positions`. A block then takes whole heads: a pair's results need up to
+// eight elements (most of them in the caches), so all are read before a barrier and written after it.
 // Deterministic. Source: Su et al. 2021, "RoFormer".
 #include "symmetry.cuh"
 
@@ -82,8 +82,8 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(rotary)(
         const bool valid = threadIdx.x / half < of_block && i * half < params.pairs;
         const int position = int(row % length), batch = valid ? int(row / length) : 0;
         const Symmetry symmetry(params.symmetry, params.positions, batch);
-        real* const vector =
-            params.x + row / length * params.batch_stride + position * params.row_stride + i % heads * params.head_stride;
+        real* const vector = params.x + row / length * params.batch_stride + position * params.row_stride +
+                             i % heads * params.head_stride;
         const index_t at = index_t(position) * half;
         const Symmetry::Element element = symmetry.element(params.positions - length + position);
         rotate_with_symmetry({vector, params.cosine + at, params.sine + at, half, params.direction, element},
@@ -94,8 +94,8 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(rotary)(
     const int m = int(i % half), head = int(i / half % heads);
     const index_t row = i / half / heads;  // over batch and position
     const int position = int(row % length);
-    real* const first =
-        params.x + row / length * params.batch_stride + position * params.row_stride + head * params.head_stride + m;
+    real* const first = params.x + row / length * params.batch_stride + position * params.row_stride +
+                        head * params.head_stride + m;
     real* const second = first + half;
     const float c = to_float(params.cosine[index_t(position) * half + m]);
     const float s = params.direction * to_float(params.sine[index_t(position) * half + m]);

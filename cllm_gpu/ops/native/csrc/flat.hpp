@@ -1,5 +1,5 @@
-// Passes over flat buffers: Adam, SGD, the norm (formulas: ops/reference/adam.py, sgd.py, squared_norm.py), sums of buffers.
-// Squares are summed in float64 in one fixed order.
+// Passes over flat buffers: Adam, SGD, the norm (formulas: ops/reference/adam.py, sgd.py, squared_norm.py), sums of
+// buffers. Squares are summed in float64 in one fixed order.
 #pragma once
 
 #include "vector.hpp"

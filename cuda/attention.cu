@@ -12,71 +12,15 @@
 // (B, H, T) fp32. Queries are the last T of S positions; `causal`: query t sees keys 0 … S − T + t (needs S ≥ T).
 // The lattice's score terms, chosen by -D, their inputs and their arithmetic: score_terms.cuh. -DHEAD_SIZE=D, D ≤ 128.
 // The lattice's symmetry (symmetry.cuh) turns q and k as they arrive, and turns dq and dk back before they are stored.
-// Work: a block of 128 threads per tile of queries (forward, backward_queries) or keys (backward_keys) of one head; tiles
-//   of one head are neighbours in the grid, those with most work first. Layouts: attention_float32.cuh (FMA) and
+// Work: a block of 128 threads per tile of queries (forward, backward_queries) or keys (backward_keys) of one head;
+//   tiles of one head are neighbours in the grid, those with most work first. Layouts: attention_float32.cuh (FMA) and
 //   attention_bfloat16.cuh (mma.sync m16n8k16 fed by ldmatrix and cp.async).
 // Operations: forward 4·B·H·T·S·D, two products (half when causal); backward seven products, S and dP computed twice,
-//   where attention_fused.cu needs five and lets blocks wait for one another. Traffic: the moving side is read once per tile of the other, mostly from the L2.
+//   where attention_fused.cu needs five and lets blocks wait for one another. Traffic: the moving side is read once per
+//   tile of the other, mostly from the L2.
+// Arguments: one struct by value and a __grid_constant__, so that no thread makes a copy of it in local memory.
 // Deterministic: every sum is made by one thread or a fixed tree, in the order of the positions; no atomics.
 // Sources: Dao et al. 2022, "FlashAttention", appendix B; Dao 2023, "FlashAttention-2".
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
-//   kernel                                     registers  shared  spilled
-//   attention_backward_delta_bfloat16                 32       0        0
-//   attention_backward_delta_bfloat16+symmetry        32       0        0
-//   attention_backward_delta_bfloat16+terms           32       0        0
-//   attention_backward_delta_bfloat16+terms+symmetry        32       0        0
-//   attention_backward_delta_float32                  30       0        0
-//   attention_backward_delta_float32+symmetry         30       0        0
-//   attention_backward_delta_float32+terms            30       0        0
-//   attention_backward_delta_float32+terms+symmetry        30       0        0
-//   attention_backward_keys_bfloat16                 255       0        0
-//   attention_backward_keys_bfloat16+symmetry        255       0       32
-//   attention_backward_keys_bfloat16+terms           255       0      820
-//   attention_backward_keys_bfloat16+terms+symmetry       255       0      220
-//   attention_backward_keys_float32                  168       0        0
-//   attention_backward_keys_float32+symmetry         168       0        0
-//   attention_backward_keys_float32+terms            222       0        0
-//   attention_backward_keys_float32+terms+symmetry       182       0        0
-//   attention_backward_queries_bfloat16              255       0       40
-//   attention_backward_queries_bfloat16+symmetry       255       0       40
-//   attention_backward_queries_bfloat16+terms        255       0      984
-//   attention_backward_queries_bfloat16+terms+symmetry       255       0      984
-//   attention_backward_queries_float32               136       0        0
-//   attention_backward_queries_float32+symmetry       138       0        0
-//   attention_backward_queries_float32+terms         194       0        0
-//   attention_backward_queries_float32+terms+symmetry       164       0        0
-//   attention_forward_bfloat16                       255       0       28
-//   attention_forward_bfloat16+symmetry              255       0       24
-//   attention_forward_bfloat16+terms                 255       0       76
-//   attention_forward_bfloat16+terms+symmetry        255       0       76
-//   attention_forward_float32                        178       0        0
-//   attention_forward_float32+symmetry               180       0        0
-//   attention_forward_float32+terms                  214       0        0
-//   attention_forward_float32+terms+symmetry         194       0        0
-//   attention_pad_tokens_bfloat16                     18       0        0
-//   attention_pad_tokens_bfloat16+symmetry            18       0        0
-//   attention_pad_tokens_bfloat16+terms               18       0        0
-//   attention_pad_tokens_bfloat16+terms+symmetry        18       0        0
-//   attention_pad_tokens_float32                      18       0        0
-//   attention_pad_tokens_float32+symmetry             18       0        0
-//   attention_pad_tokens_float32+terms                18       0        0
-//   attention_pad_tokens_float32+terms+symmetry        18       0        0
-//   attention_points_finish_bfloat16                  32       0        0
-//   attention_points_finish_bfloat16+symmetry         32       0        0
-//   attention_points_finish_bfloat16+terms            32       0        0
-//   attention_points_finish_bfloat16+terms+symmetry        32       0        0
-//   attention_points_finish_float32                   32       0        0
-//   attention_points_finish_float32+symmetry          32       0        0
-//   attention_points_finish_float32+terms             32       0        0
-//   attention_points_finish_float32+terms+symmetry        32       0        0
-//   attention_terms_finish_bfloat16                   11       0        0
-//   attention_terms_finish_bfloat16+symmetry          11       0        0
-//   attention_terms_finish_bfloat16+terms             51       0        0
-//   attention_terms_finish_bfloat16+terms+symmetry        51       0        0
-//   attention_terms_finish_float32                    12       0        0
-//   attention_terms_finish_float32+symmetry           12       0        0
-//   attention_terms_finish_float32+terms              51       0        0
-//   attention_terms_finish_float32+terms+symmetry        51       0        0
 #include "attention.cuh"
 #ifdef CLLM_BF16
 #include "attention_bfloat16.cuh"
@@ -84,89 +28,105 @@
 #include "attention_float32.cuh"
 #endif
 
+struct ForwardParams {
+    View<const real> q, k, v;
+    View<real> out;
+    float* lse;
+    TermInputs terms;
+    SymmetryInputs symmetry;
+    Sizes sizes;
+};
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_forward)(
-    const real* q, const real* k, const real* v, real* out, float* lse, const int* padded, const float* points,
-    const real* scalars, long long padded_length, long long points_batch, long long q_batch, long long q_row, long long q_head, long long k_batch,
-    long long k_row, long long k_head, long long v_batch, long long v_row, long long v_head, long long out_batch,
-    long long out_row, long long out_head, int heads, int kv_heads, int queries, int keys, int causal, int wide,
-    float scale, const int* tokens, long long tokens_batch, const float* element_turns) {
+    const __grid_constant__ ForwardParams params) {
     extern __shared__ __align__(128) unsigned char shared[];
-    const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
-    const int tiles = (queries + FORWARD_ROWS - 1) / FORWARD_ROWS;
-    const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
-    const ScoreTerms terms = sizes.terms({padded, points, scalars, padded_length, points_batch}, term_unit(sizes), b, h);
-    const Symmetry symmetry({tokens, element_turns, tokens_batch}, keys, b);
-    forward_tile({q, q_batch, q_row, q_head}, {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head},
-                 {out, out_batch, out_row, out_head}, lse, sizes, terms, symmetry, b, h, tile * FORWARD_ROWS, shared);
+    const Sizes& n = params.sizes;
+    const int tiles = (n.queries + FORWARD_ROWS - 1) / FORWARD_ROWS;
+    const int tile = tiles - 1 - int(blockIdx.x % tiles);
+    const int h = blockIdx.x / tiles % n.heads, b = blockIdx.x / tiles / n.heads;
+    const ScoreTerms terms = n.terms(params.terms, term_unit(n), b, h);
+    const Symmetry symmetry(params.symmetry, n.keys, b);
+    forward_tile(params.q, params.k, params.v, params.out, params.lse, n, terms, symmetry, b, h, tile * FORWARD_ROWS,
+                 shared);
 }
 
 // Lanes of one row, four elements each: a power of two.
 constexpr int DELTA_LANES = D > 64 ? 32 : D > 32 ? 16 : D > 16 ? 8 : 4;
 
+struct DeltaParams {
+    View<const real> dout, out;
+    float* delta;
+    long long rows;
+    int heads, queries, wide;
+};
+
 // DELTA_LANES lanes per (batch item, position, head).
 extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(attention_backward_delta)(
-    const real* dout, const real* out, float* delta, long long dout_batch, long long dout_row, long long dout_head,
-    long long out_batch, long long out_row, long long out_head, long long rows, int heads, int queries, int wide) {
+    const __grid_constant__ DeltaParams params) {
+    const int heads = params.heads, queries = params.queries;
     const i64 i = (i64(blockIdx.x) * THREADS + threadIdx.x) / DELTA_LANES;
     const int h = int(i % heads), column = threadIdx.x % DELTA_LANES * 4;
     const i64 t = i / heads % queries, b = i / heads / queries;
-    const real* const x = dout + b * dout_batch + t * dout_row + h * dout_head + column;
-    const real* const y = out + b * out_batch + t * out_row + h * out_head + column;
+    const real* const x = params.dout.at(b, h) + t * params.dout.row + column;
+    const real* const y = params.out.at(b, h) + t * params.out.row + column;
     float sum = 0.0f;
-    if (i < rows && wide && column < D) {
+    if (i < params.rows && params.wide && column < D) {
         const float4 u = load_float4(x), v = load_float4(y);
         sum = u.x * v.x + u.y * v.y + u.z * v.z + u.w * v.w;
-    } else if (i < rows) {
+    } else if (i < params.rows) {
         for (int d = 0; d < 4; d++)
             if (column + d < D) sum += to_float(x[d]) * to_float(y[d]);
     }
     for (int offset = DELTA_LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
-    if (i < rows && column == 0) delta[(b * heads + h) * queries + t] = sum;
+    if (i < params.rows && column == 0) params.delta[(b * heads + h) * queries + t] = sum;
 }
+
+struct BackwardKeysParams {
+    View<const real> dout, q, k, v;
+    const float *lse, *delta;
+    View<real> dk, dv;
+    float* point_partials;
+    TermInputs terms;
+    SymmetryInputs symmetry;
+    Sizes sizes;
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_keys)(
-    const real* dout, const real* q, const real* k, const real* v, const float* lse, const float* delta, real* dk,
-    real* dv, const int* padded, const float* points, const real* scalars, float* point_partials,
-    long long padded_length, long long points_batch, long long dout_batch, long long dout_row,
-    long long dout_head, long long q_batch, long long q_row, long long q_head, long long k_batch, long long k_row,
-    long long k_head, long long v_batch, long long v_row, long long v_head, long long dk_batch, long long dk_row,
-    long long dk_head, long long dv_batch, long long dv_row, long long dv_head, int heads, int kv_heads, int queries,
-    int keys, int causal, int wide, float scale, const int* tokens, long long tokens_batch,
-    const float* element_turns) {
+    const __grid_constant__ BackwardKeysParams params) {
     extern __shared__ __align__(128) unsigned char shared[];
-    const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
-    const int tiles = (keys + TILE_KEYS - 1) / TILE_KEYS;
-    const int tile = blockIdx.x % tiles, kv = blockIdx.x / tiles % kv_heads, b = blockIdx.x / tiles / kv_heads;
-    const Symmetry symmetry({tokens, element_turns, tokens_batch}, keys, b);
-    backward_keys_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
-                       {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
-                       {dk, dk_batch, dk_row, dk_head}, {dv, dv_batch, dv_row, dv_head}, sizes,
-                       {padded, points, scalars, padded_length, points_batch}, symmetry, point_partials, b, kv,
-                       tile * TILE_KEYS, shared);
+    const Sizes& n = params.sizes;
+    const int tiles = (n.keys + TILE_KEYS - 1) / TILE_KEYS, tile = blockIdx.x % tiles;
+    const int kv = blockIdx.x / tiles % n.kv_heads, b = blockIdx.x / tiles / n.kv_heads;
+    const Symmetry symmetry(params.symmetry, n.keys, b);
+    backward_keys_tile(params.dout, params.q, params.k, params.v, params.lse, params.delta, params.dk, params.dv, n,
+                       params.terms, symmetry, params.point_partials, b, kv, tile * TILE_KEYS, shared);
 }
+
+struct BackwardQueriesParams {
+    View<const real> dout, q, k, v;
+    const float *lse, *delta;
+    View<real> dq;
+    float *term_partials, *point_partials;
+    TermInputs terms;
+    SymmetryInputs symmetry;
+    Sizes sizes;
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(attention_backward_queries)(
-    const real* dout, const real* q, const real* k, const real* v, const float* lse, const float* delta, real* dq,
-    const int* padded, const float* points, const real* scalars, float* term_partials, float* point_partials,
-    long long padded_length, long long points_batch, long long dout_batch,
-    long long dout_row, long long dout_head, long long q_batch, long long q_row, long long q_head, long long k_batch,
-    long long k_row, long long k_head, long long v_batch, long long v_row, long long v_head, long long dq_batch,
-    long long dq_row, long long dq_head, int heads, int kv_heads, int queries, int keys, int causal, int wide,
-    float scale, const int* tokens, long long tokens_batch, const float* element_turns) {
+    const __grid_constant__ BackwardQueriesParams params) {
     extern __shared__ __align__(128) unsigned char shared[];
-    const Sizes sizes = {heads, kv_heads, queries, keys, causal, wide, scale};
-    const int tiles = (queries + BACKWARD_ROWS - 1) / BACKWARD_ROWS;
-    const int tile = tiles - 1 - int(blockIdx.x % tiles), h = blockIdx.x / tiles % heads, b = blockIdx.x / tiles / heads;
-    ScoreTerms terms = sizes.terms({padded, points, scalars, padded_length, points_batch}, term_unit(sizes), b, h);
-    const Symmetry symmetry({tokens, element_turns, tokens_batch}, keys, b);
-    backward_queries_tile({dout, dout_batch, dout_row, dout_head}, {q, q_batch, q_row, q_head},
-                          {k, k_batch, k_row, k_head}, {v, v_batch, v_row, v_head}, lse, delta,
-                          {dq, dq_batch, dq_row, dq_head}, sizes, terms, symmetry, term_partials, point_partials, b,
-                          h, tile * BACKWARD_ROWS, shared);
+    const Sizes& n = params.sizes;
+    const int tiles = (n.queries + BACKWARD_ROWS - 1) / BACKWARD_ROWS;
+    const int tile = tiles - 1 - int(blockIdx.x % tiles);
+    const int h = blockIdx.x / tiles % n.heads, b = blockIdx.x / tiles / n.heads;
+    ScoreTerms terms = n.terms(params.terms, term_unit(n), b, h);
+    const Symmetry symmetry(params.symmetry, n.keys, b);
+    backward_queries_tile(params.dout, params.q, params.k, params.v, params.lse, params.delta, params.dq, n, terms,
+                          symmetry, params.term_partials, params.point_partials, b, h, tile * BACKWARD_ROWS, shared);
 }
 
-// A thread per number: padded (B, 2, PAD_BEFORE + S + PAD_AFTER), `count` in all, from tokens (B, S), strided by batch: as
-// the queries' and as the keys', so that what stands around the ones does not match what stands around the others.
+// A thread per number: padded (B, 2, PAD_BEFORE + S + PAD_AFTER), `count` in all, from tokens (B, S), strided by batch:
+// as the queries' and as the keys', so that what stands around the ones does not match what stands around the others.
 extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(attention_pad_tokens)(
     const int* tokens, int* padded, long long tokens_batch, long long count, int keys) {
     const i64 i = i64(blockIdx.x) * THREADS + threadIdx.x;
@@ -176,7 +136,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(attention_pad_tokens
     padded[i] = s >= 0 && s < keys ? tokens[row / 2 * tokens_batch + s] : row % 2 == 0 ? NO_QUERY : NO_KEY;
 }
 
-// A warp per query head: gradients (H, TERM_COUNT) += Σ over batch items and tiles of partials (B, H, tiles, TERM_COUNT).
+// A warp per query head: gradients (H, TERM_COUNT) += Σ over batch items and tiles of partials (B, H, tiles,
+// TERM_COUNT).
 extern "C" __global__ void __launch_bounds__(32) ENTRY(attention_terms_finish)(
     const float* partials, gradient* gradients, int batch, int heads, int tiles) {
     const int h = blockIdx.x, term = threadIdx.x;

@@ -11,7 +11,7 @@ constexpr int D = HEAD_SIZE;
 template <class T>
 struct View {
     T* data;
-    i64 batch, row, head;
+    long long batch, row, head;
 
     __device__ __forceinline__ T* at(int b, int h) const { return data + b * batch + h * head; }
 };

@@ -8,6 +8,7 @@
 //   queries   S = Q Kᵀ, dP = dO Vᵀ; dQ += dS K
 //   keys      Sᵀ = K Qᵀ, dPᵀ = V dOᵀ; dV += Pᵀ dO, dK += dSᵀ Q
 // The tiles of the moving side are double-buffered: the next one is on its way while this one is used.
+// Operands and sizes are passed by value: read from the kernel's parameters once, not again at each use in a loop.
 #pragma once
 #include "attention.cuh"
 
@@ -16,8 +17,8 @@ constexpr int THREADS = 128;
 #include "attention_tiles_bfloat16.cuh"
 #include "symmetry_bfloat16.cuh"
 
-// Rows of a warp in 16s, and columns of a tile in 8s: the most that the registers hold (cllm_gpu.ops.cuda.attention knows
-// the same numbers).
+// Rows of a warp in 16s, and columns of a tile in 8s: the most that the registers hold (cllm_gpu.ops.cuda.attention
+// knows the same numbers).
 constexpr int POINTS_N = POINTS ? 2 : 0;  // the registers that the points take
 constexpr int FORWARD_M = 2, FORWARD_N = (D <= 64 ? 8 : 6) - POINTS_N;
 constexpr int QUERIES_M = 2, QUERIES_N = (D <= 64 ? 6 : 4) - POINTS_N;
@@ -56,7 +57,8 @@ struct Softmax {
                 for (int n = 0; n < N; n++)
                     largest = fmaxf(largest, fmaxf(scores.v[m][n][2 * half], scores.v[m][n][2 * half + 1]));
                 largest = over_row_max(largest);
-                const float base = largest == -INFINITY_F ? 0.0f : largest * factor;  // rows past the last query: no key
+                // rows past the last query: no key
+                const float base = largest == -INFINITY_F ? 0.0f : largest * factor;
                 const float shrink = exp2_approx(maxima[m][half] * factor - base);
                 float total = totals[m][half] * shrink;
 #pragma unroll
@@ -82,10 +84,10 @@ struct Softmax {
 };
 
 // Output and log-sum-exp of the queries first … of one head.
-__device__ __forceinline__ void forward_tile(const View<const bf16>& q, const View<const bf16>& k,
-                                             const View<const bf16>& v, const View<bf16>& out, float* lse,
-                                             const Sizes& n, const ScoreTerms& terms, const Symmetry& symmetry,
-                                             int b, int h, int first, unsigned char* shared) {
+__device__ __forceinline__ void forward_tile(View<const bf16> q, View<const bf16> k, View<const bf16> v,
+                                             View<bf16> out, float* lse, Sizes n, const ScoreTerms& terms,
+                                             const Symmetry& symmetry, int b, int h, int first,
+                                             unsigned char* shared) {
     const Tile<FORWARD_ROWS> queries = {shared};
     unsigned char* const stages = shared + tile_bytes(FORWARD_ROWS);
     const int kv = h / n.group(), row = threadIdx.x / 32 * 16 * FORWARD_M;
@@ -128,19 +130,20 @@ __device__ __forceinline__ void forward_tile(const View<const bf16>& q, const Vi
             const float total = over_row_sum(softmax.totals[m][half]);
             factors[m][half] = 1.0f / total;
             if (threadIdx.x % 4 == 0 && t < n.queries)
-                lse[(i64(b) * n.heads + h) * n.queries + t] = softmax.maxima[m][half] * (exponent_factor(n) * LN2) + logf(total);
+                lse[(i64(b) * n.heads + h) * n.queries + t] =
+                    softmax.maxima[m][half] * (exponent_factor(n) * LN2) + logf(total);
         }
     }
     store_rows(out.at(b, h), out.row, first + row, n.queries, sums, factors, n.wide);
 }
 
 // dQ of the queries first … of one head, and the block's part of the score terms' gradients.
-__device__ __forceinline__ void backward_queries_tile(const View<const bf16>& dout, const View<const bf16>& q,
-                                                      const View<const bf16>& k, const View<const bf16>& v,
-                                                      const float* lse, const float* delta, const View<bf16>& dq,
-                                                      const Sizes& n, ScoreTerms& terms, const Symmetry& symmetry,
-                                                      float* term_partials, float* point_partials, int b, int h,
-                                                      int first, unsigned char* shared) {
+__device__ __forceinline__ void backward_queries_tile(View<const bf16> dout, View<const bf16> q, View<const bf16> k,
+                                                      View<const bf16> v, const float* lse, const float* delta,
+                                                      View<bf16> dq, Sizes n, ScoreTerms& terms,
+                                                      const Symmetry& symmetry, float* term_partials,
+                                                      float* point_partials, int b, int h, int first,
+                                                      unsigned char* shared) {
     constexpr int M = QUERIES_M, N = QUERIES_N;
     const Tile<BACKWARD_ROWS> queries = {shared}, douts = {shared + tile_bytes(BACKWARD_ROWS)};
     unsigned char* const stages = shared + 2 * tile_bytes(BACKWARD_ROWS);
@@ -213,11 +216,11 @@ __device__ __forceinline__ void backward_queries_tile(const View<const bf16>& do
     terms.finish(term_partials, blockIdx.x, reinterpret_cast<float*>(stages));
 }
 
-// dK and dV of the keys begin … of one key/value head, and the gradients of the keys' points: over the query heads that share it and their queries, in order.
-__device__ __forceinline__ void backward_keys_tile(const View<const bf16>& dout, const View<const bf16>& q,
-                                                   const View<const bf16>& k, const View<const bf16>& v,
-                                                   const float* lse, const float* delta, const View<bf16>& dk,
-                                                   const View<bf16>& dv, const Sizes& n, const TermInputs& given,
+// dK and dV of the keys begin … of one key/value head, and the gradients of the keys' points: over the query heads that
+// share it and their queries, in order.
+__device__ __forceinline__ void backward_keys_tile(View<const bf16> dout, View<const bf16> q, View<const bf16> k,
+                                                   View<const bf16> v, const float* lse, const float* delta,
+                                                   View<bf16> dk, View<bf16> dv, Sizes n, TermInputs given,
                                                    const Symmetry& symmetry, float* point_partials, int b, int kv,
                                                    int begin, unsigned char* shared) {
     constexpr int M = KEYS_M, N = KEYS_N;

@@ -105,7 +105,8 @@ __device__ __forceinline__ void store_key_points(float* partials, i64 start, int
     }
 }
 
-// dK and dV of the keys begin … of one key/value head, and the gradients of the keys' points: over the query heads that share it and their queries, in order.
+// dK and dV of the keys begin … of one key/value head, and the gradients of the keys' points: over the query heads that
+// share it and their queries, in order.
 __device__ __forceinline__ void backward_keys_tile(const View<const float>& dout, const View<const float>& q,
                                                    const View<const float>& k, const View<const float>& v,
                                                    const float* lse, const float* delta, const View<float>& dk,
@@ -144,7 +145,8 @@ __device__ __forceinline__ void backward_keys_tile(const View<const float>& dout
     turn_back(key_sums, symmetry, begin);
     store_rows(dk.at(b, kv), dk.row, begin, n.keys, key_sums, scales, n.wide);
     store_rows(dv.at(b, kv), dv.row, begin, n.keys, value_sums, ones, n.wide);
-    if (POINT_GRADIENTS) store_key_points(point_partials, (i64(b) * n.kv_heads + kv) * n.keys, begin, n.keys, point_sums, weights);
+    if (POINT_GRADIENTS)
+        store_key_points(point_partials, (i64(b) * n.kv_heads + kv) * n.keys, begin, n.keys, point_sums, weights);
 }
 
 // The gradients of a tile of queries' points to partials (…, 3) from row `start` on.

@@ -4,7 +4,8 @@
 //   Sᵀ = K Qᵀ, dPᵀ = V dOᵀ; dV += Pᵀ dO, dK += dSᵀ Q, the weights straight from the accumulators
 // and for dQ, a sum over all keys of the block, dSᵀ goes through shared memory, packed to bf16: a row of 128 bytes for
 // each key, swizzled as the tiles are. Each warp then makes one part of dQ = dS K, 16 queries by PART_TILES·8 columns.
-// Q and dO are double-buffered. The running sums of dQ lie in memory as the accumulators do: 16 bytes a lane, whole lines.
+// Q and dO are double-buffered. The running sums of dQ lie in memory as the accumulators do: 16 bytes a lane, whole
+// lines.
 #pragma once
 #include "attention_fused.cuh"
 
@@ -39,9 +40,10 @@ __device__ __forceinline__ void store_packed(const Tile<TILE_KEYS>& tile, int ro
                     pack_bf16(acc.v[m][n][2 * half], acc.v[m][n][2 * half + 1]);
 }
 
-// acc = 16 rows (those from column `column` of the transposed weights on) of weights · b, columns from tile `first_tile`
-// on. Tiles beyond the head size stay zero.
-__device__ __forceinline__ void transposed_weighted_rows(Accumulator<1, PART_TILES>& acc, const Tile<TILE_KEYS>& weights,
+// acc = 16 rows (those from column `column` of the transposed weights on) of weights · b, columns from tile
+// `first_tile` on. Tiles beyond the head size stay zero.
+__device__ __forceinline__ void transposed_weighted_rows(Accumulator<1, PART_TILES>& acc,
+                                                         const Tile<TILE_KEYS>& weights,
                                                          int column, const Tile<TILE_KEYS>& b, int first_tile) {
     const int lane = threadIdx.x % 32, matrix = lane / 8, r = lane % 8;
     acc.clear();
@@ -112,13 +114,12 @@ struct Stage {
 };
 
 // dK and dV of the keys of one tile of one key/value head, and its part of dQ of every query that sees them.
-__device__ __forceinline__ void backward_fused_tile(const View<const bf16>& dout, const View<const bf16>& q,
-                                                    const View<const bf16>& k, const View<const bf16>& v,
-                                                    const float* lse, const float* delta, const View<bf16>& dq,
-                                                    const View<bf16>& dk, const View<bf16>& dv, float* query_sums,
-                                                    u32* turns, const Sizes& n, const TermInputs& given,
-                                                    const Symmetry& symmetry, float* term_partials, int b, int kv,
-                                                    int tile, unsigned char* shared) {
+__device__ __forceinline__ void backward_fused_tile(View<const bf16> dout, View<const bf16> q, View<const bf16> k,
+                                                    View<const bf16> v, const float* lse, const float* delta,
+                                                    View<bf16> dq, View<bf16> dk, View<bf16> dv, float* query_sums,
+                                                    u32* turns, Sizes n, TermInputs given, const Symmetry& symmetry,
+                                                    float* term_partials, int b, int kv, int tile,
+                                                    unsigned char* shared) {
     constexpr int M = KEYS_M, N = QUERIES_N;
     const Tile<TILE_KEYS> keys = {shared}, values = {shared + tile_bytes(TILE_KEYS)};
     const Tile<TILE_KEYS> dscores = {shared + 2 * tile_bytes(TILE_KEYS)};

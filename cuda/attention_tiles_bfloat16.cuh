@@ -2,8 +2,8 @@
 // products of tiles, and what happens to a tile of scores. Each kernel's own file sets THREADS before it includes this
 // one, and makes its loops of these pieces.
 //
-// Shared memory: a tile is pages of 64 columns, 128 bytes a row; the 16-byte chunk c of row r stands at c XOR (r mod 8),
-// so that ldmatrix, plain and transposed, and cp.async all touch every bank once.
+// Shared memory: a tile is pages of 64 columns, 128 bytes a row; the 16-byte chunk c of row r stands at c XOR (r mod
+// 8), so that ldmatrix, plain and transposed, and cp.async all touch every bank once.
 #pragma once
 #include "attention.cuh"
 
@@ -134,8 +134,8 @@ __device__ __forceinline__ void weighted_rows(Accumulator<M, D_TILES>& acc, cons
     }
 }
 
-// Of two neighbouring 16×8 tiles a lane holds columns 2t, 2t + 1 of each (packed: `low`, `high`). The four lanes of a row
-// trade words, so that lane t gets four neighbouring columns: those from 4·(t mod 2) on of tile t / 2.
+// Of two neighbouring 16×8 tiles a lane holds columns 2t, 2t + 1 of each (packed: `low`, `high`). The four lanes of a
+// row trade words, so that lane t gets four neighbouring columns: those from 4·(t mod 2) on of tile t / 2.
 __device__ __forceinline__ uint2 neighbouring_columns(u32 low, u32 high) {
     const int t = threadIdx.x % 4;
     const u32 own = t < 2 ? low : high, other = __shfl_xor_sync(FULL_WARP, t < 2 ? high : low, 2);
@@ -193,8 +193,8 @@ __device__ __forceinline__ float over_row_max(float x) {
 __device__ __forceinline__ float exponent_factor(const Sizes& n) { return n.scale * LOG2E; }
 __device__ __forceinline__ float term_unit(const Sizes& n) { return n.scale; }
 
-// The query and the key of element i of half `half` of the 16×8 tile (m, tile) of scores whose rows begin at query t and
-// columns at key j; TRANSPOSED: rows at key j, columns at query t.
+// The query and the key of element i of half `half` of the 16×8 tile (m, tile) of scores whose rows begin at query t
+// and columns at key j; TRANSPOSED: rows at key j, columns at query t.
 template <bool TRANSPOSED>
 struct Place {
     int query, key;
@@ -330,8 +330,8 @@ __device__ __forceinline__ void backward_scores(Accumulator<M, N>& scores, Accum
     }
 }
 
-// Starts the copy of `COUNT` numbers of queries first … to shared memory, zeros from `limit` on: there Q and dO are zero
-// too, so that whatever weight comes out adds nothing.
+// Starts the copy of `COUNT` numbers of queries first … to shared memory, zeros from `limit` on: there Q and dO are
+// zero too, so that whatever weight comes out adds nothing.
 template <int COUNT>
 __device__ __forceinline__ void load_numbers(float* shared, const float* numbers, int first, int limit) {
     for (int i = threadIdx.x; i < COUNT; i += THREADS)

@@ -1,4 +1,5 @@
-// Pieces of the fp32 attention kernels on plain FMA: rows in shared memory, products of tiles, and the backward's scores.
+// Pieces of the fp32 attention kernels on plain FMA: rows in shared memory, products of tiles, and the backward's
+// scores.
 //
 // 128 threads as 16 × 8: thread (y, x) of a score tile holds rows y + 16·i and columns x + 8·j; of an output tile rows
 // y + 16·i and chunks x + 8·j of four neighbouring columns. The 8 threads of a row are neighbouring lanes.
@@ -20,8 +21,8 @@ __device__ __forceinline__ float term_unit(const Sizes&) { return 1.0f; }
 constexpr int BACKWARD_SHARED =
     4 * (2 * BACKWARD_ROWS * ROW + 2 * TILE_KEYS * ROW + 2 * BACKWARD_ROWS * WEIGHTS_ROW);
 
-// Rows first … first + rows − 1 of an operand to shared memory, zeros from `limit` on and in the padding. Queries and keys
-// are turned by the symmetry, if it is given: row `first` is then that of position `position`.
+// Rows first … first + rows − 1 of an operand to shared memory, zeros from `limit` on and in the padding. Queries and
+// keys are turned by the symmetry, if it is given: row `first` is then that of position `position`.
 __device__ __forceinline__ void load_rows(float* shared, const float* rows_of, i64 stride, int first, int rows,
                                           int limit, int wide, const Symmetry* symmetry = nullptr, int position = 0) {
     for (int i = threadIdx.x; i < rows * (PADDED / 4); i += THREADS) {
@@ -149,8 +150,9 @@ __device__ __forceinline__ float over_row_max(float x) {
     return x;
 }
 
-// Weights P = exp(x − lse) and score gradients dS = P∘(dP − δ) of one tile, into shared memory where asked; what dS gives
-// the score terms: their scalars (own_terms), and the points of the thread's queries or keys, where there are sums for it.
+// Weights P = exp(x − lse) and score gradients dS = P∘(dP − δ) of one tile, into shared memory where asked; what dS
+// gives the score terms: their scalars (own_terms), and the points of the thread's queries or keys, where there are
+// sums for it.
 __device__ __forceinline__ void backward_scores(const float* queries, const float* douts, const float* keys,
                                                 const float* values, const float* lse, const float* delta,
                                                 const Sizes& n, ScoreTerms& terms, bool own_terms, int first,

@@ -4,17 +4,10 @@
 //   column_sum_finish    out (+)= Σ_c partials[c]                      out (M) gradient; also ends other kernels' sums
 //   bias_add             x += bias                                     x (N, M) real, bias (M) real
 //
-// Work: see columns.cuh; finish: a block of 32 columns × 8 warps, each warp adding every eighth chunk, then the warps in
-//   order. Traffic: partial 1 read per element; bias_add 1 read and 1 write; finish reads the partials.
-// Deterministic: one order, fixed by the shape. Source: two-pass reduction, Harris 2007, "Optimizing parallel reduction".
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
-//   kernel                                     registers  shared  spilled
-//   bias_add_bfloat16                                 32       0        0
-//   bias_add_float32                                  32       0        0
-//   column_sum_finish_bfloat16                        32    1024        0
-//   column_sum_finish_float32                         32    1024        0
-//   column_sum_partial_bfloat16                       46    8192        0
-//   column_sum_partial_float32                        44    4096        0
+// Work: see columns.cuh; finish: a block of 32 columns × 8 warps, each warp adding every eighth chunk, then the warps
+//   in order. Traffic: partial 1 read per element; bias_add 1 read and 1 write; finish reads the partials.
+// Deterministic: one order, fixed by the shape. Source: two-pass reduction, Harris 2007, "Optimizing parallel
+//   reduction".
 #include "columns.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(column_sum_partial)(
@@ -36,7 +29,8 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(column_sum_finish)(
     const int column = blockIdx.x * 32 + lane;
     float sum = 0.0f;
     if (column < columns)
-        for (int chunk = warp; chunk < chunks; chunk += COLUMN_WARPS) sum += partials[index_t(chunk) * columns + column];
+        for (int chunk = warp; chunk < chunks; chunk += COLUMN_WARPS)
+            sum += partials[index_t(chunk) * columns + column];
     staging[warp][lane] = sum;
     __syncthreads();
     if (warp != 0 || column >= columns) return;

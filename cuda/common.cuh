@@ -1,8 +1,8 @@
 // What every kernel of this project shares: bf16, vector loads, reductions in a fixed order, and the PTX instructions.
 //
-// Compiles under NVRTC without any other header (NVRTC has no <stdint.h>), for sm_80 and later, and under a C++ compiler
-// with cllm_gpu.simulator's header standing in for CUDA's built-ins (CLLM_SIMULATOR is then defined). Each PTX wrapper
-// says what the instruction does in the words of the PTX ISA, and has a second body for the CPU.
+// Compiles under NVRTC without any other header (NVRTC has no <stdint.h>), for sm_80 and later, and under a C++
+// compiler with cllm_gpu.simulator's header standing in for CUDA's built-ins (CLLM_SIMULATOR is then defined). Each PTX
+// wrapper says what the instruction does in the words of the PTX ISA, and has a second body for the CPU.
 // Rounding and order: every reduction here is a fixed tree, so a sum has the same bits at every run.
 #pragma once
 

@@ -9,10 +9,6 @@
 // Traffic per logit: 1 read, 1 write (the row is read once where it fits); exp twice.
 // Deterministic. A target outside [0, V) that is not ignore_index gives NaN, never an access outside the row.
 // Source: Milakov & Gimelshein 2018, "Online normalizer calculation for softmax"; here max and sum from registers.
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
-//   kernel                                     registers  shared  spilled
-//   cross_entropy_bfloat16                            64     128        0
-//   cross_entropy_float32                             64     128        0
 #include "storage.cuh"
 
 constexpr int PACKS = 7;

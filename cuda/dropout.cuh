@@ -1,6 +1,7 @@
 // Inverted dropout inside other kernels: the mask is drawn from Philox by element index and never stored.
 //
-//   y = x·keep·scale,  keep = word(first_element + i) >= threshold,  threshold = round(rate·2³²),  scale = 1 / (1 − rate)
+//   y = x·keep·scale,  keep = word(first_element + i) >= threshold
+//   threshold = round(rate·2³²),  scale = 1 / (1 − rate)
 //
 // The backward is the same map. Four neighbouring elements share one evaluation of 10 rounds.
 // Deterministic: the same bits as the reference for float. Source: Srivastava et al. 2014; Salmon et al. 2011.

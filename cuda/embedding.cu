@@ -14,49 +14,43 @@
 //   Philox per 4 elements; backward 1 read, and a read and a write per token that occurs.
 // Deterministic: every sum has one order. Source: sort and segment, as in Hillis & Steele 1986, "Data parallel
 //   algorithms".
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
-//   kernel                                     registers  shared  spilled
-//   embedding_backward_bfloat16                       30     776        0
-//   embedding_backward_float32                        30     776        0
-//   embedding_backward_join_bfloat16                  22       0        0
-//   embedding_backward_join_float32                   22       0        0
-//   embedding_backward_positions_bfloat16             48       0        0
-//   embedding_backward_positions_float32              48       0        0
-//   embedding_forward_bfloat16                        54       0        0
-//   embedding_forward_float32                         54       0        0
 #include "dropout.cuh"
 
 constexpr int SEGMENT = 64;
 
+struct ForwardParams {
+    const int* tokens;
+    const real *token_embedding, *position_embedding;
+    real* out;
+    long long rows;
+    int length, columns, first_position, wide;
+    Mask dropout;
+};
+
 template <int W>
-__device__ __forceinline__ void gather(const int* tokens, const real* token_embedding, const real* position_embedding,
-                                       real* out, index_t rows, int length, int columns, int first_position,
-                                       const Mask& mask) {
-    const int packs = columns / W;
+__device__ __forceinline__ void gather(const ForwardParams& params) {
+    const int columns = params.columns, packs = columns / W;
     const index_t i = index_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= rows * packs) return;
+    if (i >= params.rows * packs) return;
     const index_t row = i / packs;
     const int column = int(i % packs) * W;
-    Pack<W> y = load_pack<W>(token_embedding + index_t(tokens[row]) * columns + column);
-    if (position_embedding != nullptr) {
-        const Pack<W> p = load_pack<W>(position_embedding + (first_position + row % length) * columns + column);
+    Pack<W> y = load_pack<W>(params.token_embedding + index_t(params.tokens[row]) * columns + column);
+    if (params.position_embedding != nullptr) {
+        const index_t position = params.first_position + row % params.length;
+        const Pack<W> p = load_pack<W>(params.position_embedding + position * columns + column);
 #pragma unroll
         for (int k = 0; k < W; k++) y.v[k] += p.v[k];
     }
-    mask.apply<W>(y, row * columns + column);
-    store_pack<W>(out + row * columns + column, y);
+    params.dropout.apply<W>(y, row * columns + column);
+    store_pack<W>(params.out + row * columns + column, y);
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(embedding_forward)(
-    const int* tokens, const real* token_embedding, const real* position_embedding, real* out, long long rows,
-    int length, int columns, int first_position, unsigned long long first_element, unsigned long long seed,
-    const unsigned* step, unsigned site, unsigned threshold, float scale, int wide) {
-    const Mask mask = {first_element, seed, step, site, threshold, scale};
-    if (wide)
-        gather<WIDE<real>>(tokens, token_embedding, position_embedding, out, rows, length, columns, first_position,
-                           mask);
+    const __grid_constant__ ForwardParams params) {
+    if (params.wide)
+        gather<WIDE<real>>(params);
     else
-        gather<1>(tokens, token_embedding, position_embedding, out, rows, length, columns, first_position, mask);
+        gather<1>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(embedding_backward_positions)(

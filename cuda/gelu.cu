@@ -7,12 +7,6 @@
 // x, out, dout, dx (N, M) real; bias (M) real or null; partials (chunks, M) fp32 or null. dx may be dout.
 // Work: see columns.cuh. Traffic per element: forward 1 read, 2 writes (1 without bias); backward 2 reads, 1 write.
 // Deterministic. Source: Hendrycks & Gimpel 2016, "Gaussian error linear units".
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
-//   kernel                                     registers  shared  spilled
-//   gelu_backward_bfloat16                            48    8192        0
-//   gelu_backward_float32                             48    4096        0
-//   gelu_forward_bfloat16                             40       0        0
-//   gelu_forward_float32                              32       0        0
 #include "columns.cuh"
 
 constexpr float SCALE = 0.7978845608028654f;  // √(2/π)

@@ -6,22 +6,14 @@
 //               dx = rstd·(g − Σ g / C − x̂·Σ g·x̂ / C) (+ dresidual),  dbranch = dx·mask/(1 − rate) unless null
 //               dweight = Σ_rows dout·x̂,  dbias = Σ_rows dout: partial sums here, finished by column_sum_finish
 //
-// x, out, residual, branch, dout, dx, dbranch (N, C) real; dbranch may be dout or dx; weight, bias (C) real; mean, rstd (N) fp32;
-// partials (2, chunks, C) fp32: of dweight, then of dbias.
-// Work: a row belongs to `row_threads` threads: to one warp (C up to 1024; the warps of a block take different rows), or
-//   to the whole block. A thread keeps up to KEPT elements of its row in registers; what is beyond is read again.
-// Traffic per element: forward 1 read, 1 write; residual 2 reads, 2 writes; backward 2 reads (3 with dresidual), 1 write
-//   (2 with dbranch). A mask costs 10 rounds of Philox per 4 elements.
+// x, out, residual, branch, dout, dx, dbranch (N, C) real; dbranch may be dout or dx; weight, bias (C) real; mean, rstd
+// (N) fp32; partials (2, chunks, C) fp32: of dweight, then of dbias.
+// Work: a row belongs to `row_threads` threads: to one warp (C up to 1024; the warps of a block take different rows),
+//   or to the whole block. A thread keeps up to KEPT elements of its row in registers; what is beyond is read again.
+// Traffic per element: forward 1 read, 1 write; residual 2 reads, 2 writes; backward 2 reads (3 with dresidual), 1
+//   write (2 with dbranch). A mask costs 10 rounds of Philox per 4 elements.
 // Deterministic: every sum has one order, fixed by N and C.
 // Source: Ba, Kiros, Hinton 2016, "Layer normalization"; two-pass variance.
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
-//   kernel                                     registers  shared  spilled
-//   layernorm_backward_bfloat16                      240     128        0
-//   layernorm_backward_float32                       230     128        0
-//   layernorm_forward_bfloat16                        64     128        0
-//   layernorm_forward_float32                         64     128        0
-//   residual_layernorm_forward_bfloat16              104     128        0
-//   residual_layernorm_forward_float32               102     128        0
 #include "dropout.cuh"
 
 constexpr int KEPT = 32;
@@ -131,44 +123,47 @@ extern "C" __global__ void __launch_bounds__(512) ENTRY(layernorm_forward)(
         forward_row<1>(x + at, weight, bias, out + at, mean + row, rstd + row, columns, epsilon, row_threads, exchange);
 }
 
+struct ResidualForwardParams {
+    const real *residual, *branch, *weight, *bias;
+    real *residual_out, *out;
+    float *mean, *rstd;
+    long long rows;
+    int columns, row_threads, wide;
+    float epsilon;
+    Mask dropout;
+};
+
 template <int W>
-__device__ __forceinline__ void residual_row(const real* residual, const real* branch, const real* weight,
-                                             const real* bias, real* residual_out, real* out, float* mean, float* rstd,
-                                             int columns, float epsilon, const Mask& mask, index_t at, int row_threads,
-                                             float* exchange) {
-    const int thread = threadIdx.x % row_threads;
-    RowPart<W> part(thread, row_threads, columns);
+__device__ __forceinline__ void residual_row(const ResidualForwardParams& params, index_t row, float* exchange) {
+    const int row_threads = params.row_threads, thread = threadIdx.x % row_threads;
+    const index_t at = row * params.columns;
+    RowPart<W> part(thread, row_threads, params.columns);
     const auto add = [&](int column) {
-        Pack<W> sum = load_pack<W>(branch + at + column);
-        mask.apply<W>(sum, at + column);
-        const Pack<W> old = load_pack<W>(residual + at + column);
+        Pack<W> sum = load_pack<W>(params.branch + at + column);
+        params.dropout.apply<W>(sum, at + column);
+        const Pack<W> old = load_pack<W>(params.residual + at + column);
 #pragma unroll
         for (int i = 0; i < W; i++) sum.v[i] = round_to_real(__fadd_rn(old.v[i], sum.v[i]));
-        store_pack<W>(residual_out + at + column, sum);
+        store_pack<W>(params.residual_out + at + column, sum);
         return sum;
     };
     part.fill(add);
     part.visit_rest([&](int column) { add(column); });
-    const auto read = [&](int column) { return load_pack<W>(residual_out + at + column); };
-    normalise<W>(part, read, weight, bias, out + at, mean, rstd, epsilon, thread, row_threads, exchange);
+    const auto read = [&](int column) { return load_pack<W>(params.residual_out + at + column); };
+    normalise<W>(part, read, params.weight, params.bias, params.out + at, params.mean + row, params.rstd + row,
+                 params.epsilon, thread, row_threads, exchange);
 }
 
 extern "C" __global__ void __launch_bounds__(512) ENTRY(residual_layernorm_forward)(
-    const real* residual, const real* branch, const real* weight, const real* bias, real* residual_out, real* out,
-    float* mean, float* rstd, long long rows, int columns, float epsilon, int row_threads,
-    unsigned long long first_element, unsigned long long seed, const unsigned* step, unsigned site,
-    unsigned threshold, float scale, int wide) {
+    const __grid_constant__ ResidualForwardParams params) {
     __shared__ float exchange[32];
+    const int row_threads = params.row_threads;
     const index_t row = index_t(blockIdx.x) * (blockDim.x / row_threads) + threadIdx.x / row_threads;
-    if (row >= rows) return;
-    const Mask mask = {first_element, seed, step, site, threshold, scale};
-    const index_t at = row * columns;
-    if (wide)
-        residual_row<WIDE<real>>(residual, branch, weight, bias, residual_out, out, mean + row, rstd + row, columns,
-                                 epsilon, mask, at, row_threads, exchange);
+    if (row >= params.rows) return;
+    if (params.wide)
+        residual_row<WIDE<real>>(params, row, exchange);
     else
-        residual_row<1>(residual, branch, weight, bias, residual_out, out, mean + row, rstd + row, columns, epsilon,
-                        mask, at, row_threads, exchange);
+        residual_row<1>(params, row, exchange);
 }
 
 // What one thread adds up over the rows of its chunk: dweight and dbias of its columns.
@@ -178,7 +173,8 @@ struct ColumnSums {
     Pack<W> weight[PACKS], bias[PACKS];
 };
 
-// One row of the backward, whose elements count from `at`; `sums` gets the row's part of dweight and dbias, beyond the kept columns `partial` does.
+// One row of the backward, whose elements count from `at`; `sums` gets the row's part of dweight and dbias, beyond the
+// kept columns `partial` does.
 template <int W>
 __device__ __forceinline__ void backward_row(const real* dout, const real* x, const real* weight, float mean,
                                              float rstd, const real* dresidual, real* dx, real* dbranch,
@@ -249,35 +245,45 @@ __device__ __forceinline__ void backward_row(const real* dout, const real* x, co
     }
 }
 
-// Where element i of the pack p of a lane stands among the staged sums: lanes side by side, rows of 33 against conflicts.
+// Where element i of the pack p of a lane stands among the staged sums: lanes side by side, rows of 33 against
+// conflicts.
 template <int W>
 __device__ __forceinline__ int staging_slot(int p, int i, int lane) {
     return (p * W + i) * 33 + lane;
 }
 
+struct BackwardParams {
+    const real *dout, *x, *weight;
+    const float *mean, *rstd;
+    const real* dresidual;
+    real *dx, *dbranch;
+    float* partials;
+    long long rows;
+    int columns, chunk_rows, row_threads, wide;
+    Mask dropout;
+};
+
 // The rows of one chunk, then the chunk's partial sums. `staging`: shared memory for two sums per column, of which 32·W
 // take 33·W floats, when warps share the columns.
 template <int W>
-__device__ __forceinline__ void backward_chunk(const real* dout, const real* x, const real* weight, const float* mean,
-                                               const float* rstd, const real* dresidual, real* dx, real* dbranch,
-                                               const Mask& mask, float* partials, index_t rows, int columns,
-                                               int chunk_rows, int row_threads, float* exchange, float* staging) {
+__device__ __forceinline__ void backward_chunk(const BackwardParams& params, float* exchange, float* staging) {
     constexpr int PACKS = KEPT_PACKS<W>;
+    const int columns = params.columns, row_threads = params.row_threads;
     const int groups = blockDim.x / row_threads, group = threadIdx.x / row_threads;
     const int thread = threadIdx.x % row_threads, first = thread * W, step = row_threads * W;
-    float* const partial = partials + index_t(blockIdx.x) * columns;
+    float* const partial = params.partials + index_t(blockIdx.x) * columns;
     const index_t stride = index_t(gridDim.x) * columns;  // from the partials of dweight to those of dbias
     ColumnSums<W> sums = {};
     for (int column = first + PACKS * step; column < columns; column += step)
         for (int i = 0; i < W; i++) partial[column + i] = partial[stride + column + i] = 0.0f;
-    const index_t begin = index_t(blockIdx.x) * chunk_rows;
-    const index_t end = begin + chunk_rows < rows ? begin + chunk_rows : rows;
+    const index_t begin = index_t(blockIdx.x) * params.chunk_rows;
+    const index_t end = begin + params.chunk_rows < params.rows ? begin + params.chunk_rows : params.rows;
     for (index_t row = begin + group; row < end; row += groups) {
         const index_t at = row * columns;
-        backward_row<W>(dout + at, x + at, weight, mean[row], rstd[row],
-                        dresidual == nullptr ? nullptr : dresidual + at, dx + at,
-                        dbranch == nullptr ? nullptr : dbranch + at, mask, at, partial, stride, columns, row_threads,
-                        exchange, sums);
+        backward_row<W>(params.dout + at, params.x + at, params.weight, params.mean[row], params.rstd[row],
+                        params.dresidual == nullptr ? nullptr : params.dresidual + at, params.dx + at,
+                        params.dbranch == nullptr ? nullptr : params.dbranch + at, params.dropout, at, partial, stride,
+                        columns, row_threads, exchange, sums);
     }
     if (groups == 1) {
 #pragma unroll
@@ -314,17 +320,11 @@ __device__ __forceinline__ void backward_chunk(const real* dout, const real* x, 
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(layernorm_backward)(
-    const real* dout, const real* x, const real* weight, const float* mean, const float* rstd, const real* dresidual,
-    real* dx, real* dbranch, float* partials, long long rows, int columns, int chunk_rows, int row_threads,
-    unsigned long long first_element, unsigned long long seed, const unsigned* step, unsigned site,
-    unsigned threshold, float scale, int wide) {
+    const __grid_constant__ BackwardParams params) {
     __shared__ float exchange[32];
     extern __shared__ float staging[];
-    const Mask mask = {first_element, seed, step, site, threshold, scale};
-    if (wide)
-        backward_chunk<WIDE<real>>(dout, x, weight, mean, rstd, dresidual, dx, dbranch, mask, partials, rows, columns,
-                                   chunk_rows, row_threads, exchange, staging);
+    if (params.wide)
+        backward_chunk<WIDE<real>>(params, exchange, staging);
     else
-        backward_chunk<1>(dout, x, weight, mean, rstd, dresidual, dx, dbranch, mask, partials, rows, columns,
-                          chunk_rows, row_threads, exchange, staging);
+        backward_chunk<1>(params, exchange, staging);
 }

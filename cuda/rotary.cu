@@ -6,15 +6,9 @@
 // is float, or real with -DCLLM_REAL_TABLE. Work: a thread takes one pair; 256 threads a block.
 // Traffic per element: 1 read, 1 write; the tables are shared by all heads and stay in the caches.
 // With the lattice's symmetry (symmetry.cuh) S(e) comes before the rotation, and its transpose after the rotation back;
-// tokens are those of the last `length` of `positions`. A block then takes whole heads: a pair's results need up to eight
-// elements (most of them in the caches), so all are read before a barrier and written after it.
+// tokens are those of the last `length` of `positions`. A block then takes whole heads: a pair's results need up to
+// eight elements (most of them in the caches), so all are read before a barrier and written after it.
 // Deterministic. Source: Su et al. 2021, "RoFormer".
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
-//   kernel                                     registers  shared  spilled
-//   rotary_bfloat16                                   28       0        0
-//   rotary_bfloat16+symmetry                          32       0        0
-//   rotary_float32                                    28       0        0
-//   rotary_float32+symmetry                           34       0        0
 #include "symmetry.cuh"
 
 #ifdef CLLM_REAL_TABLE
@@ -70,30 +64,41 @@ __device__ __forceinline__ void rotate_with_symmetry(const Head& head, real* fir
     }
 }
 
+struct RotaryParams {
+    real* x;
+    const table *cosine, *sine;
+    long long batch_stride, row_stride, head_stride, pairs;
+    int length, heads, half, positions;
+    float direction;
+    SymmetryInputs symmetry;
+};
+
 extern "C" __global__ void __launch_bounds__(256) ENTRY(rotary)(
-    real* x, const table* cosine, const table* sine, long long batch_stride, long long row_stride,
-    long long head_stride, long long pairs, int length, int heads, int half, float direction, const int* tokens,
-    long long tokens_batch, int positions, const float* element_turns) {
+    const __grid_constant__ RotaryParams params) {
+    const int length = params.length, heads = params.heads, half = params.half;
     if constexpr (SYMMETRY) {
         const int of_block = blockDim.x / half, m = threadIdx.x % half;
         const index_t i = index_t(blockIdx.x) * of_block + threadIdx.x / half, row = i / heads;  // i: the head's number
-        const bool valid = threadIdx.x / half < of_block && i * half < pairs;
+        const bool valid = threadIdx.x / half < of_block && i * half < params.pairs;
         const int position = int(row % length), batch = valid ? int(row / length) : 0;
-        const Symmetry symmetry({tokens, element_turns, tokens_batch}, positions, batch);
-        real* const vector = x + row / length * batch_stride + position * row_stride + i % heads * head_stride;
+        const Symmetry symmetry(params.symmetry, params.positions, batch);
+        real* const vector = params.x + row / length * params.batch_stride + position * params.row_stride +
+                             i % heads * params.head_stride;
         const index_t at = index_t(position) * half;
-        const Symmetry::Element element = symmetry.element(positions - length + position);
-        rotate_with_symmetry({vector, cosine + at, sine + at, half, direction, element}, vector + m, m, valid);
+        const Symmetry::Element element = symmetry.element(params.positions - length + position);
+        rotate_with_symmetry({vector, params.cosine + at, params.sine + at, half, params.direction, element},
+                             vector + m, m, valid);
     }
     const index_t i = index_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (SYMMETRY || i >= pairs) return;
+    if (SYMMETRY || i >= params.pairs) return;
     const int m = int(i % half), head = int(i / half % heads);
     const index_t row = i / half / heads;  // over batch and position
     const int position = int(row % length);
-    real* const first = x + row / length * batch_stride + position * row_stride + head * head_stride + m;
+    real* const first = params.x + row / length * params.batch_stride + position * params.row_stride +
+                        head * params.head_stride + m;
     real* const second = first + half;
-    const float c = to_float(cosine[index_t(position) * half + m]);
-    const float s = direction * to_float(sine[index_t(position) * half + m]);
+    const float c = to_float(params.cosine[index_t(position) * half + m]);
+    const float s = params.direction * to_float(params.sine[index_t(position) * half + m]);
     const float a = to_float(*first), b = to_float(*second);
     store(first, a * c - b * s);
     store(second, a * s + b * c);

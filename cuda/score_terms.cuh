@@ -4,13 +4,13 @@
 //   term(i, j) = −α·‖c_i − c_j‖ − β·|z_i − z_j| + γ·[t_i = t_j] + Σ_{n ≤ ℓ(i, j)} μ_n
 //   ℓ(i, j): how many of the tokens t_i, t_{i−1}, … equal t_{j−1}, t_{j−2}, …, at most MATCHES, all in the sequence
 //
-// c = (x, y, z) is the lattice point of a position's token t; α, β, γ, μ are the head's scalars. Which terms there are is
-// chosen when compiling, and the others cost nothing: -DTERM_DISTANCE, -DTERM_PRIME_DISTANCE, -DTERM_SAME_TOKEN: 0 or 1;
-// -DTERM_MATCHES: 0 … 8; -DTERM_POINT_GRADIENTS: 1 where the backward wants those of the points, too.
-// Cost per pair: a term of one comparison is a comparison and an addition. Matches: orders are tried one after the other
-// for four pairs of a thread, as long as one of its warp's 128 pairs still matches; an order takes three loads, with
-// addresses that are known when compiling, four comparisons, four additions, and a vote. A distance takes 6 FMA-pipe
-// instructions and one square root; |z_i − z_j| takes two.
+// c = (x, y, z) is the lattice point of a position's token t; α, β, γ, μ are the head's scalars. Which terms there are
+// is chosen when compiling, and the others cost nothing: -DTERM_DISTANCE, -DTERM_PRIME_DISTANCE, -DTERM_SAME_TOKEN: 0
+// or 1; -DTERM_MATCHES: 0 … 8; -DTERM_POINT_GRADIENTS: 1 where the backward wants those of the points, too.
+// Cost per pair: a term of one comparison is a comparison and an addition. Matches: orders are tried one after the
+// other for four pairs of a thread, as long as one of its warp's 128 pairs still matches; an order takes three loads,
+// with addresses that are known when compiling, four comparisons, four additions, and a vote. A distance takes 6
+// FMA-pipe instructions and one square root; |z_i − z_j| takes two.
 #pragma once
 #include "storage.cuh"
 
@@ -37,8 +37,8 @@ constexpr int MATCHES = TERM_MATCHES;
 constexpr int AT_PRIME_DISTANCE = DISTANCE, AT_SAME_TOKEN = AT_PRIME_DISTANCE + PRIME_DISTANCE;
 constexpr int AT_MATCHES = AT_SAME_TOKEN + SAME_TOKEN, TERM_COUNT = AT_MATCHES + MATCHES;
 constexpr bool SCORE_TERMS = TERM_COUNT > 0;
-// Around the tokens of a sequence stands what matches nothing, so that no comparison asks where the sequence ends: before
-// them as much as the longest match looks back, after them up to the end of the last tile.
+// Around the tokens of a sequence stands what matches nothing, so that no comparison asks where the sequence ends:
+// before them as much as the longest match looks back, after them up to the end of the last tile.
 constexpr int PAD_BEFORE = 8, PAD_AFTER = 127, NO_QUERY = -1, NO_KEY = -2;
 
 __device__ constexpr int at_least_one(int count) { return count > 0 ? count : 1; }
@@ -49,7 +49,7 @@ struct TermInputs {
     const int* padded;
     const float* points;
     const real* scalars;
-    i64 padded_length, points_batch;
+    long long padded_length, points_batch;
 };
 
 // p, which the compiler is not to compute again at every use: 64-bit addresses from their parts are many instructions.
@@ -147,8 +147,9 @@ class ScoreTerms {
     }
 
   private:
-    const int *queries = nullptr, *keys = nullptr;  // padded tokens of this batch item: the first query's, the first key's
-    const float* points = nullptr;                  // (S, 3)
+    // Padded tokens of this batch item: the first query's, the first key's.
+    const int *queries = nullptr, *keys = nullptr;
+    const float* points = nullptr;  // (S, 3)
     int offset, positions;
     float scalars[at_least_one(TERM_COUNT)] = {}, gradients[at_least_one(TERM_COUNT)] = {};
 

@@ -6,16 +6,10 @@
 //                t = updates + 1:  step_size = rate / (1 − β1^t),  inverse_correction2 = 1 / (1 − β2^t),
 //                decoupled_decay = rate·decay; the second row of numbers is for `other_rate` times the rate
 //
-// losses (count) fp32; sums (2) fp64; rate (1) fp64; counts (2): updates, skips in a row; numbers (2, 3) fp32 as adam.cu
-// reads them; draw (1): updates before this one, for stochastic rounding; outcome (1) fp64: skip, for the host.
+// losses (count) fp32; sums (2) fp64; rate (1) fp64; counts (2): updates, skips in a row; numbers (2, 3) fp32 as
+// adam.cu reads them; draw (1): updates before this one, for stochastic rounding; outcome (1) fp64: skip, for the host.
 // Work: one block adds up the losses in a fixed order; one thread decides. Deterministic.
 // The arithmetic is that of cllm_gpu/optim/optimizer.py in fp64, rounded to fp32 at the end.
-// Resources, the most over all variants and sm_80, sm_90, sm_100 (written by bench/compiled/kernel_resources.py):
-//   kernel                                     registers  shared  spilled
-//   add_losses_bfloat16                               32    2048        0
-//   add_losses_float32                                32    2048        0
-//   decide_step_bfloat16                              36       0        0
-//   decide_step_float32                               36       0        0
 #include "storage.cuh"
 #include "step_numbers.cuh"
 

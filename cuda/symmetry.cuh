@@ -4,8 +4,8 @@
 //   turn_back  (a, b) → (c·a + s·b, σ(c·b − s·a)),  its transpose: of their gradients
 //   c, s = turns[e][m] of the element e = token mod 24 at a position; σ = −1 for the reflections, e ≥ 12, else 1
 //
-// The first -DSYMMETRY_PAIRS=n pairs; 0, or not given: there is no symmetry, and no code for it. Cost of a pair: 4 products
-// and 2 sums, and 8 bytes of a table that stays in the caches; of a row of a tile: one token.
+// The first -DSYMMETRY_PAIRS=n pairs; 0, or not given: there is no symmetry, and no code for it. Cost of a pair: 4
+// products and 2 sums, and 8 bytes of a table that stays in the caches; of a row of a tile: one token.
 #pragma once
 #include "storage.cuh"
 
@@ -21,7 +21,7 @@ constexpr u32 ELEMENTS = 24, ROTATIONS = 12;
 struct SymmetryInputs {
     const int* tokens;
     const float* turns;
-    i64 tokens_batch;
+    long long tokens_batch;
 };
 
 // The symmetry of one batch item.

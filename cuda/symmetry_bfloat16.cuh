@@ -1,8 +1,8 @@
-// The lattice's symmetry (symmetry.cuh) in the bf16 attention kernels: on tiles of queries and keys in shared memory, and on
-// the accumulators of their gradients. Included after attention_tiles_bfloat16.cuh.
+// The lattice's symmetry (symmetry.cuh) in the bf16 attention kernels: on tiles of queries and keys in shared memory,
+// and on the accumulators of their gradients. Included after attention_tiles_bfloat16.cuh.
 //
-// Rows are turned where they lie and rounded once, by the warp that copied them: with head sizes of 2, 4, 8 or 16 chunks no
-// barrier is added. Where rows are cut otherwise, warps share them, and there is one.
+// Rows are turned where they lie and rounded once, by the warp that copied them: with head sizes of 2, 4, 8 or 16
+// chunks no barrier is added. Where rows are cut otherwise, warps share them, and there is one.
 #pragma once
 #include "attention_tiles_bfloat16.cuh"
 

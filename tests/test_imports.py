@@ -19,7 +19,6 @@ START = "__main__"
 OPERATIONS = ("registry", "cuda", "native", "stream", "reference", "precision", "specification")
 """The order within cllm_gpu/ops; cuda and native are two sides that import nothing of each other."""
 ANNOTATIONS = {
-    ("cllm_gpu.ops.cuda.launcher", "cllm_gpu.ops.cuda.cublaslt"),
     ("cllm_gpu.model.layers.layer", "cllm_gpu.model.activations"),
 }
 """Pairs that import each other, one of them for an annotation alone (TYPE_CHECKING)."""

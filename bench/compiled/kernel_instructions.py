@@ -37,8 +37,8 @@ from bench.paths import RESULTS
 from cllm_gpu.data import open_dataset
 from cllm_gpu.data.tokenizers import Tokenizer, load_tokenizer
 from cllm_gpu.ops.cuda import attention, attention_fused
-from cllm_gpu.ops.cuda.launcher import Variant
 from cllm_gpu.ops.cuda.score_bias import term_defines
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreTerms
 from cllm_gpu.utils.compiler import cache_directory
 from cllm_gpu.utils.errors import UserError

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cllm_gpu.ops.cuda.kernel_source import load_source
-from cllm_gpu.ops.cuda.launcher import Variant
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.utils.compiler import cache_directory
 from cllm_gpu.utils.errors import UserError
 
@@ -160,7 +160,7 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def declared_name(variant: Variant, kernel: str) -> str:
-    """What a source's header calls a kernel: its name, and what its variant has.
+    """What the report of resources calls a kernel: its name, and what its variant has.
 
     "+terms" with score terms, "+symmetry" with the lattice's symmetry, "+alone" without master weights.
     """
@@ -176,7 +176,7 @@ def declared_name(variant: Variant, kernel: str) -> str:
 def resources_of(variant: Variant, architecture: str) -> list[Resources]:
     """As `compile_kernels` for one variant of our sources, from the cache where nothing changed."""
     text = load_source(variant.source)
-    code = _COMMENT.sub("", text)  # so that writing a header's table does not compile everything again
+    code = _COMMENT.sub("", text)  # so that a comment that changes does not compile everything again
     key = "\0".join([code, *variant.options, architecture, *map(str, nvrtc_version())])
     path = cache_directory() / "nvrtc" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if path.exists():

@@ -26,11 +26,12 @@ from cllm_gpu.ops.cuda.adam import adam_step_on_device
 from cllm_gpu.ops.cuda.attention import METHODS, attention_backward, attention_forward
 from cllm_gpu.ops.cuda.column_sum import column_sum
 from cllm_gpu.ops.cuda.kernel_source import kernel_parameters, source_directory
-from cllm_gpu.ops.cuda.launcher import Launcher, Variant
+from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.rotary import rotary_backward, rotary_forward
 from cllm_gpu.ops.cuda.sgd import sgd_step
 from cllm_gpu.ops.cuda.squared_norm import squared_norm_on_device
 from cllm_gpu.ops.cuda.step_decision import NUMBERS, add_losses, decide_step
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.cuda.variants import all_variants
 from cllm_gpu.ops.reference.rotary import rotary_tables
 from cllm_gpu.ops.reference.rounding import StochasticRounding

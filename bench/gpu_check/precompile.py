@@ -17,7 +17,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
 from cllm_gpu.ops.cuda.kernel_source import load_source
-from cllm_gpu.ops.cuda.launcher import Variant
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.cuda.variants import all_variants
 
 TEST_HEAD_SIZES = (8, 16, 17, 18, 19)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from bench.mutation.mutate import Key
 
 _FOUR = "for (int i = 0; i < 4; i++)"
-_FLAT = "for (index_t at = (index_t(blockIdx.x) * FLAT_THREADS + threadIdx.x) * 4; at < size; at += stride) {"
+_FLAT = "for (index_t at = (index_t(blockIdx.x) * FLAT_THREADS + threadIdx.x) * 4; at < {size}; at += stride) {{"
 _NOTHING_LEFT = "at = size leaves a count of 0: nothing is read or written, and zeros are added, as epsilon is above 0"
-_COUNT = "const int count = size - at < 4 ? int(size - at) : 4;"
+_COUNT = "const int count = params.size - at < 4 ? int(params.size - at) : 4;"
 _COUNT_IN_PLACE = "const Four four = load_four(x + at, size - at < 4 ? int(size - at) : 4);"
 
 _WHOLE = (
@@ -59,8 +59,8 @@ _LAST_VOTE = "one vote more, after the last order: whether it returns or the loo
 EQUIVALENT: dict[Key, str] = {
     ("adam.cu", _FOUR, "if (i < count) four.v[i] = to_float(p[i]);", "< -> <=", 1): "count is at most 4",
     ("adam.cu", _FOUR, "if (i < count) store(p + i, four.v[i]);", "< -> <=", 1): "count is at most 4",
-    ("adam.cu", _FLAT, _COUNT, "< -> <=", 1): _NOTHING_LEFT,
-    ("adam.cu", _FLAT, _COUNT_IN_PLACE, "< -> <=", 1): _NOTHING_LEFT,
+    ("adam.cu", _FLAT.format(size="params.size"), _COUNT, "< -> <=", 1): _NOTHING_LEFT,
+    ("adam.cu", _FLAT.format(size="size"), _COUNT_IN_PLACE, "< -> <=", 1): _NOTHING_LEFT,
     (
         "attention.cuh",
         "return causal && j > keys - queries ? j - (keys - queries) : 0;",
@@ -215,7 +215,7 @@ EQUIVALENT: dict[Key, str] = {
         "score_terms.cuh",
         "constexpr bool SCORE_TERMS = TERM_COUNT > 0;",
         "// Around the tokens of a sequence stands what matches nothing, so that no comparison asks where the sequence "
-        "ends: before",
+        "ends:",
         "> -> >=",
         1,
     ): "without terms the kernels then go over the pairs once more and add nothing",

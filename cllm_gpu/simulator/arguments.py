@@ -1,20 +1,21 @@
 """Checks a launch's arguments against the kernel's parameters, by the rules CuPy and CUDA go by.
 
 CuPy passes an array as a pointer to its first element, whatever its strides; a NumPy scalar by its own type; a Python
-int as `long long`, a float as `double`. It checks nothing. Here an argument that a GPU would misread is a UserError
-that names the parameter.
+int as `long long`, a float as `double`; a struct is an array of one element. It checks nothing. Here an argument that a
+GPU would misread is a UserError that names the parameter, and a `StructArgument` shows what its pointers point to.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.struct_argument import StructArgument
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,27 @@ def _c_name(kind: str, size: int) -> str:
     return known.get(f"{kind}{size}", f"{size}-byte struct")
 
 
+@dataclass(frozen=True)
+class Passed:
+    """An array whose address a launch passes to its kernel."""
+
+    name: str
+    argument: int
+    offset: int
+    """Of the address in the argument's bytes: 0 unless the argument is a struct."""
+    array: np.ndarray[Any, Any]
+
+
+def arrays_in(parameters: Sequence[Parameter], arguments: Sequence[Any]) -> Iterator[Passed]:
+    """Every array that a launch's arguments point to."""
+    for i, (parameter, argument) in enumerate(zip(parameters, arguments, strict=True)):
+        if isinstance(argument, StructArgument):
+            for pointer in argument.pointers:
+                yield Passed(pointer.name, i, pointer.offset, pointer.array)
+        elif parameter.kind == "P" and isinstance(argument, np.ndarray):
+            yield Passed(parameter.name, i, 0, argument)
+
+
 def pack(kernel: str, parameters: Sequence[Parameter], arguments: Sequence[Any]) -> list[bytes]:
     """The bytes of each argument as the kernel expects them. Raises UserError naming the parameter."""
     if len(arguments) != len(parameters):
@@ -51,6 +73,8 @@ def pack(kernel: str, parameters: Sequence[Parameter], arguments: Sequence[Any])
 
 
 def _pack_one(kernel: str, parameter: Parameter, argument: Any) -> bytes:
+    if isinstance(argument, StructArgument):
+        return _pack_struct(kernel, parameter, argument)
     if isinstance(argument, np.ndarray) and argument.size == 1 and parameter.kind != "P":
         argument = argument.reshape(())[()]  # CuPy passes a NumPy array of size one by value
     if isinstance(argument, np.ndarray) or argument is None:
@@ -95,6 +119,12 @@ def _scalar_fits(parameter: Parameter, value: np.generic) -> bool:
     if parameter.kind == "V":
         return size == parameter.size
     return kind == parameter.kind and size == parameter.size
+
+
+def _pack_struct(kernel: str, parameter: Parameter, argument: StructArgument) -> bytes:
+    if parameter.kind != "V" or parameter.size != argument.nbytes:
+        raise UserError(f"kernel {kernel}: a struct of {argument.nbytes} bytes given for {parameter}")
+    return argument.tobytes()
 
 
 def _pack_pointer(kernel: str, parameter: Parameter, array: np.ndarray[Any, Any] | None) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from cllm_gpu.simulator.errors import CaptureError
+from cllm_gpu.utils.struct_argument import StructArgument
 
 Work = Callable[[], None]
 _open: Graph | None = None
@@ -83,9 +84,15 @@ def record_launch(kernel: Callable[..., Any], name: str, arguments: Sequence[Any
     if _open is None:
         return False
     for value in arguments:
-        _require_device(f"kernel {name}", value)
+        for array in _arrays_of(value):
+            _require_device(f"kernel {name}", array)
     _open.add(kernel, *launch, **named)
     return True
+
+
+def _arrays_of(argument: Any) -> list[Any]:
+    """The arrays that an argument of a kernel points to, if it is a struct; else the argument itself."""
+    return [pointer.array for pointer in argument.pointers] if isinstance(argument, StructArgument) else [argument]
 
 
 def _require_device(user: str, value: Any) -> None:

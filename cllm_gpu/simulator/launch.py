@@ -103,14 +103,12 @@ class Function:
         if not self.library.checked:
             self._run(launch, packed, [])
             return None
-        arrays = {
-            i: argument
-            for i, (parameter, argument) in enumerate(zip(self.parameters, launch.arguments, strict=True))
-            if parameter.kind == "P" and isinstance(argument, np.ndarray)
-        }
-        spans = guarded.spans_of([(self.parameters[i].name, array) for i, array in arrays.items()])
-        for i, array in arrays.items():
-            packed[i] = bytes(ctypes.c_void_p(guarded.address_in(spans, array)))
+        passed = list(kernel_arguments.arrays_in(self.parameters, launch.arguments))
+        spans = guarded.spans_of([(one.name, one.array) for one in passed])
+        for one in passed:
+            address = bytes(ctypes.c_void_p(guarded.address_in(spans, one.array)))
+            before, after = packed[one.argument][: one.offset], packed[one.argument][one.offset + len(address) :]
+            packed[one.argument] = before + address + after
         found = self._run(launch, packed, spans)
         for span in spans:
             span.write_back()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes
+from cllm_gpu.ops.cuda.checks import Shapes
+from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.optimizer_weights import weight_arguments
 from cllm_gpu.ops.cuda.squared_norm import THREADS, finish_sum, flat_blocks
 from cllm_gpu.ops.reference.rounding import StochasticRounding

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 
 from cllm_gpu.ops.cuda import attention_fused
 from cllm_gpu.ops.cuda.attention_args import AttentionCall
-from cllm_gpu.ops.cuda.launcher import Launcher, blocks_for
+from cllm_gpu.ops.cuda.checks import blocks_for
+from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.score_bias import finish_points, finish_scalars
 from cllm_gpu.ops.reference import attention as reference
 from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
@@ -229,12 +230,12 @@ def _delta(launcher: Launcher, call: AttentionCall, dout: Any, out: Any, delta: 
     batch, length, heads, _ = out.shape
     rows = batch * length * heads
     lanes = next(lanes for lanes in (4, 8, 16, 32) if 4 * lanes >= out.shape[3])  # DELTA_LANES in attention.cu
-    sizes = {"rows": rows, "heads": heads, "queries": length}
+    sizes = {"rows": rows, "heads": heads, "queries": length, "wide": call.wide(dout=dout, out=out)}
     launcher.launch(
         call.variant(),
         "attention_backward_delta",
         (blocks_for(rows * lanes, THREADS),),
         THREADS,
-        {"delta": delta, **call.operands(dout=dout, out=out), **sizes},
+        {"delta": delta, **call.views(dout=dout, out=out), **sizes},
         strided=frozenset({"dout", "out"}),
     )

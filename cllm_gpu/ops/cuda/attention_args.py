@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, address_of, element_strides, storage_of
+from cllm_gpu.ops.cuda.checks import Shapes, address_of, element_strides, storage_of
+from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.score_bias import (
-    ARRAYS,
+    STRIDED,
     check_gradients,
     check_terms,
     padded_tokens,
@@ -14,6 +15,7 @@ from cllm_gpu.ops.cuda.score_bias import (
     term_defines,
 )
 from cllm_gpu.ops.cuda.symmetry import check_symmetry, symmetry_arguments, symmetry_defines
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
 from cllm_gpu.ops.reference.symmetry import Symmetry
 from cllm_gpu.utils.errors import UserError
@@ -63,12 +65,12 @@ class AttentionCall:
         self._head_size = size
         self._operation = operation
         self._sizes = {
-            "heads": heads,
-            "kv_heads": kv_heads,
-            "queries": length,
-            "keys": positions,
-            "causal": int(causal),
-            "scale": scale,
+            "sizes.heads": heads,
+            "sizes.kv_heads": kv_heads,
+            "sizes.queries": length,
+            "sizes.keys": positions,
+            "sizes.causal": int(causal),
+            "sizes.scale": scale,
         }
 
     def expect_gradients(self, dterms: ScoreTermGradients | None) -> None:
@@ -92,22 +94,27 @@ class AttentionCall:
 
     def strided(self, operands: dict[str, Any]) -> frozenset[str]:
         """Arguments that need not be contiguous: these operands, and what the terms and the symmetry read."""
-        return ARRAYS.union(operands, {"tokens"})
+        return STRIDED.union(operands, {"symmetry.tokens"})
 
     def arguments(self, **operands: Any) -> dict[str, Any]:
-        """Operands with their strides, sizes, symmetry and score terms, as a kernel takes them."""
+        """Operands with their strides, sizes, symmetry and score terms, as a kernel's struct has them."""
         symmetry = symmetry_arguments(self._operation, self._symmetry)
         terms = term_arguments(self._operation, self.terms, self._padded)
-        return self.operands(**operands) | symmetry | terms | self._sizes
+        return self.views(**operands) | {"sizes.wide": self.wide(**operands)} | symmetry | terms | self._sizes
 
-    def operands(self, **operands: Any) -> dict[str, Any]:
-        """Operands with their strides, and whether all of them can be read 16 bytes at a time."""
-        wide = True
+    def views(self, **operands: Any) -> dict[str, Any]:
+        """Operands with their strides, each as a View of attention.cuh."""
         strides: dict[str, int] = {}
         for name, array in operands.items():
             parts = element_strides(self._operation, name, array)
-            strides |= {f"{name}_{axis}": part for axis, part in zip(("batch", "row", "head"), parts, strict=True)}
+            strides |= {f"{name}.{axis}": part for axis, part in zip(("batch", "row", "head"), parts, strict=True)}
+        return operands | strides
+
+    def wide(self, **operands: Any) -> int:
+        """1 if all operands can be read 16 bytes at a time, else 0."""
+        for name, array in operands.items():
             width = 16 // array.dtype.itemsize
-            aligned = address_of(array) % 16 == 0 and all(part % width == 0 for part in parts)
-            wide = wide and aligned and array.shape[3] % width == 0
-        return operands | strides | {"wide": int(wide)}
+            parts = (*element_strides(self._operation, name, array), array.shape[3])
+            if address_of(array) % 16 or any(part % width for part in parts):
+                return 0
+        return 1

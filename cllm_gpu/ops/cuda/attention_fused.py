@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cllm_gpu.ops.cuda.attention_args import AttentionCall
-from cllm_gpu.ops.cuda.launcher import Launcher, blocks_for
+from cllm_gpu.ops.cuda.checks import blocks_for
+from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.reference.score_bias import ScoreTerms
 
 

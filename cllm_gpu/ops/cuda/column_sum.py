@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cllm_gpu.ops.cuda.launcher import Launcher, Variant, blocks_for, is_wide
+from cllm_gpu.ops.cuda.checks import blocks_for, is_wide
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.cuda.variant import Variant
 
 MAXIMUM_CHUNKS = 128
 LEAST_CHUNK_ROWS = 64

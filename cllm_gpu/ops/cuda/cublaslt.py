@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from cllm_gpu.ops.cuda.checks import address_of
 from cllm_gpu.ops.cuda.column_major import CUDA_TYPES, Matrix, column_major
 from cllm_gpu.ops.cuda.epilogue import NONE, Epilogue
-from cllm_gpu.ops.cuda.launcher import address_of
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.profiling import MATMUL, Watch, unwatched
 

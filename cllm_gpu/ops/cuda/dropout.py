@@ -9,17 +9,23 @@ from cllm_gpu.ops.reference.dropout import Dropout
 
 
 def mask_arguments(launcher: Launcher, dropout: Dropout | None) -> dict[str, Any]:
-    """The mask as kernels take it; None keeps everything. A step that is a number is copied to the device first."""
+    """The mask as the field `dropout` of a kernel's struct; None keeps everything.
+
+    A step that is a number is copied to the device first.
+    """
+    fields: dict[str, Any]
     if dropout is None:
-        return {"first_element": 0, "seed": 0, "step": None, "site": 0, "threshold": 0, "scale": 1.0}
-    return {
-        "first_element": dropout.first_element,
-        "seed": dropout.seed,
-        "step": draw_number(launcher, dropout.step),
-        "site": dropout.site & 0xFFFFFFFF,
-        "threshold": dropout.threshold,
-        "scale": dropout.scale,
-    }
+        fields = {"first_element": 0, "seed": 0, "step": None, "site": 0, "threshold": 0, "scale": 1.0}
+    else:
+        fields = {
+            "first_element": dropout.first_element,
+            "seed": dropout.seed,
+            "step": draw_number(launcher, dropout.step),
+            "site": dropout.site & 0xFFFFFFFF,
+            "threshold": dropout.threshold,
+            "scale": dropout.scale,
+        }
+    return {f"dropout.{name}": value for name, value in fields.items()}
 
 
 def draw_number(launcher: Launcher, step: Any) -> Any:

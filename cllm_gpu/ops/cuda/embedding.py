@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.ops.cuda.checks import Shapes, blocks_for, is_wide, storage_of
 from cllm_gpu.ops.cuda.dropout import mask_arguments
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, blocks_for, is_wide, storage_of
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.utils.errors import UserError
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.ops.cuda.checks import Shapes, storage_of
 from cllm_gpu.ops.cuda.column_sum import THREADS, column_grid, finish_column_sum
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, storage_of
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.cuda.variant import Variant
 
 
 def gelu_forward(launcher: Launcher, x: Any, bias: Any | None, out: Any) -> None:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from cllm_gpu.ops.cuda.params_struct import Field, ParamsStruct, parse_declaration, read_struct
 from cllm_gpu.utils.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -50,30 +51,22 @@ def load_source(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One parameter of a kernel as its source declares it."""
+class Signature:
+    """What a kernel takes: its parameters, or the fields of the one struct that it takes by value."""
 
-    name: str
-    type: str
-    """The C type without const and without the star: "real", "float", "int", "long long" …"""
-    pointer: bool
-    constant: bool
-    """The kernel only reads what it points to."""
+    fields: tuple[Field, ...]
+    struct: ParamsStruct | None
 
 
 @functools.cache
-def kernel_parameters(source: str) -> dict[str, tuple[Parameter, ...]]:
-    """Every entry point `ENTRY(name)(…)` of a source with its parameters, in order."""
-    text = _COMMENT.sub("", (source_directory() / source).read_text(encoding="utf-8"))
-    return {
-        match[1]: tuple(_parameter(part) for part in match[2].split(",") if part.strip())
-        for match in _ENTRY.finditer(text)
-    }
+def kernel_parameters(source: str) -> dict[str, Signature]:
+    """The signature of every entry point `ENTRY(name)(…)` of a source, in order."""
+    text = _COMMENT.sub("", load_source(source))
+    return {match[1]: _signature(text, match[2]) for match in _ENTRY.finditer(text)}
 
 
-def _parameter(declaration: str) -> Parameter:
-    words = declaration.replace("*", " * ").split()
-    constant = "const" in words
-    pointer = "*" in words
-    kept = [word for word in words if word not in ("const", "*", "__restrict__")]
-    return Parameter(kept[-1], " ".join(kept[:-1]), pointer, constant)
+def _signature(text: str, parameters: str) -> Signature:
+    fields = tuple(field for part in parameters.split(",") if part.strip() for field in parse_declaration(part))
+    if len(fields) == 1 and (struct := read_struct(text, fields[0].type)) is not None:
+        return Signature(struct.fields, struct)
+    return Signature(fields, None)

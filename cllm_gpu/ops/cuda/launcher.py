@@ -1,45 +1,31 @@
 """Compiles the CUDA sources at first use and launches their kernels with checked, typed arguments.
 
 The same code drives an NVIDIA GPU (CuPy arrays, cupy.RawModule) and the simulator (NumPy arrays, its RawModule). What
-a kernel takes is read from its source, so the table cannot differ from it: pointers by dtype, scalars by C type.
+a kernel takes is read from its source, so the table cannot differ from it: pointers by dtype, scalars by C type. The
+fields of a struct that a kernel takes by value are given and checked like parameters, and packed here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
-from cllm_gpu.ops.cuda.kernel_source import Parameter, kernel_parameters, load_source
+from cllm_gpu.ops.cuda.checks import address_of
+from cllm_gpu.ops.cuda.kernel_source import kernel_parameters, load_source
+from cllm_gpu.ops.cuda.params_struct import Field
+from cllm_gpu.ops.cuda.variant import DTYPES, SCALARS, Variant
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.profiling import Watch, unwatched
+from cllm_gpu.utils.struct_argument import Pointer, StructArgument
 
 if TYPE_CHECKING:
     from cllm_gpu.ops.cuda.cublaslt import CublasLt
 
-_SCALARS: dict[str, Any] = {
-    "int": np.int32,
-    "unsigned": np.uint32,
-    "long long": np.int64,
-    "unsigned long long": np.uint64,
-    "float": np.float32,
-    "double": np.float64,
-}
-_POINTED: dict[str, str] = {
-    "float": "float32",
-    "double": "float64",
-    "int": "int32",
-    "long long": "int64",
-    "unsigned": "uint32",
-}
-_DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(name) for name in ("float32", "float64", "int32", "int64", "uint32")
-} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_STORAGE = {_DTYPES[name]: name for name in ("float32", "bfloat16")}
 MAXIMUM_GRID = (2**31 - 1, 65535, 65535)
 """Blocks along each axis (CUDA C++ programming guide, 16.2)."""
 MAXIMUM_SHARED_BYTES = 48 * 1024
@@ -47,47 +33,30 @@ MAXIMUM_SHARED_BYTES = 48 * 1024
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One compilation of one source: the dtype of `real`, the dtype of `gradient`, and further defines."""
+class _Plan:
+    """How one kernel of a variant is given its arguments."""
 
-    source: str
-    storage: str
-    gradient: str = ""
-    """dtype of parameter gradients: like `storage` (also when empty), or float32."""
-    defines: tuple[tuple[str, int], ...] = ()
+    fields: Mapping[str, tuple[Field, Any]]
+    """Each with the dtype behind the pointer, or the NumPy scalar type, in the order of the source."""
+    layout: struct.Struct | None
+    """Of the struct that they are packed into; None if the kernel takes them one by one."""
+    offsets: tuple[int, ...]
+    """Of each in the struct."""
 
-    def __post_init__(self) -> None:
-        if self.gradient not in ("", self.storage, "float32"):
-            raise UserError(
-                f"{self.source}: gradients of dtype {self.gradient} beside arrays of dtype {self.storage}; "
-                f"they must be {' or '.join(dict.fromkeys((self.storage, 'float32')))}"
-            )
-        if self.gradient == self.storage:
-            object.__setattr__(self, "gradient", "")  # one variant, one name
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """Compiler options that make this variant of the source."""
-        flags = [f"-D{name}={value}" for name, value in self.defines]
-        if self.storage == "bfloat16":
-            flags.append("-DCLLM_BF16=1")
-        if self.gradient == "float32":
-            flags.append("-DCLLM_GRADIENT_FLOAT=1")
-        return ("-std=c++17", *flags)
-
-    def dtype_of(self, type_name: str) -> str:
-        """dtype name behind a pointer to `type_name`."""
-        if type_name == "real":
-            return self.storage
-        if type_name == "gradient":
-            return self.gradient or self.storage
-        if type_name == "table":
-            return self.storage if ("CLLM_REAL_TABLE", 1) in self.defines else "float32"
-        return _POINTED[type_name]
-
-    def entry(self, name: str) -> str:
-        """The symbol of `ENTRY(name)` in this variant."""
-        return f"{name}_{self.storage}"
+    def pack(self, values: Iterable[Any]) -> tuple[Any, ...]:
+        """The kernel's arguments from checked arrays (None: a null pointer) and scalars, in the order of `fields`."""
+        if self.layout is None:
+            return tuple(values)
+        numbers, pointers = [], []
+        for (name, (field, _)), offset, value in zip(self.fields.items(), self.offsets, values, strict=True):
+            if not field.pointer:
+                numbers.append(value)
+            elif value is None:
+                numbers.append(0)
+            else:
+                numbers.append(address_of(value))
+                pointers.append(Pointer(name, offset, value))
+        return (StructArgument.of(self.layout.pack(*numbers), pointers),)
 
 
 class Launcher:
@@ -119,7 +88,7 @@ class Launcher:
         self._on_gpu = xp is not np
         self._null = np.uint64(0) if self._on_gpu else None  # CuPy cannot pass None for a pointer
         self._kernels: dict[tuple[Variant, str], Any] = {}
-        self._plans: dict[tuple[Variant, str], dict[str, tuple[Parameter, Any]]] = {}
+        self._plans: dict[tuple[Variant, str], _Plan] = {}
         self._scratch: dict[tuple[str, str], Any] = {}
         self._counters: Any = None
         self._outgrown: list[Any] = []  # kept, because a captured graph goes on using what it was captured with
@@ -137,22 +106,23 @@ class Launcher:
     ) -> None:
         """Run entry point `name` on `grid` blocks of `block` threads; nothing is launched for an empty grid.
 
-        `arguments` by the kernel's own parameter names; None is a null pointer. Arrays must have the declared dtype
-        and lie C-contiguous unless named in `strided`. UserError naming kernel and argument otherwise.
+        `arguments` by the names of the kernel's parameters or, where it takes a struct, of that struct's fields, as
+        `Field.name` has them; None is a null pointer. Arrays must have the declared dtype and lie C-contiguous unless
+        named in `strided`. UserError naming kernel and argument otherwise.
         """
         plan = self._plans.get((variant, name)) or self._plan(variant, name)
-        if arguments.keys() != plan.keys():
-            raise TypeError(f"{name} takes {list(plan)}, not {list(arguments)}")
+        if arguments.keys() != plan.fields.keys():
+            raise TypeError(_other_arguments(name, plan.fields, arguments))
         current = self.xp.cuda.runtime.getDevice() if self._on_gpu else 0
         values = []
-        for parameter, (entry, kind) in plan.items():
-            value = arguments[parameter]
-            if not entry.pointer:
-                value = _scalar(name, entry, kind, value)
-            elif value is None:
+        for argument, (field, kind) in plan.fields.items():
+            value = arguments[argument]
+            if not field.pointer:
+                value = _scalar(name, field, kind, value)
+            elif value is not None:
+                self._check_array(name, field, kind, value, argument in strided, current)
+            elif plan.layout is None:
                 value = self._null
-            else:
-                self._check_array(name, entry, kind, value, parameter in strided, current)
             values.append(value)
         if math.prod(grid) == 0:
             return
@@ -163,7 +133,7 @@ class Launcher:
             kernel.max_dynamic_shared_size_bytes = shared_bytes
         try:
             with self.watched(name):
-                kernel(grid, (block,), tuple(values), shared_mem=shared_bytes)
+                kernel(grid, (block,), plan.pack(values), shared_mem=shared_bytes)
         except BaseException:
             self._counters = None  # a launch that ended midway leaves them anywhere
             raise
@@ -213,23 +183,23 @@ class Launcher:
             kernel = self._kernels[variant, name]
         return kernel
 
-    def _plan(self, variant: Variant, name: str) -> dict[str, tuple[Parameter, Any]]:
-        """Each parameter with the dtype behind the pointer, or the NumPy scalar type; made once."""
-        plan = {
-            parameter.name: (
-                parameter,
-                _DTYPES[variant.dtype_of(parameter.type)] if parameter.pointer else _SCALARS[parameter.type],
-            )
-            for parameter in kernel_parameters(variant.source)[name]
+    def _plan(self, variant: Variant, name: str) -> _Plan:
+        """Made once, from the source."""
+        signature = kernel_parameters(variant.source)[name]
+        fields = {
+            field.name: (field, DTYPES[variant.dtype_of(field.type)] if field.pointer else SCALARS[field.type])
+            for field in signature.fields
         }
+        found = signature.struct
+        plan = _Plan(fields, None, ()) if found is None else _Plan(fields, struct.Struct(found.format), found.offsets)
         self._plans[variant, name] = plan
         return plan
 
     def _check_array(
-        self, kernel: str, parameter: Parameter, dtype: np.dtype[Any], array: Any, strided: bool, current: int
+        self, kernel: str, field: Field, dtype: np.dtype[Any], array: Any, strided: bool, current: int
     ) -> None:
         """UserError when the kernel would misread `array`. `current`: the GPU that will run it."""
-        where = f"{kernel}: argument {parameter.name}"
+        where = f"{kernel}: argument {field.name}"
         if not isinstance(array, self.xp.ndarray):
             raise UserError(f"{where} is a {type(array).__name__}; it must be a {self.xp.__name__} array")
         if array.dtype != dtype:
@@ -239,7 +209,7 @@ class Launcher:
         aligned = array.data.ptr % dtype.itemsize == 0 if self._on_gpu else array.flags.aligned
         if not aligned:
             raise UserError(f"{where} is not aligned to its {dtype.itemsize}-byte elements")
-        if not self._on_gpu and not parameter.constant and not array.flags.writeable:
+        if not self._on_gpu and not field.constant and not array.flags.writeable:
             raise UserError(f"{where} is read-only; the kernel writes to it")
         if self._on_gpu and array.device.id != current:
             raise UserError(f"{where} is on GPU {array.device.id}; the current one is {current}")
@@ -249,72 +219,17 @@ def _call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     return function(*arguments, **named)
 
 
-def _scalar(kernel: str, parameter: Parameter, convert: Any, value: Any) -> Any:
+def _other_arguments(kernel: str, fields: Iterable[str], arguments: Iterable[str]) -> str:
+    """What is wrong with the names of a launch's arguments, in one line."""
+    missing = [name for name in fields if name not in arguments]
+    unknown = [name for name in arguments if name not in fields]
+    wrong = {"missing": missing, "unknown": unknown}
+    said = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+    return f"{kernel} takes {', '.join(fields)}; {said}"
+
+
+def _scalar(kernel: str, field: Field, convert: Any, value: Any) -> Any:
     try:
         return convert(value)
     except (OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"{kernel}: argument {parameter.name} is {value!r}, not a {parameter.type}") from error
-
-
-def storage_of(operation: str, name: str, array: Any) -> str:
-    """dtype name of an array of activations or weights: "float32" or "bfloat16"; UserError for another."""
-    kind = _STORAGE.get(array.dtype)
-    if kind is None:
-        raise UserError(f"{operation}: argument {name} has dtype {array.dtype.name}; it must be float32 or bfloat16")
-    return kind
-
-
-class Shapes:
-    """Checks the shapes of one call: a letter means the same number everywhere in it.
-
-    >>> check = Shapes("linear_forward")
-    >>> rows, columns = check("x", x, "N K")
-    """
-
-    def __init__(self, operation: str, **sizes: int) -> None:
-        self.operation = operation
-        self._sizes = dict(sizes)
-
-    def __call__(self, name: str, array: Any, letters: str) -> tuple[int, ...]:
-        """Shape of `array`; UserError when it disagrees with the letters bound so far. None is let through."""
-        wanted = letters.split()
-        if array is None:
-            return ()
-        shape = tuple(array.shape)
-        if len(shape) != len(wanted):
-            raise UserError(f"{self.operation}: argument {name} has shape {shape}; it must have {len(wanted)} axes")
-        for letter, size in zip(wanted, shape, strict=True):
-            if self._sizes.setdefault(letter, size) != size:
-                expected = tuple(self._sizes.get(w, w) for w in wanted)
-                raise UserError(f"{self.operation}: argument {name} has shape {shape}; it must be {expected}")
-        return shape
-
-
-def blocks_for(elements: int, per_block: int) -> int:
-    """Blocks that cover `elements`."""
-    return -(-elements // per_block)
-
-
-def is_wide(columns: int, *arrays: Any) -> bool:
-    """Rows of `columns` elements can be read 16 bytes at a time in every one of the arrays (None is left out)."""
-    present = [array for array in arrays if array is not None]
-    width = 16 // present[0].dtype.itemsize
-    return columns % width == 0 and all(address_of(array) % 16 == 0 for array in present)
-
-
-def address_of(array: Any) -> int:
-    """Address of an array's first element, on the host or on a GPU."""
-    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
-
-
-def element_strides(operation: str, name: str, array: Any) -> tuple[int, ...]:
-    """Strides in elements of all axes but the last, which must be contiguous; UserError otherwise.
-
-    The stride of an axis of one element, or of an empty array, is never used, so whatever it is, it is let through.
-    """
-    size = array.dtype.itemsize
-    if array.size and array.shape[-1] > 1 and array.strides[-1] != size:
-        raise UserError(f"{operation}: argument {name} has strides {array.strides}; its last axis must be contiguous")
-    if any(stride % size for stride in array.strides[:-1]):
-        raise UserError(f"{operation}: argument {name} has strides {array.strides}, not whole elements")
-    return tuple(stride // size for stride in array.strides[:-1])
+        raise UserError(f"{kernel}: argument {field.name} is {value!r}, not a {field.type}") from error

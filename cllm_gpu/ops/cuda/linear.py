@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.ops.cuda.checks import Shapes, storage_of
 from cllm_gpu.ops.cuda.column_sum import THREADS, column_grid, column_sum, finish_column_sum
 from cllm_gpu.ops.cuda.epilogue import Epilogue
 from cllm_gpu.ops.cuda.gemm import matmul, matmul_with
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, storage_of
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.cuda.variant import Variant
 
 
 def linear_forward(launcher: Launcher, x: Any, weight: Any, bias: Any | None, out: Any) -> None:

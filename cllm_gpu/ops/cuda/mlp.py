@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.ops.cuda.checks import Shapes
 from cllm_gpu.ops.cuda.epilogue import Epilogue
 from cllm_gpu.ops.cuda.gelu import gelu_backward, gelu_forward
 from cllm_gpu.ops.cuda.gemm import matmul, matmul_with
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes
+from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.linear import linear_backward, linear_forward
 
 

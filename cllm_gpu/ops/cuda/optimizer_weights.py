@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.ops.cuda.checks import Shapes, storage_of
 from cllm_gpu.ops.cuda.dropout import draw_number
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, storage_of
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.rounding import StochasticRounding
 from cllm_gpu.utils.errors import UserError
 
@@ -30,10 +32,14 @@ def weight_arguments(
     check("parameters", parameters, "n")
     check("copy", copy, "n")
     if rounding is None:
-        unused = {"seed": 0, "step": None, "first": 0}
+        unused = {"rounding.seed": 0, "rounding.step": None, "rounding.first_element": 0}
         storage = kind if copy is None else storage_of(operation, "copy", copy)
         return Variant("adam.cu", storage, kind), {"parameters": parameters, "copy": copy, **unused}
     if copy is not None or storage_of(operation, "parameters", parameters) != "bfloat16":
         raise UserError(f"{operation}: stochastic rounding is of bfloat16 parameters that have no copy")
-    draws = {"seed": rounding.seed, "step": draw_number(launcher, rounding.step), "first": rounding.first_element}
+    draws = {
+        "rounding.seed": rounding.seed,
+        "rounding.step": draw_number(launcher, rounding.step),
+        "rounding.first_element": rounding.first_element,
+    }
     return Variant("adam.cu", "bfloat16", kind, WITHOUT_MASTERS), {"parameters": None, "copy": parameters, **draws}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, blocks_for, element_strides, storage_of
+from cllm_gpu.ops.cuda.checks import Shapes, blocks_for, element_strides, storage_of
+from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.symmetry import check_symmetry, symmetry_arguments, symmetry_defines
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.symmetry import Symmetry
 from cllm_gpu.utils.errors import UserError
 
@@ -75,5 +77,5 @@ def _launch(
             "positions": positions,
         }
         | symmetry_arguments(operation, symmetry),
-        strided=frozenset({"x", "tokens"}),
+        strided=frozenset({"x", "symmetry.tokens"}),
     )

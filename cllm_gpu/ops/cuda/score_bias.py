@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, blocks_for, element_strides
+from cllm_gpu.ops.cuda.checks import Shapes, blocks_for, element_strides
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreTermGradients, ScoreTerms
 from cllm_gpu.utils.errors import UserError
 
-ARRAYS = frozenset({"points"})
+STRIDED = frozenset({"terms.points"})
 """Arguments that may be views with strides of their own."""
 PAD_BEFORE, PAD_AFTER = 8, 127
 """What stands around the tokens that the kernels compare: the constants of these names in score_terms.cuh."""
@@ -92,14 +94,14 @@ def padded_tokens(launcher: Launcher, variant: Variant, operation: str, tokens: 
 
 
 def term_arguments(operation: str, terms: ScoreTerms | None, padded: Any) -> dict[str, Any]:
-    """The kernels' parameters for the terms and their `padded_tokens`; null pointers where there are none."""
+    """The terms and their `padded_tokens` as TermInputs of score_terms.cuh; null pointers if there are none."""
     points = terms.points if terms is not None and terms.uses_points else None
     return {
-        "padded": padded,
-        "points": points,
-        "scalars": None if terms is None else terms.scalars,
-        "padded_length": 0 if padded is None else padded.shape[2],
-        "points_batch": 0 if points is None else element_strides(operation, "terms.points", points)[0],
+        "terms.padded": padded,
+        "terms.points": points,
+        "terms.scalars": None if terms is None else terms.scalars,
+        "terms.padded_length": 0 if padded is None else padded.shape[2],
+        "terms.points_batch": 0 if points is None else element_strides(operation, "terms.points", points)[0],
     }
 
 

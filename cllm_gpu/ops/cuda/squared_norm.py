@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant, blocks_for, storage_of
+from cllm_gpu.ops.cuda.checks import Shapes, blocks_for, storage_of
+from cllm_gpu.ops.cuda.launcher import Launcher
+from cllm_gpu.ops.cuda.variant import Variant
 
 THREADS = 256
 ELEMENTS_PER_THREAD = 4

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cllm_gpu.ops.cuda.launcher import Shapes, address_of, element_strides
+from cllm_gpu.ops.cuda.checks import Shapes, address_of, element_strides
 from cllm_gpu.ops.reference.symmetry import ELEMENTS, Symmetry
 from cllm_gpu.utils.errors import UserError
 
@@ -31,11 +31,11 @@ def check_symmetry(check: Shapes, symmetry: Symmetry, size: int) -> None:
 
 
 def symmetry_arguments(operation: str, symmetry: Symmetry | None) -> dict[str, Any]:
-    """The kernels' parameters for the symmetry; null pointers where there is none."""
+    """The symmetry as SymmetryInputs of symmetry.cuh; null pointers if there is none."""
     if symmetry is None:
-        return {"tokens": None, "element_turns": None, "tokens_batch": 0}
+        return {"symmetry.tokens": None, "symmetry.turns": None, "symmetry.tokens_batch": 0}
     return {
-        "tokens": symmetry.tokens,
-        "element_turns": symmetry.turns,
-        "tokens_batch": element_strides(operation, "symmetry.tokens", symmetry.tokens)[0],
+        "symmetry.tokens": symmetry.tokens,
+        "symmetry.turns": symmetry.turns,
+        "symmetry.tokens_batch": element_strides(operation, "symmetry.tokens", symmetry.tokens)[0],
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cllm_gpu.ops.cuda.launcher import Variant
 from cllm_gpu.ops.cuda.optimizer_weights import WITHOUT_MASTERS
+from cllm_gpu.ops.cuda.variant import Variant
 
 HEAD_SIZES = (32, 64, 80, 96, 128)
 """Head sizes of published models; others up to 128 compile when first used."""

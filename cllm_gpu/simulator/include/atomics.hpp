@@ -17,14 +17,18 @@ using Same = std::common_type_t<T>;  // keeps the second operand from taking par
 
 #define SIM_ATOMIC(name, expression)                                                                              \
     template <class T>                                                                                            \
-    __forceinline__ T name(T* address, sim::Same<T> value, SIM_HERE) {                                                     \
+    __forceinline__ T name(T* address, sim::Same<T> value, SIM_HERE) {                                            \
         return sim::read_modify_write(address, SIM_SITE,                                                          \
                                       [=](T old) __attribute__((no_sanitize("thread"))) -> T { return expression; }); \
     }                                                                                                             \
     template <class T>                                                                                            \
-    __forceinline__ T name##_block(T* address, sim::Same<T> value, SIM_HERE) { return name(address, value, file, line); } \
+    __forceinline__ T name##_block(T* address, sim::Same<T> value, SIM_HERE) {                                    \
+        return name(address, value, file, line);                                                                  \
+    }                                                                                                             \
     template <class T>                                                                                            \
-    __forceinline__ T name##_system(T* address, sim::Same<T> value, SIM_HERE) { return name(address, value, file, line); }
+    __forceinline__ T name##_system(T* address, sim::Same<T> value, SIM_HERE) {                                   \
+        return name(address, value, file, line);                                                                  \
+    }
 SIM_ATOMIC(atomicAdd, old + value)
 SIM_ATOMIC(atomicSub, old - value)
 SIM_ATOMIC(atomicExch, (static_cast<void>(old), value))
@@ -45,7 +49,9 @@ __forceinline__ T atomicCAS(T* address, sim::Same<T> compare, sim::Same<T> value
 }
 
 namespace sim {
-__forceinline__ void wait_for(const unsigned* address, unsigned value, SIM_HERE) { sim_wait_for(address, value, SIM_SITE); }
+__forceinline__ void wait_for(const unsigned* address, unsigned value, SIM_HERE) {
+    sim_wait_for(address, value, SIM_SITE);
+}
 }  // namespace sim
 
 template <class T>

@@ -67,8 +67,8 @@ void sim_mma_m16n8k16_bf16(float* d, const unsigned* a, const unsigned* b, const
 
 // An atomic access is about to happen at this address (checks, ordering).
 void sim_atomic_access(const void* address, int bytes, sim::Site site);
-// Waits until an earlier block has written `value` there. Blocks run one after another: what is not there now will never
-// be, and ends the launch.
+// Waits until an earlier block has written `value` there. Blocks run one after another: what is not there now will
+// never be, and ends the launch.
 void sim_wait_for(const unsigned* address, unsigned value, sim::Site site);
 }
 

@@ -1,4 +1,5 @@
-// What the wrappers of common.cuh stand on when there is no PTX: matrix loads, tensor-core products, asynchronous copies.
+// What the wrappers of common.cuh stand on when there is no PTX: matrix loads, tensor-core products, asynchronous
+// copies.
 #pragma once
 #include "runtime_api.hpp"
 

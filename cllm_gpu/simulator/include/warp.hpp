@@ -11,8 +11,12 @@ __forceinline__ void __syncwarp(unsigned mask = 0xffffffffu, SIM_HERE) { sim_war
 __forceinline__ unsigned __ballot_sync(unsigned mask, int predicate, SIM_HERE) {
     return sim_vote(0, mask, predicate != 0, SIM_SITE);
 }
-__forceinline__ int __any_sync(unsigned mask, int predicate, SIM_HERE) { return sim_vote(0, mask, predicate != 0, SIM_SITE) != 0; }
-__forceinline__ int __all_sync(unsigned mask, int predicate, SIM_HERE) { return sim_vote(0, mask, predicate == 0, SIM_SITE) == 0; }
+__forceinline__ int __any_sync(unsigned mask, int predicate, SIM_HERE) {
+    return sim_vote(0, mask, predicate != 0, SIM_SITE) != 0;
+}
+__forceinline__ int __all_sync(unsigned mask, int predicate, SIM_HERE) {
+    return sim_vote(0, mask, predicate == 0, SIM_SITE) == 0;
+}
 __forceinline__ unsigned __activemask(SIM_HERE) { return sim_active_mask(SIM_SITE); }
 
 namespace sim {
@@ -44,7 +48,7 @@ __forceinline__ unsigned __match_all_sync(unsigned mask, T value, int* predicate
 
 #define SIM_SHUFFLE(name, kind, operand_type)                                                                     \
     template <class T>                                                                                            \
-    __forceinline__ T name(unsigned mask, T value, operand_type operand, int width = 32, SIM_HERE) {                       \
+    __forceinline__ T name(unsigned mask, T value, operand_type operand, int width = 32, SIM_HERE) {              \
         return sim::from_bits<T>(                                                                                 \
             sim_shuffle(kind, mask, sim::to_bits(value), static_cast<int>(operand), width, SIM_SITE));            \
     }
@@ -55,10 +59,10 @@ SIM_SHUFFLE(__shfl_xor_sync, 3, int)
 #undef SIM_SHUFFLE
 
 #define SIM_REDUCE(name, kind)                                                                                    \
-    __forceinline__ unsigned name(unsigned mask, unsigned value, SIM_HERE) {                                               \
+    __forceinline__ unsigned name(unsigned mask, unsigned value, SIM_HERE) {                                      \
         return sim_warp_reduce(kind, 0, mask, value, SIM_SITE);                                                   \
     }                                                                                                             \
-    __forceinline__ int name(unsigned mask, int value, SIM_HERE) {                                                         \
+    __forceinline__ int name(unsigned mask, int value, SIM_HERE) {                                                \
         return static_cast<int>(sim_warp_reduce(kind, 1, mask, static_cast<unsigned>(value), SIM_SITE));          \
     }
 SIM_REDUCE(__reduce_add_sync, 0)
@@ -78,4 +82,6 @@ __forceinline__ void __trap(SIM_HERE) { sim_trap("__trap() was called", SIM_SITE
 
 /// Device code's assert: reported with block and thread rather than ending the process.
 #undef assert
-#define assert(condition) ((condition) ? static_cast<void>(0) : sim_trap("assertion failed: " #condition, sim::Site{__FILE__, __LINE__}))
+#define assert(condition)                                                    \
+    ((condition) ? static_cast<void>(0)                                      \
+                 : sim_trap("assertion failed: " #condition, sim::Site{__FILE__, __LINE__}))

@@ -119,7 +119,9 @@ void __ubsan_handle_out_of_bounds(OutOfBounds* data, unsigned long index) {
 }
 
 #define SIM_ARITHMETIC(name, what)                                            \
-    void __ubsan_handle_##name(SourceLocation* where, unsigned long, unsigned long) { report("arithmetic", *where, what, SIM_CALLER); }
+    void __ubsan_handle_##name(SourceLocation* where, unsigned long, unsigned long) { \
+        report("arithmetic", *where, what, SIM_CALLER);                           \
+    }
 SIM_ARITHMETIC(add_overflow, "a signed sum overflows")
 SIM_ARITHMETIC(sub_overflow, "a signed difference overflows")
 SIM_ARITHMETIC(mul_overflow, "a signed product overflows")

@@ -23,8 +23,9 @@ namespace {
 /// How many fences each thread of a block has issued in one barrier interval.
 using Counts = std::array<std::uint16_t, maximum_threads>;
 
-/// What a block published by one atomic: its accesses before `interval`; within it those that a fence of their own thread
-/// followed, of every thread where a barrier lies between (`all`), else of the releasing thread's warp (`lanes`).
+/// What a block published by one atomic: its accesses before `interval`; within it those that a fence of their own
+/// thread followed, of every thread where a barrier lies between (`all`), else of the releasing thread's warp
+/// (`lanes`).
 struct Release {
     std::uint32_t interval = 0;
     std::shared_ptr<const Counts> all;
@@ -94,7 +95,8 @@ bool covered_by(const Knowledge& knowledge, const Past& past, std::size_t its_bl
     return its_block < knowledge.size() && knowledge[its_block] && covers(releases[knowledge[its_block]], past);
 }
 
-/// The lane of the running thread's warp whose fence in this interval counts for its atomic: its own; -1: there is none.
+/// The lane of the running thread's warp whose fence in this interval counts for its atomic: its own; -1: there is
+/// none.
 int fenced_lane() {
     if (fences.interval != block.interval) return -1;
     const int first = current->number / 32 * 32;

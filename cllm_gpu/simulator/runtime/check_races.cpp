@@ -38,7 +38,8 @@ bool ordered(const Past& past) {
     const unsigned* size = launch->block;
     const bool same_thread = !other_block && past.thread == current->number;
     const unsigned t = same_thread ? past.other_thread : past.thread;
-    std::snprintf(text, sizeof text, "%s byte %llu of %s, which thread (%u, %u, %u) of %s block %s%s, with nothing between",
+    std::snprintf(text, sizeof text,
+                  "%s byte %llu of %s, which thread (%u, %u, %u) of %s block %s%s, with nothing between",
                   write ? "writes" : "reads", static_cast<unsigned long long>(address - region.low), region.name,
                   t % size[0], t / size[0] % size[1], t / (size[0] * size[1]), other_block ? "an earlier" : "the same",
                   past_write ? "wrote" : "read", past.atomic ? " by an atomic" : "");
@@ -90,13 +91,14 @@ void check_written(Region& region, std::size_t offset, int bytes, bool write, co
     for (int i = 0; i < bytes; ++i) {
         std::uint8_t& state = region.written[offset + i];
         if (state == 2) {
-            std::snprintf(text, sizeof text, "%s byte %zu of %s while an asynchronous copy into it has not been waited for",
+            std::snprintf(text, sizeof text,
+                          "%s byte %zu of %s while an asynchronous copy into it has not been waited for",
                           write ? "writes" : "reads", offset + i, region.name);
             fault_in("asynchronous copy", code, text);
         }
         if (!write && state == 0) {
-            std::snprintf(text, sizeof text, "reads byte %zu of %s, which nothing has written in this block", offset + i,
-                          region.name);
+            std::snprintf(text, sizeof text, "reads byte %zu of %s, which nothing has written in this block",
+                          offset + i, region.name);
             fault_in("uninitialised", code, text);
         }
         if (write) state = 1;

@@ -46,7 +46,8 @@ int note_module(dl_phdr_info* info, std::size_t, void*) {
             const std::uintptr_t low = info->dlpi_addr + header.p_vaddr, high = low + header.p_memsz;
             if (header.p_type != PT_LOAD) continue;
             if (pass == 0 && self >= low && self < high) module_low = low, module_high = high;
-            if (pass == 1 && module_high) module_low = std::min(module_low, low), module_high = std::max(module_high, high);
+            if (pass == 1 && module_high)
+                module_low = std::min(module_low, low), module_high = std::max(module_high, high);
         }
     return module_high != 0;
 }
@@ -97,7 +98,8 @@ Region* find_region(std::uintptr_t address, int bytes, bool write, const Code& c
     char text[400], where[300];
     describe_address(where, sizeof where, address, bytes);
     if (in_stacks(address, false)) std::snprintf(where, sizeof where, "in another thread's local memory");
-    std::snprintf(text, sizeof text, "%s %d byte%s %s", write ? "writes" : "reads", bytes, bytes == 1 ? "" : "s", where);
+    std::snprintf(text, sizeof text, "%s %d byte%s %s", write ? "writes" : "reads", bytes, bytes == 1 ? "" : "s",
+                  where);
     fault_in("out of range", code, text);
 }
 
@@ -107,8 +109,9 @@ void fault_in(const char* kind, const Code& code, const char* text) {
 }
 
 std::uint32_t code_index(const Code& code) {
-    const std::uint64_t key = code.address ? reinterpret_cast<std::uint64_t>(code.address)
-                                           : reinterpret_cast<std::uint64_t>(code.site.file) * 1000003u + code.site.line;
+    const std::uint64_t key = code.address
+                                  ? reinterpret_cast<std::uint64_t>(code.address)
+                                  : reinterpret_cast<std::uint64_t>(code.site.file) * 1000003u + code.site.line;
     auto [entry, is_new] = code_numbers.try_emplace(key, static_cast<std::uint32_t>(codes.size()));
     if (is_new) codes.push_back(code);
     return entry->second;

@@ -1,7 +1,7 @@
 // Counts what a warp's accesses cost: bank conflicts in shared memory, 32-byte sectors in global memory.
 //
-// Lanes run one after the other here, so the accesses of one warp instruction are put together afterwards: the k-th time
-// each lane passes the same place in the code between two barriers counts as one instruction.
+// Lanes run one after the other here, so the accesses of one warp instruction are put together afterwards: the k-th
+// time each lane passes the same place in the code between two barriers counts as one instruction.
 #include <algorithm>
 #include <unordered_map>
 #include <vector>

@@ -11,7 +11,8 @@ struct Shuffle {
     sim::Site site;
 };
 
-/// The lane that `lane` reads from, by the CUDA programming guide's rules for __shfl_*_sync; `lane` itself out of range.
+/// The lane that `lane` reads from, by the CUDA programming guide's rules for __shfl_*_sync; `lane` itself out of
+/// range.
 int source_lane(const Shuffle& request, int lane) {
     const int width = request.width;
     const int base = lane & ~(width - 1);

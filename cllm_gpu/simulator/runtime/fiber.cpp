@@ -40,7 +40,8 @@ namespace sim {
 extern "C" void sim_switch_stack(void** save, void* load);
 
 void fiber_prepare(Fiber& fiber, void* stack, std::size_t bytes, FiberMain main) {
-    auto* top = reinterpret_cast<std::uintptr_t*>((reinterpret_cast<std::uintptr_t>(stack) + bytes) & ~std::uintptr_t{15});
+    const std::uintptr_t end = reinterpret_cast<std::uintptr_t>(stack) + bytes;
+    auto* top = reinterpret_cast<std::uintptr_t*>(end & ~std::uintptr_t{15});
 #if defined(__x86_64__)
     *--top = 0;                                      // at a function's first instruction rsp + 8 is a multiple of 16
     *--top = reinterpret_cast<std::uintptr_t>(main);  // popped by ret

@@ -241,7 +241,8 @@ void collective(Operation operation, unsigned mask, Compute compute, void* paylo
     const unsigned self = 1u << current->lane();
     current->site = site;
     if (!(mask & self))
-        fault("warp mask", site, "lane %d calls a warp operation whose mask %08x does not name it", current->lane(), mask);
+        fault("warp mask", site, "lane %d calls a warp operation whose mask %08x does not name it", current->lane(),
+              mask);
     current->operation = operation;
     current->mask = mask;
     current->payload = payload;

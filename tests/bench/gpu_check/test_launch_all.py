@@ -10,7 +10,7 @@ import pytest
 
 from bench.gpu_check import launch_all, precompile
 from cllm_gpu.ops.cuda.kernel_source import kernel_parameters
-from cllm_gpu.ops.cuda.launcher import Variant
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.cuda.variants import all_variants
 
 

@@ -18,7 +18,7 @@ from cllm_gpu.ops.cuda.attention import (
     attention_weights,
 )
 from cllm_gpu.ops.cuda.kernel_source import source_directory
-from cllm_gpu.ops.cuda.launcher import Variant
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference import attention as reference
 from cllm_gpu.simulator import KernelError, settings
 from cllm_gpu.utils.errors import UserError

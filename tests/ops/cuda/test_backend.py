@@ -57,7 +57,7 @@ def test_includes_are_spliced_once_and_lines_keep_their_numbers() -> None:
 
 
 def test_parameters_are_read_from_the_source() -> None:
-    parameters = {p.name: p for p in kernel_parameters("adam.cu")["adam_step"]}
+    parameters = {p.name: p for p in kernel_parameters("adam.cu")["adam_step"].fields}
     assert list(parameters)[:3] == ["parameters", "gradients", "first_moment"]
     assert (parameters["gradients"].type, parameters["gradients"].pointer) == ("gradient", True)
     assert (parameters["clip"].constant, parameters["moved"].constant) == (True, False)

@@ -13,9 +13,10 @@ from cllm_gpu.ops.cuda.column_sum import column_sum
 from cllm_gpu.ops.cuda.cross_entropy import cross_entropy
 from cllm_gpu.ops.cuda.embedding import embedding_forward
 from cllm_gpu.ops.cuda.gelu import gelu_forward
-from cllm_gpu.ops.cuda.launcher import Launcher, Variant
+from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.layernorm import layernorm_backward, layernorm_forward
 from cllm_gpu.ops.cuda.rotary import rotary_forward
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.utils.errors import UserError
 from tests.ops.cuda.devices import BFLOAT16, Device
@@ -37,6 +38,12 @@ def _mask(seed: int = 1) -> Dropout:
 def _norm_backward(put: Any, launcher: Launcher, dbranch: Any, dropout: Dropout | None) -> None:
     given = [_f(4, 8), _f(4, 8), _f(8), _f(4), _f(4), None, _f(4, 8), dbranch, _f(8), None]
     layernorm_backward(launcher, *(x if x is None else put(x) for x in given), accumulate=False, dropout=dropout)
+
+
+def _embed(put: Any, launcher: Launcher, **changes: Any) -> None:
+    given = {"tokens": _f(1, 4, dtype=np.int32), "table": _f(3, 8), "out": _f(4, 8)} | changes
+    tokens, table, out = (put(x) for x in given.values())
+    embedding_forward(launcher, tokens, table, None, out)
 
 
 def _attend(put: Any, launcher: Launcher, **changes: Any) -> None:
@@ -85,11 +92,19 @@ WRONG: dict[str, tuple[Callable[[Any, Launcher], None], str]] = {
         lambda p, a: embedding_forward(a, p(_f(1, 4, dtype=np.int64)), p(_f(3, 8)), None, p(_f(4, 8))),
         r"argument tokens has dtype int64; it must be int32",
     ),
+    "dtype in a struct": (
+        lambda p, a: _embed(p, a, table=_f(3, 8, dtype=np.float64)),
+        r"embedding_forward: argument token_embedding has dtype float64; it must be float32",
+    ),
+    "operand's dtype": (
+        lambda p, a: _attend(p, a, k=_f(1, 4, 2, 8, dtype=np.float64)),
+        r"attention_forward: argument k has dtype float64; it must be float32",
+    ),
     "seed": (
         lambda p, a: embedding_forward(
             a, p(_f(1, 4, dtype=np.int32)), p(_f(3, 8)), None, p(_f(4, 8)), dropout=_mask(seed=2**64)
         ),
-        r"embedding_forward: argument seed is 18446744073709551616, not a unsigned long long",
+        r"embedding_forward: argument dropout.seed is 18446744073709551616, not a unsigned long long",
     ),
     "branch shape": (
         lambda p, a: _norm_backward(p, a, _f(4, 9), _mask()),
@@ -149,6 +164,25 @@ def test_a_read_only_result_is_named() -> None:
     out.flags.writeable = False
     with pytest.raises(UserError, match=r"gelu_forward: argument out is read-only"):
         gelu_forward(simulator_device().launcher, _f(4, 8), None, out)
+
+
+def test_a_read_only_result_in_a_struct_is_named() -> None:
+    from tests.ops.cuda.devices import simulator_device
+
+    out = _f(4, 8)
+    out.flags.writeable = False
+    tokens, table = _f(1, 4, dtype=np.int32), _f(3, 8)
+    table.flags.writeable = False  # what a kernel only reads may be
+    with pytest.raises(UserError, match=r"embedding_forward: argument out is read-only"):
+        embedding_forward(simulator_device().launcher, tokens, table, None, out)
+
+
+def test_a_field_of_a_struct_that_is_missing_or_unknown_is_named(device: Device) -> None:
+    arguments = {"size": 4, "weights.decay": 0.5}
+    with pytest.raises(
+        TypeError, match=r"^sgd_step takes parameters, .*; missing: parameters, .*unknown: weights.decay"
+    ):
+        device.launcher.launch(Variant("adam.cu", "float32"), "sgd_step", (1,), 256, arguments)
 
 
 def test_a_call_that_differs_from_the_source_is_a_programming_error(device: Device) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cllm_gpu.ops.cuda.adam import adam_step, adam_step_on_device
-from cllm_gpu.ops.cuda.launcher import Variant
 from cllm_gpu.ops.cuda.sgd import sgd_step, sgd_step_on_device
 from cllm_gpu.ops.cuda.squared_norm import THREADS, squared_norm, squared_norm_on_device
+from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference import adam as reference_adam
 from cllm_gpu.ops.reference import sgd as reference_sgd
 from cllm_gpu.ops.reference.rounding import StochasticRounding
@@ -134,7 +134,8 @@ def test_every_argument_of_the_sgd_kernel(device: Device, rng: Any, storage: str
     host |= {"numbers": np.array([0.1], np.float32)}
     arrays = {name: device.put(x) for name, x in host.items()}
     numbers = {"size": size, "decayed": 500, "scale": 2.0, "momentum": 0.9, "decay": 0.2}
-    arguments = arrays | numbers | {"zero_gradients": int(zero), "seed": 0, "step": None, "first": 0}
+    arguments = arrays | numbers | {"zero_gradients": int(zero)}
+    arguments |= {"rounding.seed": 0, "rounding.step": None, "rounding.first_element": 0}
     device.launcher.launch(Variant("adam.cu", storage), "sgd_step", (blocks,), THREADS, arguments)
     got = {name: device.get(x) for name, x in arrays.items()}
     if skip:

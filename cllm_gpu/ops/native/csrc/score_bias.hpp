@@ -3,8 +3,8 @@
 // and gradients are taken from dS times scale.
 //
 // A pair of positions is a lane: one side is the same in all lanes, the other consecutive. A match of m + 1 tokens is
-// one comparison more than a match of m. All of them are made, of every pair and again for every head: stopping where no
-// lane is left costs more in mispredicted branches than it saves, and remembering would take a T×S array.
+// one comparison more than a match of m. All of them are made, of every pair and again for every head: stopping where
+// no lane is left costs more in mispredicted branches than it saves, and remembering would take a T×S array.
 #pragma once
 
 #include "gemm.hpp"

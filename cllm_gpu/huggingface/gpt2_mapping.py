@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from cllm_gpu.model.architecture import Architecture
-from cllm_gpu.model.layers.norm import EPSILON
+from cllm_gpu.model.layers.layer_norm import EPSILON
 from cllm_gpu.utils.errors import UserError
 
 ACTIVATION = "gelu_new"

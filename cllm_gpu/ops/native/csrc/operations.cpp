@@ -1,5 +1,5 @@
-// The library's entry points, each for float32 and float64. Arrays are contiguous unless strides are given, in elements.
-// The caller (cllm_gpu/ops/native/*.py) has checked types and shapes. Those that can fail return a Status.
+// The library's entry points, each for float32 and float64. Arrays are contiguous unless strides are given, in
+// elements. The caller (cllm_gpu/ops/native/*.py) has checked types and shapes. Those that can fail return a Status.
 //
 // A new one is a function template of its real type T in its header, and its name below: library.py reads the table,
 // types of arguments included.

@@ -269,11 +269,11 @@ def test_what_gpt2_cannot_express(build_model: Any, tmp_path: Path, changes: dic
 
 
 def test_gpt2_has_the_default_of_every_setting_it_cannot_name() -> None:
-    later = dataclasses.make_dataclass("Later", [("norm", str, "layer")], bases=(type(SHAPE),), frozen=True)
+    later = dataclasses.make_dataclass("Later", [("since_then", str, "as before")], bases=(type(SHAPE),), frozen=True)
     values = {f.name: getattr(SHAPE, f.name) for f in dataclasses.fields(SHAPE)}
     require_exportable(later(**values))
-    with pytest.raises(UserError, match="norm is rms, GPT-2 has only layer"):
-        require_exportable(later(**values, norm="rms"))
+    with pytest.raises(UserError, match="since_then is new, GPT-2 has only as before"):
+        require_exportable(later(**values, since_then="new"))
 
 
 def test_letters_have_no_hugging_face_form(build_model: Any, tmp_path: Path) -> None:

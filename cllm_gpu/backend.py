@@ -30,18 +30,11 @@ from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.profiling import Ranges
 from cllm_gpu.utils.system import usable_cores
 
-NAMES = ("auto", "numpy", "native", "cupy", "simulator")
 CPU_WORKING_BYTES = 3 << 20
 """Seen on Linux with two workers, 2 to 6 MB from tiny to mini: tiles, thread stacks, libraries on their first use."""
 CARD_RESERVED = 0.06
 """Share of a card's free memory left to kernels (code, scratch), captured graphs, temporaries of evaluations and gaps
 between allocations; the CUDA context has its memory already, and cuBLASLt's workspace is planned."""
-TRAINS_IN: dict[str, tuple[Precision, ...]] = {
-    "cupy": ("fp32", "tf32", "bf16"),
-    "native": ("fp32",),
-    "numpy": ("fp32", "bf16"),
-    "simulator": ("fp32", "bf16"),
-}
 LEAST_GENERATION = 8
 """Major compute capability from which tensor cores multiply TF32 and bf16 (CUDA C++ programming guide, 7.24)."""
 ENVIRONMENT_VARIABLE = "CLLM_BACKEND"
@@ -126,23 +119,15 @@ def get_backend(name: str | None = None, *, workers: int | None = None, precisio
     if chosen not in NAMES:
         raise UserError(f"backend {chosen!r} is not known; choose one of {', '.join(NAMES)}")
     _require_precision(chosen, precision)
-    if chosen == "numpy":
-        return _numpy_backend(workers, "numpy: NumPy reference operations, as asked", precision)
-    if chosen == "cupy":
-        return _cupy_backend("as asked", precision)
-    if chosen == "simulator":
-        return _simulator_backend(precision)
-    if chosen == "native":
-        return _native_backend(workers, "as asked")
-    return _automatic(workers, precision)
+    return _automatic(workers, precision) if chosen == "auto" else BACKENDS[chosen].make(workers, precision)
 
 
 def _require_precision(name: str, precision: Precision) -> None:
     """UserError for a precision that the backend called `name` does not train in on any machine."""
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
-    if name != "auto" and precision not in TRAINS_IN[name]:
-        others = " or ".join(other for other, can in TRAINS_IN.items() if precision in can)
+    if name != "auto" and precision not in BACKENDS[name].trains_in:
+        others = " or ".join(sorted(other for other, kind in BACKENDS.items() if precision in kind.trains_in))
         raise UserError(f"backend {name} does not train in {precision}: choose {others}, or fp32")
 
 
@@ -175,7 +160,7 @@ def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
         device, generation = properties["name"].decode(), properties["major"]
     except Exception as error:  # CuPy raises its own kinds: a broken install, a driver that is too old, no permission
         raise UserError(f"backend cupy cannot be had: {type(error).__name__}: {error}") from error
-    precisions = TRAINS_IN["cupy"] if generation >= LEAST_GENERATION else ("fp32",)
+    precisions = BACKENDS["cupy"].trains_in if generation >= LEAST_GENERATION else ("fp32",)
     if precision not in precisions:
         raise UserError(f"{device} has no tensor cores for {precision} (Ampere and newer have): train in fp32")
     from cllm_gpu.ops.cuda.cublaslt import WORKSPACE_BYTES
@@ -233,7 +218,7 @@ def _simulator_backend(precision: Precision) -> Backend:
     ops = cuda_operations(launcher, ranges)
     device = cuda_device(launcher, SimulatedStream(), "recorded and replayed by the simulator")
     description = "simulator: CUDA kernels run on the CPU, as asked"
-    can = TRAINS_IN["simulator"]
+    can = BACKENDS["simulator"].trains_in
     return Backend("simulator", np, ops, description, precision=precision, precisions=can, ranges=ranges, device=device)
 
 
@@ -248,5 +233,30 @@ def _native_backend(workers: int | None, reason: str) -> Backend:
 
 def _numpy_backend(workers: int | None, description: str, precision: Precision = "fp32") -> Backend:
     ops = reference_operations(np, bfloat16=precision == "bf16")
-    threads, can = workers or usable_cores(), TRAINS_IN["numpy"]
+    threads, can = workers or usable_cores(), BACKENDS["numpy"].trains_in
     return Backend("numpy", np, ops, description, workers=threads, precision=precision, precisions=can)
+
+
+@dataclass(frozen=True)
+class BackendKind:
+    """What is known of a backend before it is made."""
+
+    make: Callable[[int | None, Precision], Backend]
+    """The backend with this many workers (None: one per core), training in a precision of `trains_in`."""
+    trains_in: tuple[Precision, ...]
+    """Precisions that it trains in on some machine."""
+    has_float64: bool = False
+    """Its operations take float64 too, as the gradient check needs."""
+
+
+BACKENDS = {
+    "numpy": BackendKind(
+        lambda workers, precision: _numpy_backend(workers, "numpy: NumPy reference operations, as asked", precision),
+        ("fp32", "bf16"),
+        has_float64=True,
+    ),
+    "native": BackendKind(lambda workers, _: _native_backend(workers, "as asked"), ("fp32",), has_float64=True),
+    "cupy": BackendKind(lambda _, precision: _cupy_backend("as asked", precision), ("fp32", "tf32", "bf16")),
+    "simulator": BackendKind(lambda _, precision: _simulator_backend(precision), ("fp32", "bf16")),
+}
+NAMES = ("auto", *BACKENDS)

@@ -81,17 +81,12 @@ class ModelConfig:
                 raise UserError(f"model.size is {self.size}, which does not say model.{name}: give it too")
         if self.vocabulary is not None and self.vocabulary < vocabulary:
             raise UserError(f"model.vocabulary is {self.vocabulary}; the data has {vocabulary} token ids")
-        return Architecture(
-            vocabulary=self.vocabulary or vocabulary,
-            kv_heads=self.kv_heads or chosen["heads"],
-            mlp_width=self.mlp_width or 4 * chosen["width"],
-            positions=self.positions,
-            tied_head=self.tied_head,
-            bias=self.bias,
-            dropout=self.dropout,
-            lattice=self.lattice if self.sees_lattice else None,
-            **chosen,
-        )
+        chosen["vocabulary"] = self.vocabulary or vocabulary
+        chosen["kv_heads"] = self.kv_heads or chosen["heads"]
+        chosen["mlp_width"] = self.mlp_width or 4 * chosen["width"]
+        chosen["lattice"] = self.lattice if self.sees_lattice else None
+        as_they_are = {f.name: getattr(self, f.name) for f in dataclasses.fields(Architecture)}
+        return Architecture(**as_they_are | chosen)
 
     @classmethod
     def of(cls, architecture: Architecture) -> ModelConfig:

@@ -159,6 +159,18 @@ def test_an_architecture_survives_a_manifest(lattice: LatticeTerms | None) -> No
     assert ("lattice" in values) is (lattice is not None)
 
 
+def test_a_new_field_of_an_architecture_is_written_where_it_is_not_at_its_default() -> None:
+    """So the versions before it read every model that they can compute, and it reads theirs."""
+    own = ModelConfig().architecture(257)
+    later = dataclasses.make_dataclass("Later", [("since_then", str, "as before")], bases=(Architecture,), frozen=True)
+    values = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)}
+    assert later(**values).as_dict() == own.as_dict()
+    assert later(**values, since_then="new").as_dict() == own.as_dict() | {"since_then": "new"}
+    assert later.from_dict(own.as_dict()) == later(**values)
+    with pytest.raises(TypeError, match="since_then"):
+        Architecture.from_dict(later(**values, since_then="new").as_dict())
+
+
 def test_a_vocabulary_has_a_limit() -> None:
     assert ModelConfig().architecture(2**20).vocabulary == 2**20
     with pytest.raises(UserError, match="at most 1048576"):

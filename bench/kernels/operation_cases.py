@@ -15,7 +15,7 @@ from cllm_gpu.ops.reference.attention import attention_forward
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.ops.reference.gelu import gelu_forward
 from cllm_gpu.ops.reference.rotary import rotary_tables
-from cllm_gpu.ops.registry import OPERATIONS, implementation
+from cllm_gpu.ops.registry import implementation, operations_on
 
 MASK = Dropout(0.25, seed=2**63 + 12345, step=2**31 + 5, site=2, first_element=2**33 + 6)
 
@@ -336,8 +336,8 @@ def _sgd_step(d: Draw) -> Case:
     return Case("sgd_step", operands, updated=("parameters", "velocity"), options=options, growth=10, roundings=0)
 
 
-MAKERS: dict[str, Callable[[Draw], Case]] = {name: globals()[f"_{name}"] for name in OPERATIONS}
-"""By operation, the function of its name above; KeyError for an operation that has no case."""
+MAKERS: dict[str, Callable[[Draw], Case]] = {name: globals()[f"_{name}"] for name in operations_on("cuda")}
+"""By operation of the CUDA side, the function of its name above; KeyError for an operation that has no case."""
 OTHER_WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention_backward, fused": ("attention_backward", {"method": "fused"}),
 }

@@ -31,14 +31,14 @@ from bench.mutation import mutate, record
 from bench.mutation.equivalent_mutants import EQUIVALENT
 from bench.paths import ROOT
 from cllm_gpu.ops.cuda import kernel_source
-from cllm_gpu.ops.registry import OPERATIONS
+from cllm_gpu.ops.registry import OPERATIONS, operations_on
 from cllm_gpu.utils.compiler import cache_directory, require_compiler
 
 _WARM = (
     "ml_dtypes",
     "threadpoolctl",
     "cllm_gpu.ops.cuda.device",
-    *sorted({f"cllm_gpu.ops.cuda.{found.module}" for found in OPERATIONS.values()}),
+    *sorted({f"cllm_gpu.ops.cuda.{OPERATIONS[name].module}" for name in operations_on("cuda")}),
     "cllm_gpu.model.transformer",
     "cllm_gpu.simulator",
 )

@@ -5,14 +5,14 @@ The optimizer, the schedule and the step start afresh, on whatever text; so a GP
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cllm_gpu.backend import Backend
 from cllm_gpu.checkpoint.checkpoint import MODEL, load_model, model_manifest
-from cllm_gpu.checkpoint.load_into import match_parameters
-from cllm_gpu.checkpoint.pretrained import stored_architecture
+from cllm_gpu.checkpoint.load_into import match_parameters, stored_architecture
 from cllm_gpu.config import INITIAL, Config, DataConfig, ModelConfig
 from cllm_gpu.data.tokenizers import Tokenizer, identified, load_tokenizer, tokenizer_from_dict
 from cllm_gpu.model.architecture import SIZES, Architecture
@@ -58,19 +58,15 @@ def initial_configuration(path: Path) -> Config:
 
 def require_same_shape(model: ModelConfig, origin: Origin) -> None:
     """UserError naming the first setting of `model` that contradicts the model it is to begin from."""
-    found = origin.architecture.as_dict()
-    asked = model.architecture(model.vocabulary or origin.architecture.vocabulary).as_dict()
-    said = [
-        (f"model.{name} is {asked.get(name)}", name, asked.get(name))
-        for name in found | asked
-        if name not in _TRAINING_ONLY
-    ]
+    found = dataclasses.asdict(origin.architecture)
+    asked = dataclasses.asdict(model.architecture(model.vocabulary or origin.architecture.vocabulary))
+    said = [(f"model.{name} is {value}", name, value) for name, value in asked.items() if name not in _TRAINING_ONLY]
     size = SIZES.get(model.size, {})
     said += [(f"model.size {model.size} has {name} {value}", name, value) for name, value in size.items()]
     for words, name, value in said:
-        if value != found.get(name):
+        if value != found[name]:
             raise UserError(
-                f"{words}, but training begins from the model in {origin.path}, where it is {found.get(name)}: "
+                f"{words}, but training begins from the model in {origin.path}, where it is {found[name]}: "
                 "leave the setting out"
             )
 

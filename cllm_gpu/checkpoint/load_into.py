@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,20 @@ from cllm_gpu.utils.errors import UserError
 Array = np.ndarray[Any, Any]
 
 
+def stored_architecture(values: dict[str, Any], path: Path | str) -> Architecture:
+    """The architecture in a checkpoint. UserError for one that only another version knows."""
+    try:
+        return Architecture.from_dict(values)
+    except TypeError as error:
+        raise UserError(f"{path} describes a model this version does not know: {error}") from None
+
+
 def require_architecture(checkpoint: Checkpoint, architecture: Architecture) -> None:
     """UserError where the checkpoint is of a model of another shape."""
-    own = architecture.as_dict()
-    for name in own | checkpoint.architecture:
-        value, found = own.get(name), checkpoint.architecture.get(name)
-        if found != value:
-            raise UserError(f"the checkpoint is of another model: {name} is {found} in it, {value} here")
+    stored = dataclasses.asdict(stored_architecture(checkpoint.architecture, "the checkpoint"))
+    for name, value in dataclasses.asdict(architecture).items():
+        if stored[name] != value:
+            raise UserError(f"the checkpoint is of another model: {name} is {stored[name]} in it, {value} here")
 
 
 def match_parameters(

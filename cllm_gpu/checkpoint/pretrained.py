@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from cllm_gpu.backend import Backend
 from cllm_gpu.checkpoint.checkpoint import load_model
-from cllm_gpu.checkpoint.load_into import match_parameters
+from cllm_gpu.checkpoint.load_into import match_parameters, stored_architecture
 from cllm_gpu.data.tokenizers import Tokenizer, tokenizer_from_dict
-from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.parameters import Layout, parameter_specs
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.precision import wide_dtype
@@ -39,14 +38,6 @@ def load_pretrained(path: Path, backend: Backend, which: Literal["best", "last"]
     match_parameters(checkpoint.parameters, parameters, backend)
     tokenizer = tokenizer_from_dict(checkpoint.tokenizer) if checkpoint.tokenizer else None
     return PretrainedModel(Transformer(architecture, backend, parameters), tokenizer, checkpoint.step)
-
-
-def stored_architecture(values: dict[str, Any], path: Path) -> Architecture:
-    """The architecture in a checkpoint. UserError for one that only another version knows."""
-    try:
-        return Architecture.from_dict(values)
-    except TypeError as error:
-        raise UserError(f"{path} describes a model this version does not know: {error}") from None
 
 
 def require_tokenizer(trained: PretrainedModel, path: Path) -> Tokenizer:

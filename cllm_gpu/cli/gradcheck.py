@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cllm_gpu.backend import ENVIRONMENT_VARIABLE, Backend, get_backend
+from cllm_gpu.backend import BACKENDS, ENVIRONMENT_VARIABLE, Backend, get_backend
 from cllm_gpu.cli import CHECK_FAILED
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
@@ -77,10 +77,11 @@ def main(arguments: list[str]) -> int:
 
 def _float64_backend(name: str | None) -> Backend:
     """The backend asked for, else $CLLM_BACKEND, else the faster. UserError for one whose kernels know no float64."""
-    if name in ("cupy", "simulator"):
-        raise UserError(f"--backend {name} computes in float32 and bfloat16; the check needs numpy or native")
+    able = [each for each, kind in BACKENDS.items() if kind.has_float64]
+    if name in BACKENDS and name not in able:
+        raise UserError(f"--backend {name} computes in float32 and bfloat16; the check needs {' or '.join(able)}")
     if name is None:
         usual = os.environ.get(ENVIRONMENT_VARIABLE)
         has_native = find_compiler() is not None and os.name != "nt"
-        name = usual if usual in ("native", "numpy") else "native" if has_native else "numpy"
+        name = usual if usual in able else "native" if has_native else "numpy"
     return get_backend(name, workers=1)

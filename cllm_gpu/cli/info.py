@@ -91,12 +91,15 @@ def _describe_gpu() -> None:
 
 
 def _describe_operations(backend: Backend) -> None:
-    """Which operations run as CUDA kernels or C++, and which as array code."""
+    """Which operations run as CUDA kernels or C++, which as array code, and which this backend does not have."""
     by_side: dict[str, list[str]] = {}
     for name in OPERATIONS:
         operation = getattr(backend.ops, name)
         function = getattr(operation, "__wrapped__", operation).func  # CUDA operations stand in a profiler's range
         side = function.__module__.removeprefix("cllm_gpu.ops.").partition(".")[0]
         by_side.setdefault(side, []).append(name)
+    missing = by_side.pop("registry", None)
     for side, names in by_side.items():
         say(f"operations in {side}: {', '.join(names)}")
+    if missing:
+        say(f"operations without a CUDA kernel: {', '.join(missing)}")

@@ -6,10 +6,11 @@ Names and defaults are those of GPT2Config and GPT2LMHeadModel of the library tr
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from cllm_gpu.model.architecture import Architecture
-from cllm_gpu.model.layers.norm import EPSILON
+from cllm_gpu.model.layers.layer_norm import EPSILON
 from cllm_gpu.utils.errors import UserError
 
 ACTIVATION = "gelu_new"
@@ -36,6 +37,8 @@ _FIXED: dict[str, tuple[Any, Any]] = {
     "add_cross_attention": (False, False),
 }
 """Setting → (what it is where a file does not say, the only value this package computes with)."""
+_EXPRESSED = {*(ours for ours, _ in _SHAPE.values()), "mlp_width", "tied_head", "dropout", "lattice"}
+"""Our settings that `write_config` writes, and the lattice, which is told of by another name."""
 _NORMS = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
 _LINEARS = {"qkv": "attn.c_attn", "projection": "attn.c_proj", "mlp_up": "mlp.c_fc", "mlp_down": "mlp.c_proj"}
 
@@ -97,14 +100,18 @@ def _dropout(name: str, values: dict[str, Any]) -> tuple[float, tuple[str, ...]]
 def require_exportable(architecture: Architecture) -> None:
     """UserError for a model that GPT-2's configuration cannot describe, naming the setting and both values."""
     a = architecture
-    for setting, found, needed in (
-        ("attention", "standard" if a.lattice is None else "crystalline", "standard"),
-        ("positions", a.positions, "learned"),
-        ("kv_heads", a.kv_heads, a.heads),
-        ("bias", a.bias, True),
-    ):
+    settings = {"attention": ("standard" if a.lattice is None else "crystalline", "standard")}
+    for name, needed in _needed(a).items():
+        settings[name] = (getattr(a, name), needed)
+    for setting, (found, needed) in settings.items():
         if found != needed:
             raise UserError(f"GPT-2 cannot express this model: {setting} is {found}, GPT-2 has only {needed}")
+
+
+def _needed(a: Architecture) -> dict[str, Any]:
+    """What GPT-2 has of every setting that its configuration has no name for: the defaults are GPT-2's."""
+    fields = {f.name: f.default for f in dataclasses.fields(a) if f.name not in _EXPRESSED}
+    return fields | {"kv_heads": a.heads}
 
 
 def write_config(architecture: Architecture, end_of_text: int | None) -> dict[str, Any]:

@@ -134,9 +134,10 @@ class Architecture:
         return self.width + 2 * self.kv_width
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a manifest; what standard attention does not have is left out."""
-        values = dataclasses.asdict(self)
-        return values if self.lattice else {name: value for name, value in values.items() if name != "lattice"}
+        """Plain data for a manifest; a field that not every version has is left out at its default."""
+        later = [f for f in dataclasses.fields(self) if f.name not in OF_EVERY_VERSION]
+        left_out = {f.name for f in later if getattr(self, f.name) == f.default}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
@@ -145,6 +146,12 @@ class Architecture:
         return cls(**values | {"lattice": None if lattice is None else LatticeTerms(**lattice)})
 
 
+OF_EVERY_VERSION = frozenset(
+    {"vocabulary", "context", "layers", "heads", "kv_heads", "width", "mlp_width", "positions", "tied_head", "bias"}
+    | {"dropout"}
+)
+"""Fields of `Architecture` that stand in every manifest. A new field is none of them: with its default, which must be
+what models were before, a manifest is read by the versions before it, and theirs by this one."""
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"layers": 2, "heads": 2, "width": 64, "context": 64},
     "mini": {"layers": 4, "heads": 4, "width": 128, "context": 128},

@@ -52,6 +52,12 @@ class Layout:
         wide.dtype = wide_dtype(self.dtype)
         return wide
 
+    def shapes(self, part: slice) -> tuple[tuple[slice, tuple[int, ...]], ...]:
+        """(place, shape) of every parameter in `part` of a flat array, places counted from its start."""
+        starts = {name: place - part.start for name, place in self.offsets.items() if part.start <= place < part.stop}
+        specs = self.specs
+        return tuple((slice(at, at + specs[name].size), specs[name].shape) for name, at in starts.items())
+
     def views(self, flat: Any) -> FlatParameters:
         """Named views of `flat` (size,)."""
         return FlatParameters(self, flat)

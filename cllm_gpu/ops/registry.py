@@ -4,49 +4,43 @@ An operation is a function of `ops/reference/` marked with `@operation`. `ops/na
 (kernels, on a GPU or the simulator) have a function of the same name in a file of the same name: `gelu_forward` of
 reference/gelu.py is `gelu_forward` of native/gelu.py and of cuda/gelu.py. All take the same parameters after the first,
 which is what a side computes with: an array module, a library, a launcher. It is bound here, so that a model never
-sees it. A new operation is its reference function and one of that name on each side; a new file, one name in FILES.
+sees it. A new operation is its reference function and one of that name on each side that the decorator names; nothing
+is listed here.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
-from cllm_gpu.ops.native import LEFT_TO_REFERENCE
-from cllm_gpu.ops.reference import (
-    adam,
-    attention,
-    cross_entropy,
-    embedding,
-    gelu,
-    layernorm,
-    linear,
-    mlp,
-    rotary,
-    sgd,
-    squared_norm,
-)
+from cllm_gpu.ops import reference
 from cllm_gpu.ops.reference.bfloat16 import in_bfloat16
-from cllm_gpu.ops.specification import Operation, Specification
+from cllm_gpu.ops.specification import Operation, Side, Specification
+from cllm_gpu.utils.errors import UserError
 
 if TYPE_CHECKING:
     from cllm_gpu.ops.cuda.launcher import Launcher
     from cllm_gpu.ops.native.library import Library
     from cllm_gpu.utils.profiling import Ranges
 
-FILES = (embedding, linear, gelu, mlp, layernorm, rotary, attention, cross_entropy, squared_norm, adam, sgd)
-OPERATIONS: dict[str, Specification] = {
-    found.name: found
-    for module in FILES
-    for function in vars(module).values()
-    if isinstance(found := getattr(function, "specification", None), Specification)
-}
-"""By name, in the order of the files."""
-Side = Literal["reference", "native", "cuda"]
+
+def _specifications() -> dict[str, Specification]:
+    modules = (
+        importlib.import_module(f"{reference.__name__}.{file.name}")
+        for file in pkgutil.iter_modules(reference.__path__)
+    )
+    functions = (function for module in modules for function in vars(module).values())
+    found = (getattr(function, "specification", None) for function in functions)
+    return {each.name: each for each in found if isinstance(each, Specification)}
+
+
+OPERATIONS = _specifications()
+"""By name, in the order of the files of `ops/reference/`."""
 
 
 class Operations:
@@ -72,7 +66,12 @@ class Operations:
         raise AttributeError(f"operations are immutable: replace({name}=…) gives a copy")
 
 
-def implementation(name: str, side: Side) -> Operation:
+def operations_on(side: Side) -> tuple[str, ...]:
+    """Names of the operations that a side has a function of its own for."""
+    return tuple(name for name, found in OPERATIONS.items() if side in found.sides)
+
+
+def implementation(name: str, side: Literal["reference"] | Side) -> Operation:
     """The function of an operation on a side; AttributeError if its file there has none of this name."""
     module = importlib.import_module(f"cllm_gpu.ops.{side}.{OPERATIONS[name].module}")
     function: Operation = getattr(module, name)
@@ -87,16 +86,23 @@ def reference_operations(xp: Any, *, bfloat16: bool = False) -> Operations:
 
 
 def native_operations(library: Library) -> Operations:
-    """The C++ side; what it leaves to the reference (`cllm_gpu.ops.native.LEFT_TO_REFERENCE`) on NumPy arrays."""
-    written = [name for name in OPERATIONS if name not in LEFT_TO_REFERENCE]
-    bound = {name: functools.partial(implementation(name, "native"), library) for name in written}
+    """The C++ side; what it does not have is the reference on NumPy arrays."""
+    bound = {name: functools.partial(implementation(name, "native"), library) for name in operations_on("native")}
     return reference_operations(np).replace(**bound)
 
 
 def cuda_operations(launcher: Launcher, ranges: Ranges) -> Operations:
-    """The CUDA side launching through `launcher`, each operation in a profiler range of its name."""
-    bound = {name: functools.partial(implementation(name, "cuda"), launcher) for name in OPERATIONS}
+    """The CUDA side launching through `launcher`, each operation in a profiler range of its name.
+
+    One that it does not have is a UserError when it is called.
+    """
+    bound = {name: functools.partial(_without_kernel, name) for name in OPERATIONS}
+    bound |= {name: functools.partial(implementation(name, "cuda"), launcher) for name in operations_on("cuda")}
     return Operations({name: _in_range(ranges, name, operation) for name, operation in bound.items()})
+
+
+def _without_kernel(name: str, *_: Any, **__: Any) -> NoReturn:
+    raise UserError(f"operation {name} has no CUDA kernel: choose the backend native or numpy")
 
 
 def _in_range(ranges: Ranges, name: str, operation: Operation) -> Operation:

@@ -101,6 +101,7 @@ class Optimizer:
         if keeps_masters(config, layout):
             self.masters = wide.views(backend.zeros(wide.size, wide.dtype))
         self._segments = segments(layout, parameter_groups(config))
+        self._shapes = {segment.part.start: layout.shapes(segment.part) for segment in self._segments}
         self._rules = {segment.rule: RULES[segment.rule](config) for segment in self._segments}
         self._begun = False
         self._largest = math.sqrt(float(np.finfo(wide.dtype).max))
@@ -214,4 +215,5 @@ class Optimizer:
             copy=copy,
             rounding=rounding,
             decayed=segment.decayed,
+            shapes=self._shapes[segment.part.start],
         )

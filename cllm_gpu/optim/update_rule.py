@@ -29,6 +29,8 @@ class UpdateArrays:
     """How the weights are rounded; None if the update is subtracted as it is."""
     decayed: int
     """Elements of the prefix that weight decay applies to."""
+    shapes: tuple[tuple[slice, tuple[int, ...]], ...]
+    """(place, shape) of every parameter in them, for a rule that steps matrices as such."""
 
 
 class UpdateRule(ABC):

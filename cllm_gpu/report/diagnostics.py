@@ -116,10 +116,10 @@ def activations_of(look: Mapping[str, Any], kind: str, layer: str) -> list[float
     """The largest |x| of each array of one of `ACTIVATIONS` in a layer; none where the layer has no such array."""
     values: list[float] = []
     for array in ACTIVATIONS[kind]:
-        found = look["activations"][array]
+        found = look["activations"].get(array, [])  # a model of other layers has other arrays
         if array in OF_MODEL:
             values += found if layer == LAST else []
-        elif layer.startswith("block "):
+        elif found and layer.startswith("block "):
             values.append(found[int(layer.split()[1])])
     return values
 
@@ -211,6 +211,8 @@ def plot_diagnostics(runs: Sequence[tuple[str, Mapping[str, Any]]], path: Path) 
         _plot_layers(gradients, found, "gradient_norm")
         _plot_layers(updates, found, "update_ratio")
         for kind, by_layer in found["largest"].items():
+            if not by_layer:
+                continue
             over_layers = [highest(values) for values in zip(*by_layer.values(), strict=True)]
             activations.plot(found["steps"], over_layers, ".-", linewidth=1.2, label=kind)
         gradients.set_ylabel(name)

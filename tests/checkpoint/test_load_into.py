@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes  # noqa: F401 (makes NumPy know "bfloat16")
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from cllm_gpu.backend import Backend
-from cllm_gpu.checkpoint.load_into import match_parameters
+from cllm_gpu.checkpoint.load_into import match_parameters, require_architecture
 from cllm_gpu.model.architecture import Architecture
 from cllm_gpu.model.layers.layer import ParameterSpec
 from cllm_gpu.model.parameters import FlatParameters, Layout, parameter_specs
@@ -57,6 +59,22 @@ def test_a_checkpoint_of_another_model(
     with pytest.raises(UserError, match=f"^the checkpoint is of another model: {message}$"):
         match_parameters(filled(generator, **changes), target, backend)
     assert not target.flat.any()
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({}, None),
+        ({"width": 16}, "of another model: width is 16 in it, 8 here"),
+        ({"lattice": {"matches": 0}}, "of another model: lattice is .* in it, None here"),
+        ({"since_then": "new"}, "describes a model this version does not know: .*since_then"),
+    ],
+)
+def test_the_architecture_must_be_the_same(stored: dict[str, Any], message: str | None) -> None:
+    """A field that is not stored is at its default: versions before it had no other."""
+    checkpoint: Any = SimpleNamespace(architecture=ARCHITECTURE | stored)
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        require_architecture(checkpoint, Architecture(**ARCHITECTURE))
 
 
 def test_the_first_wrong_array_is_named_even_when_it_comes_last(backend: Backend) -> None:

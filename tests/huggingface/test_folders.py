@@ -23,7 +23,7 @@ from cllm_gpu.data.tokenizers import (
     tokenizer_from_dict,
 )
 from cllm_gpu.huggingface import export_model, import_model
-from cllm_gpu.huggingface.gpt2_mapping import read_config
+from cllm_gpu.huggingface.gpt2_mapping import read_config, require_exportable
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
 from cllm_gpu.utils.errors import UserError
 
@@ -266,6 +266,14 @@ def test_what_gpt2_cannot_express(build_model: Any, tmp_path: Path, changes: dic
     with pytest.raises(UserError, match=expected):
         export_model(model, ByteTokenizer(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_gpt2_has_the_default_of_every_setting_it_cannot_name() -> None:
+    later = dataclasses.make_dataclass("Later", [("since_then", str, "as before")], bases=(type(SHAPE),), frozen=True)
+    values = {f.name: getattr(SHAPE, f.name) for f in dataclasses.fields(SHAPE)}
+    require_exportable(later(**values))
+    with pytest.raises(UserError, match="since_then is new, GPT-2 has only as before"):
+        require_exportable(later(**values, since_then="new"))
 
 
 def test_letters_have_no_hugging_face_form(build_model: Any, tmp_path: Path) -> None:

@@ -67,6 +67,20 @@ def test_decay_behind_what_has_none_begins_a_segment() -> None:
     assert [segment.decayed for segment in segments(layout, parameter_groups(OptimizerConfig()))] == [0, 32]
 
 
+def test_a_rule_is_told_where_matrices_lie() -> None:
+    """Parameters of a segment, in their shapes, are what they are in the whole layout."""
+    layout = Layout(SPECS, np.float32)
+    own = ParameterGroup(lambda spec: spec.name == "weight", "adamw", rate_multiple=0.5)
+    flat, found = np.arange(layout.size), {}
+    for segment in segments(layout, (own, *parameter_groups(OptimizerConfig()))):
+        for place, shape in layout.shapes(segment.part):
+            part = flat[segment.part][place].reshape(shape)
+            found[part.flat[0]] = part
+    for name, view in layout.views(flat).items():
+        np.testing.assert_array_equal(found.pop(view.flat[0]), view, err_msg=name)
+    assert not found
+
+
 def test_a_parameter_in_no_group_is_an_error() -> None:
     groups = parameter_groups(OptimizerConfig())[:2]
     with pytest.raises(ValueError, match="parameter gain is in no parameter group"):

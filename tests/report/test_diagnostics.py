@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ def look(step: int, **changes: Any) -> dict[str, Any]:
     parameters = {name: values(1.0, 2.0, 0.5) for name in NAMES}
     parameters["blocks.0.qkv.weight"] = values(3.0, 4.0, 0.3, zeros=2, subnormals=1)
     parameters["blocks.0.qkv.bias"] = values(4.0, 0.0, 0.4)
-    kinds = ("attention_residual", "qkv", "lse", "attended", "mlp_residual", "hidden", "activated")
-    activations = {kind: [1.0 + step, 2.0] for kind in kinds} | {"final_residual": [7.0], "logits": [9.0]}
+    activations = {kind: [1.0 + step, 2.0] for kinds in ACTIVATIONS.values() for kind in kinds} | {
+        "final_residual": [7.0],
+        "logits": [9.0],
+    }
     return {"step": step, "skipped": None, "parameters": parameters, "activations": activations | changes}
 
 
@@ -99,6 +102,17 @@ def test_a_nan_is_shown_where_it_is_and_does_not_hide_the_largest() -> None:
     assert math.isnan(found["block 0"][1])
     assert highest(found["block 0"]) == 2.0
     assert math.isnan(highest([math.nan]))
+
+
+def test_a_model_of_other_layers_has_other_activations(tmp_path: Path) -> None:
+    """Such as an MLP without `hidden`: its cells are empty, and it is not in the picture."""
+    found = look(1)
+    del found["activations"]["hidden"]
+    other = DiagnosedRun(RunRecord("r", steps(1.0), ()), (found,))
+    assert series(other)["largest"]["MLP"] == {}
+    assert ("block 0", "2", "2", "2", "2", "–", "–") in diagnostics_tables(other)[1].rows
+    if find_spec("matplotlib"):
+        plot_diagnostics([("r", series(other))], tmp_path / "picture.svg")
 
 
 def test_the_table(run: DiagnosedRun) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cllm_gpu.model.activations import Activations
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
 from cllm_gpu.model.lattice import lattice_points
-from cllm_gpu.model.layers.norm import EPSILON
+from cllm_gpu.model.layers.layer_norm import EPSILON
 from cllm_gpu.ops.reference.cross_entropy import IGNORE_INDEX
 from cllm_gpu.ops.reference.dropout import Dropout, dropout_forward
 

@@ -10,9 +10,10 @@ from cllm_gpu.model.layers.attention import Attention
 from cllm_gpu.model.layers.crystalline import Crystalline
 from cllm_gpu.model.layers.embedding import Embedding
 from cllm_gpu.model.layers.layer import Layer
+from cllm_gpu.model.layers.layer_norm import LayerNorm
 from cllm_gpu.model.layers.lm_head import LMHead
 from cllm_gpu.model.layers.mlp import MLP
-from cllm_gpu.model.layers.norm import LayerNorm
+from cllm_gpu.model.layers.norm import Norm
 from cllm_gpu.model.layers.rotary import Rotary
 
 
@@ -20,9 +21,9 @@ from cllm_gpu.model.layers.rotary import Rotary
 class Block:
     """One block: norm → attention → add, norm → MLP → add."""
 
-    attention_norm: LayerNorm
+    attention_norm: Norm
     attention: Attention
-    mlp_norm: LayerNorm
+    mlp_norm: Norm
     mlp: MLP
 
     @property
@@ -37,7 +38,7 @@ class ModelLayers:
 
     embedding: Embedding
     blocks: tuple[Block, ...]
-    final_norm: LayerNorm
+    final_norm: Norm
     head: LMHead
     rotary: Rotary | None
     crystalline: Crystalline | None

@@ -4,9 +4,3 @@
 parameter of every operation is a `Library`. An array that an operation cannot take (dtype, shape, strides) is a
 ValueError that names the argument, never a slower path.
 """
-
-from __future__ import annotations
-
-LEFT_TO_REFERENCE = ("attention_weights",)
-"""Operations that are not written in C++; the backend takes the reference. People look at attention weights, training
-never does."""

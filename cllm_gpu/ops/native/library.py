@@ -1,4 +1,4 @@
-"""Compiles and loads the shared library, and knows the types of its entry points."""
+"""Compiles and loads the shared library, and reads its table of entry points."""
 
 from __future__ import annotations
 
@@ -28,55 +28,41 @@ FLAGS = (
 )
 """No flag lets the compiler assume finite numbers: NaN and infinity reach the result."""
 
-_POINTER = ctypes.c_void_p
 _TYPES: dict[str, Any] = {
-    "p": _POINTER,
+    "v": None,
+    "p": ctypes.c_void_p,
     "i": ctypes.c_int64,
     "n": ctypes.c_int,
     "u": ctypes.c_uint64,
     "w": ctypes.c_uint32,
+    "f": ctypes.c_float,
     "d": ctypes.c_double,
 }
-PROTOTYPES = {
-    "linear_forward": "piiipppp:n",
-    "linear_backward": "piiippppppn:n",
-    "layernorm_forward": "iippppppr:",
-    "residual_layernorm_forward": "iippppppppr:",
-    "layernorm_backward": "iipppppppppn:",
-    "gelu_forward": "iippp:",
-    "gelu_backward": "iippppn:",
-    "cross_entropy": "iipppnnr:n",
-    "embedding_forward": "iiiipppp:n",
-    "embedding_backward": "iiiipppp:n",
-    "rotary": "iiiipiiippr:",
-    "symmetry": "iiiiipiiippn:n",
-    "dropout": "ippuuwwur:",
-    "attention_forward": "pnpppppprp:n",
-    "attention_backward": "pnpppppppppprp:n",
-    "adam_step": "iipppppn:d",
-    "sgd_step": "iipppp:d",
-    "squared_norm": "ip:d",
-    "exponential": "ipp:",
-    "add_buffer": "ipp:",
-}
-"""Entry point → types of its arguments : of its result. r is the real type (float or double), p any pointer."""
+"""By the letters of csrc/entry.hpp."""
 
 NO_MEMORY, BAD_INDEX = 1, 2
+
+
+class _Entry(ctypes.Structure):
+    """`Entry` of csrc/entry.hpp."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("types", ctypes.c_char_p), ("address", ctypes.c_void_p))
 
 
 class Kernels:
     """The entry points for one real type, and the matrix product they use."""
 
-    def __init__(self, library: ctypes.CDLL, suffix: str, real: Any, gemm: int | None) -> None:
+    def __init__(self, library: ctypes.CDLL, dtype: str, gemm: int | None) -> None:
         self.gemm = gemm
         """Address of a cblas_?gemm; None: the library's own."""
         self.functions: dict[str, Callable[..., Any]] = {}
-        for name, prototype in PROTOTYPES.items():
-            arguments, _, result = prototype.partition(":")
-            function = getattr(library, f"{name}_{suffix}")
-            function.argtypes = [real if letter == "r" else _TYPES[letter] for letter in arguments]
-            function.restype = _TYPES[result] if result else None
-            self.functions[name] = function
+        table = getattr(library, f"entries_{dtype}")
+        table.restype = ctypes.POINTER(_Entry)
+        for entry in table():
+            if entry.name is None:
+                break
+            prototype = ctypes.CFUNCTYPE(*(_TYPES[letter] for letter in entry.types.decode()))
+            self.functions[entry.name.decode()] = prototype(entry.address)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return self.functions[name]
@@ -89,8 +75,8 @@ class Library:
         loaded = ctypes.CDLL(str(path))
         self.products = products.description if products else "own matrix products"
         self._kernels = {
-            np.dtype(np.float32): Kernels(loaded, "f32", ctypes.c_float, products.sgemm if products else None),
-            np.dtype(np.float64): Kernels(loaded, "f64", ctypes.c_double, products.dgemm if products else None),
+            np.dtype(np.float32): Kernels(loaded, "float32", products.sgemm if products else None),
+            np.dtype(np.float64): Kernels(loaded, "float64", products.dgemm if products else None),
         }
 
     def kernels(self, x: Any) -> Kernels:

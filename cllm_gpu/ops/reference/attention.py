@@ -108,7 +108,7 @@ def attention_backward(
         symmetry_backward(xp, dk, symmetry)
 
 
-@operation()
+@operation(sides=("cuda",))  # people look at weights, training never does
 def attention_weights(
     xp: Any,
     q: Any,

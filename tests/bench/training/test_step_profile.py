@@ -31,7 +31,7 @@ from bench.training.roofline import (
     step_work,
 )
 from cllm_gpu.backend import Backend
-from cllm_gpu.ops.registry import OPERATIONS, cuda_operations
+from cllm_gpu.ops.registry import cuda_operations, operations_on
 from cllm_gpu.utils.compiler import find_compiler
 from cllm_gpu.utils.profiling import MATMUL, Ranges
 from tests.bench.fakes import Clock as Seconds
@@ -85,7 +85,7 @@ def test_every_operation_is_of_its_classes_and_no_launch_is_counted_twice(name: 
 
 
 def test_the_operations_are_all_there() -> None:
-    assert set(OPERATIONS) <= set(NAMES)
+    assert set(operations_on("cuda")) <= set(NAMES)
 
 
 def test_a_sums_end_is_of_the_class_of_its_beginning() -> None:

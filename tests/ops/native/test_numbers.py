@@ -22,7 +22,7 @@ from cllm_gpu.utils.errors import UserError
 
 def _exponential(library, x):
     out = np.empty_like(x)
-    library.kernels(x).exponential(x.size, x.ctypes.data, out.ctypes.data)
+    library.kernels(x).exponentials(x.size, x.ctypes.data, out.ctypes.data)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +27,10 @@ MASK = Dropout(0.25, seed=3, step=2, site=1)
 
 
 def arguments(name: str, rng: Rng) -> dict[str, Any]:
-    """A call of every parameter: narrow arrays bfloat16, statistics float32."""
+    """A call of every parameter: narrow arrays bfloat16, statistics float32.
+
+    What is not here is in the operation's own tests: `bfloat16_arguments(name, draw)`.
+    """
     a, b, rows, columns, m = 2, 5, 10, 8, 6
 
     def draw(*shape: int, dtype: Any = BFLOAT16) -> Any:
@@ -74,7 +78,10 @@ def arguments(name: str, rng: Rng) -> dict[str, Any]:
         "cross_entropy": {"logits": draw(rows, 7), "targets": tokens.reshape(-1), "losses": draw(rows, dtype="f4"),
                           "ignore_index": -1, "gradient_scale": 0.5},
     }  # fmt: skip
-    return calls[name]
+    if name in calls:
+        return calls[name]
+    own = importlib.import_module(f"tests.ops.reference.test_{OPERATIONS[name].module}")
+    return own.bfloat16_arguments(name, draw)
 
 
 def _terms(rng: Rng, tokens: Any) -> ScoreTerms:

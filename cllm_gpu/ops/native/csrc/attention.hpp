@@ -11,6 +11,7 @@
 #include "exponential.hpp"
 #include "gemm.hpp"
 #include "score_bias.hpp"
+#include "status.hpp"
 
 constexpr index_t SCORE_BYTES = 256 << 10;
 
@@ -88,7 +89,7 @@ void softmax_columns(T* x, index_t keys, index_t first_query, const AttentionSha
 }
 
 template <class T>
-void attention_forward(
+void attend(
     const AttentionShape& shape, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> out, T* lse, T scale,
     TermTile<T>* terms
 ) {
@@ -259,7 +260,7 @@ template <class T> void copy_rows(index_t rows, index_t width, const T* from, in
 }
 
 template <class T>
-void attention_backward(
+void attend_backward(
     const AttentionShape& shape, Heads<const T> dout, Heads<const T> q, Heads<const T> k, Heads<const T> v,
     Heads<const T> out, const T* lse, Heads<T> dq, Heads<T> dk, Heads<T> dv, T scale,
     TermTile<T>* terms
@@ -299,4 +300,53 @@ void attention_backward(
         }
         if (terms) terms->finish_item(b);
     }
+}
+
+// ---- entry points; strides: item, row and head of every array in turn
+
+template <class T, class U> Heads<T> heads(U* data, const index_t* strides) {
+    return {data, strides[0], strides[1], strides[2]};
+}
+
+// work(the tiles' terms), or work(null) without any
+template <class T, class F> int guarded_with(const ScoreTerms<T>* given, const AttentionShape& shape, T scale, F work) {
+    static thread_local Scratch memory;
+    return guarded([&] {
+        if (!given) {
+            work(nullptr);
+        } else {
+            TermTile<T> terms(*given, shape.keys, scale, memory);
+            work(&terms);
+        }
+        return DONE;
+    });
+}
+
+template <class T>
+int attention_forward(
+    const index_t* sizes, int causal, const T* q, const T* k, const T* v, T* out, const index_t* strides, T* lse,
+    T scale, const ScoreTerms<T>* given
+) {
+    const AttentionShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], causal != 0};
+    return guarded_with<T>(given, shape, scale, [&](TermTile<T>* terms) {
+        attend<T>(
+            shape, heads<const T>(q, strides), heads<const T>(k, strides + 3), heads<const T>(v, strides + 6),
+            heads<T>(out, strides + 9), lse, scale, terms
+        );
+    });
+}
+
+template <class T>
+int attention_backward(
+    const index_t* sizes, int causal, const T* dout, const T* q, const T* k, const T* v, const T* out, T* dq, T* dk,
+    T* dv, const index_t* strides, const T* lse, T scale, const ScoreTerms<T>* given
+) {
+    const AttentionShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], causal != 0};
+    return guarded_with<T>(given, shape, scale, [&](TermTile<T>* terms) {
+        attend_backward<T>(
+            shape, heads<const T>(dout, strides), heads<const T>(q, strides + 3), heads<const T>(k, strides + 6),
+            heads<const T>(v, strides + 9), heads<const T>(out, strides + 12), lse, heads<T>(dq, strides + 15),
+            heads<T>(dk, strides + 18), heads<T>(dv, strides + 21), scale, terms
+        );
+    });
 }

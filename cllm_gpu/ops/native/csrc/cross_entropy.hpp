@@ -3,6 +3,7 @@
 #pragma once
 
 #include "exponential.hpp"
+#include "status.hpp"
 
 #include <cmath>
 
@@ -38,16 +39,16 @@ template <class T, bool KEEP> INLINE T exponential_sum(index_t width, T* x, T sh
     return result;
 }
 
-// With `gradient` the logits become the gradient of gradient_scale·Σ losses. Returns false for a target that is
+// With `gradient` the logits become the gradient of gradient_scale·Σ losses. BAD_INDEX for a target that is
 // neither ignored nor a column.
-template <class T> bool cross_entropy(
+template <class T> int cross_entropy(
     index_t rows, index_t width, T* logits, const std::int32_t* targets, T* losses, std::int32_t ignored,
-    bool gradient, T gradient_scale
+    int gradient, T gradient_scale
 ) {
     for (index_t r = 0; r < rows; ++r) {
         const std::int32_t target = targets[r];
         const bool counted = target != ignored;
-        if (counted && (target < 0 || target >= width)) return false;
+        if (counted && (target < 0 || target >= width)) return BAD_INDEX;
         T* x = logits + r * width;
         const T most = row_maximum(width, x), chosen = x[counted ? target : 0];
         const T total = gradient ? exponential_sum<T, true>(width, x, most) : exponential_sum<T, false>(width, x, most);
@@ -57,5 +58,5 @@ template <class T> bool cross_entropy(
         for (index_t i = 0; i < width; i += lanes<T>) store(x + i, load(x + i, width - i) * factor, width - i);
         if (counted) x[target] -= gradient_scale;
     }
-    return true;
+    return DONE;
 }

@@ -7,8 +7,11 @@
 #include <algorithm>
 
 // out[i] = x[i]·scale where word first + i is at least `threshold`, else x[i]·0; out may be x
-template <class T>
-void dropout(index_t size, const T* x, T* out, std::uint64_t first, PhiloxKey key, std::uint64_t threshold, T scale) {
+template <class T> void dropout(
+    index_t size, const T* x, T* out, std::uint64_t first, std::uint64_t seed, std::uint32_t stream0,
+    std::uint32_t stream1, std::uint64_t threshold, T scale
+) {
+    const PhiloxKey key{std::uint32_t(seed), std::uint32_t(seed >> 32), stream0, stream1};
     std::uint32_t words[4 * LANES];
     for (index_t i = 0; i < size;) {
         const std::uint64_t element = first + std::uint64_t(i), block = element / 4;

@@ -38,3 +38,8 @@ template <class T> INLINE vec<T> exponential(vec<T> x) {
     scaled = select<T>(x > constant::highest, splat(T(__builtin_inf())), scaled);
     return select<T>(x == x, scaled, x);
 }
+
+// Of an array, for tests.
+template <class T> void exponentials(index_t size, const T* x, T* out) {
+    for (index_t i = 0; i < size; i += lanes<T>) store(out + i, exponential<T>(load(x + i, size - i)), size - i);
+}

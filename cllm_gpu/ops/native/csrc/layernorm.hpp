@@ -1,7 +1,7 @@
 // Layer norm, alone and behind the residual addition (formulas: ops/reference/layernorm.py): a pass over each row.
 #pragma once
 
-#include "vector.hpp"
+#include "column_sum.hpp"
 
 #include <cmath>
 
@@ -48,11 +48,13 @@ template <class T> void residual_layernorm_forward(
     }
 }
 
-// dx may be dresidual; dweight and dbias are added to.
+// dx may be dresidual; dweight and dbias are added to where `accumulate` is not 0.
 template <class T> void layernorm_backward(
     index_t rows, index_t width, const T* dout, const T* x, const T* weight, const T* mean, const T* rstd,
-    const T* dresidual, T* dx, T* dweight, T* dbias
+    const T* dresidual, T* dx, T* dweight, T* dbias, int accumulate
 ) {
+    start_sum(width, dweight, accumulate);
+    start_sum(width, dbias, accumulate);
     constexpr int n = lanes<T>;
     for (index_t r = 0; r < rows; ++r, dout += width, x += width, dx += width) {
         const T centre = mean[r], inverse = rstd[r];

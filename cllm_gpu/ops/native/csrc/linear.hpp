@@ -4,6 +4,7 @@
 
 #include "column_sum.hpp"
 #include "gemm.hpp"
+#include "status.hpp"
 
 template <class T>
 using blas_gemm = void (*)(
@@ -32,18 +33,24 @@ template <class T> struct Product {
 };
 
 template <class T>
-void linear_forward(void* blas, index_t n, index_t m, index_t k, const T* x, const T* weight, const T* bias, T* out) {
-    Product<T>{blas}(n, m, k, x, false, weight, true, out, false, bias);
+int linear_forward(void* blas, index_t n, index_t m, index_t k, const T* x, const T* weight, const T* bias, T* out) {
+    return guarded([&] {
+        Product<T>{blas}(n, m, k, x, false, weight, true, out, false, bias);
+        return DONE;
+    });
 }
 
 // dx and dbias: null where not wanted
 template <class T>
-void linear_backward(
+int linear_backward(
     void* blas, index_t n, index_t m, index_t k, const T* dout, const T* x, const T* weight, T* dx, T* dweight,
     T* dbias, int accumulate
 ) {
-    Product<T>{blas}(m, k, n, dout, true, x, false, dweight, accumulate != 0, nullptr);
-    start_sum(m, dbias, accumulate);
-    if (dbias) column_sum(n, m, dout, dbias);
-    if (dx) Product<T>{blas}(n, k, m, dout, false, weight, false, dx, false, nullptr);
+    return guarded([&] {
+        Product<T>{blas}(m, k, n, dout, true, x, false, dweight, accumulate != 0, nullptr);
+        start_sum(m, dbias, accumulate);
+        if (dbias) column_sum(n, m, dout, dbias);
+        if (dx) Product<T>{blas}(n, k, m, dout, false, weight, false, dx, false, nullptr);
+        return DONE;
+    });
 }

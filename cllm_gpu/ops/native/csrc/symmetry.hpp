@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gemm.hpp"
+#include "status.hpp"
 
 constexpr int ELEMENTS = 24, ROTATIONS = 12;
 
@@ -37,17 +38,21 @@ template <class T> struct SymmetryTables {
     }
 };
 
-// x(b, t, h, d) = x[b·item + t·row + h·head + d], elements (batch, length). Returns false, x unchanged, for a number
-// that is no element.
-template <class T> bool symmetry(
-    index_t batch, index_t length, index_t heads, index_t size, T* x, index_t item, index_t row, index_t head,
-    const std::int32_t* elements, const SymmetryTables<T>& tables
+// x(b, t, h, d) = x[b·item + t·row + h·head + d], elements (batch, length); tables as in SymmetryTables. BAD_INDEX,
+// x unchanged, for a number that is no element.
+template <class T> int symmetry(
+    index_t batch, index_t length, index_t heads, index_t size, index_t pairs, T* x, index_t item, index_t row,
+    index_t head, const std::int32_t* elements, const T* turns, int backward
 ) {
-    for (index_t i = 0; i < batch * length; ++i)
-        if (elements[i] < 0 || elements[i] >= ELEMENTS) return false;
-    for (index_t b = 0; b < batch; ++b)
-        for (index_t t = 0; t < length; ++t)
-            for (index_t h = 0; h < heads; ++h)
-                tables.apply(x + b * item + t * row + h * head, size, elements[b * length + t]);
-    return true;
+    static thread_local Scratch memory;
+    return guarded([&] {
+        const SymmetryTables<T> tables(pairs, turns, backward != 0, memory);
+        for (index_t i = 0; i < batch * length; ++i)
+            if (elements[i] < 0 || elements[i] >= ELEMENTS) return BAD_INDEX;
+        for (index_t b = 0; b < batch; ++b)
+            for (index_t t = 0; t < length; ++t)
+                for (index_t h = 0; h < heads; ++h)
+                    tables.apply(x + b * item + t * row + h * head, size, elements[b * length + t]);
+        return DONE;
+    });
 }

@@ -337,7 +337,7 @@ def _sgd_step(d: Draw) -> Case:
 
 
 MAKERS: dict[str, Callable[[Draw], Case]] = {name: globals()[f"_{name}"] for name in OPERATIONS}
-"""By operation, the function of its name above; KeyError for an operation that has no case."""
+"""By operation, the function of its name above; raises KeyError for an operation that has no case."""
 OTHER_WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention_backward, fused": ("attention_backward", {"method": "fused"}),
 }

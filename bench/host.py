@@ -25,5 +25,5 @@ def machine() -> dict[str, Any]:
 
 
 def load() -> float | None:
-    """Processes that want to run, the mean over the last minute; None where the system does not say."""
+    """Processes that want to run, the mean over the last minute; None if the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -49,9 +49,9 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     predicate: str
-    """The predicate register that guards it, without its sign; empty where none does."""
+    """The predicate register that guards it, without its sign; empty if none does."""
     target: str
-    """The label that a branch goes to; empty where it does not branch."""
+    """The label that a branch goes to; empty if it does not branch."""
 
     @property
     def is_branch(self) -> bool:
@@ -95,7 +95,7 @@ class Kernel:
 
 
 def find_nvdisasm() -> str | None:
-    """The program: on the PATH, in a CUDA toolkit, or in the wheel nvidia-cuda-nvdisasm; None where it is not."""
+    """The program: on the PATH, in a CUDA toolkit, or in the wheel nvidia-cuda-nvdisasm; None if it is not."""
     name = "nvdisasm.exe" if os.name == "nt" else "nvdisasm"
     homes = [os.environ[key] for key in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(key)]
     installed = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
@@ -114,13 +114,13 @@ def _run(*arguments: str) -> str:
 
 
 def nvdisasm_version() -> str:
-    """Such as "13.5.37"; UserError where there is no nvdisasm."""
+    """Such as "13.5.37"; raises UserError if there is no nvdisasm."""
     found = re.search(r"\bV(\d[\d.]*)", _run("--version"))
     return found[1] if found else "unknown"
 
 
 def disassemble(machine_code: bytes) -> dict[str, Kernel]:
-    """The kernels of a compiled module (a cubin), by name. UserError where nvdisasm is missing or cannot read it."""
+    """The kernels of a compiled module (a cubin), by name. Raises UserError if nvdisasm is missing or fails."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.cubin"
         path.write_bytes(machine_code)
@@ -173,7 +173,7 @@ class MainLoop:
     """The loop over the tiles of one kernel."""
 
     def __init__(self, kernel: Kernel) -> None:
-        """UserError where the kernel has no loop with tensor-core instructions."""
+        """Raises UserError if the kernel has no loop with tensor-core instructions."""
         self._kernel = kernel
         ends = [i for i, instruction in enumerate(kernel.instructions) if self._goes_back(i, instruction)]
         loops = [(self._target(end), end) for end in ends]
@@ -201,7 +201,7 @@ class MainLoop:
 
         copies: 16-byte copies that a thread starts in it: says how often the loops around them run
         shares: of all groups, those in which some pair matches in 1, 2, … tokens; past the end 0
-        UserError where the copies do not come out.
+        Raises UserError if the copies do not come out.
         """
         times = self._times(copies)
         body = self._kernel.instructions[self.start : self.end + 1]
@@ -212,7 +212,7 @@ class MainLoop:
         return dict(zip(CLASSES, ways[0].counts, strict=True))
 
     def _rest(self, i: int, ways: list[_Way], shares: Sequence[float]) -> _Way | None:
-        """The best way on after instruction i; None where it leads out of the loop only."""
+        """The best way on after instruction i; None if it leads out of the loop only."""
         instruction, on = self._kernel.instructions[i], ways[i + 1 - self.start]
         if i == self.end or not instruction.is_branch or self._goes_back(i, instruction):
             return on

@@ -106,7 +106,7 @@ def count(
 ) -> dict[str, Any]:
     """Case → class → instructions per pair, and the size of an iteration.
 
-    UserError where the loop is not what the sources make it.
+    Raises UserError if the loop is not what the sources make it.
     """
     loop = MainLoop(kernel)
     tiles, rest = divmod(loop.tensor_instructions, work.products * head_size // 16)
@@ -130,7 +130,7 @@ def count(
 
 
 def kernels_of(source: str, head_size: int, choice: str) -> dict[str, Kernel]:
-    """The compiled kernels of one source with one of CHOICES, by name. UserError where a tool is missing."""
+    """The compiled kernels of one source with one of CHOICES, by name. Raises UserError if a tool is missing."""
     turned = (("SYMMETRY_PAIRS", head_size // 8),) if choice == SYMMETRY else ()
     defines = (("HEAD_SIZE", head_size), *term_defines(CHOICES[choice]), *turned)
     return disassemble(machine_code_of(Variant(source, STORAGE, defines=defines), ARCHITECTURE))
@@ -192,7 +192,7 @@ def sequences(tokenizer: Tokenizer, count: int, length: int) -> list[npt.NDArray
 
 
 def measure(bpe: Path, count: int, length: int) -> dict[str, Any]:
-    """The whole report; two compilations at a time. UserError where a tool is missing."""
+    """The whole report; two compilations at a time. Raises UserError if a tool is missing."""
     nvrtc, nvdisasm = ".".join(map(str, nvrtc_version())), nvdisasm_version()
     tokenizers = {"bytes": load_tokenizer("bytes"), "BPE": load_tokenizer(str(bpe))}
     texts = {}

@@ -58,7 +58,7 @@ def _candidates() -> list[str]:
 
 @functools.cache
 def load_nvrtc() -> Any | None:
-    """The NVRTC library, or None where there is none."""
+    """The NVRTC library, or None if there is none."""
     for name in _candidates():
         try:
             return ctypes.CDLL(name)
@@ -83,7 +83,7 @@ def compile_kernels(source: str, name: str, options: Sequence[str], architecture
 
 
 def machine_code_of(variant: Variant, architecture: str) -> bytes:
-    """One variant of our sources as a cubin, an ELF image that nvdisasm reads. UserError as `compile_kernels`."""
+    """One variant of our sources as a cubin (an ELF image for nvdisasm). Raises UserError as `compile_kernels`."""
     return _compile(load_source(variant.source), variant.source, variant.options, architecture)[1]
 
 
@@ -152,7 +152,7 @@ def parse_report(log: str) -> list[Resources]:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """(major, minor) of the library; UserError when there is none."""
+    """(major, minor) of the library; raises UserError if there is none."""
     library = _require()
     major, minor = ctypes.c_int(), ctypes.c_int()
     _check(library, library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "version")

@@ -13,7 +13,7 @@ NOT_MEASURED = 'Not measured: no card has run `make gpu-check ARGS="--only train
 
 
 def newest_result() -> dict[str, Any] | None:
-    """Of all results there are, the one measured last; None where there is none."""
+    """Of all results there are, the one measured last; None if there is none."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("gpt2_training-*.json")]
     return max(found, key=lambda result: result["machine"]["date"], default=None)
 

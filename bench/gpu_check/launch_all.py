@@ -173,7 +173,7 @@ def _symmetry(put: Put, tokens: Any, pairs: int) -> Symmetry | None:
 def _terms(
     put: Put, rng: np.random.Generator, chosen: dict[str, int], given: tuple[Any, Any, int], dtype: Any
 ) -> ScoreTerms | None:
-    """The variant's score terms over `given`: tokens (B, S), the same on the device, heads; None where it has none."""
+    """The variant's score terms over `given`: tokens (B, S), the same on the device, heads; None if it has none."""
     tokens, seen, heads = given
     names = ("TERM_DISTANCE", "TERM_PRIME_DISTANCE", "TERM_SAME_TOKEN", "TERM_MATCHES")
     distance, prime_distance, same_token, matches = (chosen.get(name, 0) for name in names)

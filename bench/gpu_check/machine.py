@@ -18,7 +18,7 @@ PACKAGES = ("cllm-gpu", "numpy", "ml_dtypes", "torch", "triton", "pytest", "nvtx
 
 
 def _first_line(command: list[str]) -> str | None:
-    """First line a command prints, or None where it is not there or fails."""
+    """First line a command prints, or None if it is not there or fails."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)

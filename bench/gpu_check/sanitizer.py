@@ -61,7 +61,7 @@ def _folders() -> Iterator[Path]:
 
 
 def find_sanitizer() -> Sanitizer | None:
-    """On PATH, in a CUDA toolkit, or in NVIDIA's wheel; None where it is in none of them."""
+    """On PATH, in a CUDA toolkit, or in NVIDIA's wheel; None if it is in none of them."""
     found = shutil.which("compute-sanitizer")
     if found is not None:
         return Sanitizer(Path(found))

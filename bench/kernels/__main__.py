@@ -52,7 +52,7 @@ def _positive(text: str) -> float:
 
 
 def open_device(options: argparse.Namespace) -> Device:
-    """The card, or the simulator for a rehearsal. UserError where it is not there."""
+    """The card, or the simulator for a rehearsal. Raises UserError if it is not there."""
     if options.rehearse:
         return Rehearsal()
     obstacle = driver.missing(driver.find_driver(), has_cupy=driver.has_cupy())

@@ -37,7 +37,7 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def ceilings(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Copy bandwidth in TB/s and GEMM rate in TFLOP/s, as measured among the rows; None where they were not."""
+    """Copy bandwidth in TB/s and GEMM rate in TFLOP/s, as measured among the rows; None if they were not."""
     found = {row["kernel"]: row["tera_per_second"] for row in rows}
     return {"copy_terabytes": found.get(COPY), "gemm_teraflops": found.get(GEMM)}
 

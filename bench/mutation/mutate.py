@@ -169,7 +169,7 @@ def run(
     with `seed` (all kinds alike); seconds: stop starting new ones after this time.
     seconds_each: a check that takes longer is stopped and the mutant counts as caught; so is one that passes a limit it
     sets itself by `limit_processor_time`.
-    sound_first: False where the check is known to pass on the sources as they are, which is tried first otherwise.
+    sound_first: False if the check is known to pass on the sources as they are, which is tried first otherwise.
     equivalent: Mutant.key to the reason why that mutation changes nothing. known: what an earlier, interrupted run
     found. progress: called with each new verdict.
     Raises UserError where there is no fork, or when the check complains about the sources as they are.

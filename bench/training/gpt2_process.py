@@ -95,7 +95,7 @@ class Run:
     peak: tuple[float, str] | None = None
     """FLOP/s and where they are from, as our side knows them of the card."""
     joules: float | None = None
-    """That the card took over all timed windows; None where it does not count."""
+    """That the card took over all timed windows; None if it does not count."""
     note: str = ""
     """Why these figures are not what they are meant to be."""
 
@@ -120,7 +120,7 @@ class Energy:
 
     @property
     def joules(self) -> float | None:
-        """None where there is no counter or a reading failed."""
+        """None if there is no counter or a reading failed."""
         known = [joules for joules in self._read if joules is not None]
         return known[-1] - known[0] if len(known) == len(self._read) > 1 else None
 
@@ -242,7 +242,7 @@ def train_torch(size: Size, batch: int, *, rehearse: bool) -> Run:
 
 
 def compiler_trouble(torch: Any) -> str | None:
-    """Why torch.compile does not work here (it needs Triton and a C compiler), in one line; None where it does."""
+    """Why torch.compile does not work here (it needs Triton and a C compiler), in one line; None if it does."""
     try:
         torch.compile(lambda x: 2 * x + 1, dynamic=False)(torch.ones(8, device="cuda"))
     except Exception as error:  # of Triton, Inductor, the compiler: each has its own

@@ -25,7 +25,7 @@ Adam's first steps take the sign of the smallest gradient too."""
 
 
 def best(rows: Iterable[Row], side: str, size: str) -> Row | None:
-    """The row of the fastest batch of one side; None where nothing was timed as it is meant to be, without a note."""
+    """The row of the fastest batch of one side; None if nothing was timed as it is meant to be, without a note."""
     mine = [r for r in rows if (r["side"], r["size"]) == (side, size) and not r["note"]]
     timed = [r for r in mine if r["tokens_per_second"] is not None]
     return max(timed, key=lambda row: row["tokens_per_second"], default=None)

@@ -96,7 +96,7 @@ class Measurements:
         self._untried = {(side, name): list(self._sizes[name].batches) for name in options.sizes for side in sides}
         self.rows: list[dict[str, Any]] = []
         self.profile: dict[str, Any] | None = None
-        """Of PROFILED at our best batch of the first round; None where it was not asked for or had no row."""
+        """Of PROFILED at our best batch of the first round; None if it was not asked for or had no row."""
 
     def run(self) -> None:
         """Everything. What does not fit, and what is out of time, says so."""

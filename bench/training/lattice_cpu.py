@@ -80,7 +80,7 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def measure(tokenizer: str, rounds: int, steps: int, workers: int) -> dict[str, Any]:
-    """The whole report; UserError for a tokenizer that cannot be read."""
+    """The whole report; raises UserError for a tokenizer that cannot be read."""
     load_before = load()
     data = open_dataset(
         "stdlib",

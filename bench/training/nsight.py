@@ -41,7 +41,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def find_nsys() -> Path:
-    """The program nsys. UserError saying what to install where there is none."""
+    """The program nsys. Raises UserError saying what to install if there is none."""
     for program in _candidates():
         if os.access(program, os.X_OK):
             return program
@@ -78,7 +78,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def profile(options: argparse.Namespace) -> int:
-    """Profile and print the tables; exit status of what failed first. UserError where a tool is missing."""
+    """Profile and print the tables; exit status of what failed first. Raises UserError if a tool is missing."""
     nsys = find_nsys()
     obstacle = driver.missing(driver.find_driver(), has_cupy=driver.has_cupy())
     if obstacle is not None:

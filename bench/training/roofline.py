@@ -68,7 +68,7 @@ class Work:
 
 
 def classes_of(kernels: Iterable[str]) -> list[str]:
-    """The class of each launch of a sequence, in order. KeyError for a kernel that has none.
+    """The class of each launch of a sequence, in order. Raises KeyError for a kernel that has none.
 
     >>> classes_of(["layernorm_backward", "column_sum_finish", "matmul"])
     ['layer norm backward', 'layer norm backward', 'matrix products']
@@ -164,7 +164,7 @@ def profile_rows(
 ) -> list[dict[str, Any]]:
     """A row for every class that was launched or is in `work`: counted, least, measured, and how many times the least.
 
-    work: of `step_work` for what was measured. Rates in TB/s and TFLOP/s; None where they were not measured.
+    work: of `step_work` for what was measured. Rates in TB/s and TFLOP/s; None if they were not measured.
     """
     rows = []
     for name in CLASSES:

@@ -1,4 +1,4 @@
-"""The command line: one module per command, loaded only when its command is given."""
+"""The command line: one module per command, imported only when that command is run."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ COMMANDS = {
     "train": "train a model, or resume a run",
     "generate": "continue a prompt with a trained model",
     "evaluate": "loss, perplexity, bits per byte and accuracy on a text",
-    "tokenize": "learn a tokenizer from a text, prepare token shards",
-    "import": "read a GPT-2 as Hugging Face stores it into a run",
-    "export": "write a model for Hugging Face transformers",
+    "tokenize": "train a tokenizer on a text, prepare token shards",
+    "import": "read a GPT-2 in Hugging Face format into a run",
+    "export": "write a model in Hugging Face format",
     "gradcheck": "compare every analytic gradient with a numerical one",
     "compare": "train with several optimizers, or variants of a model, and compare",
-    "report": "tables and pictures of finished runs",
-    "lattice": "draw the lattice, and what a model learnt of it",
-    "info": "versions, device, and which operations run where",
-    "completion": "a script for the shell that completes commands and options",
+    "report": "tables and plots of finished runs",
+    "lattice": "plot the lattice, and what a model learned of it",
+    "info": "versions, device, and the implementation of each operation",
+    "completion": "a shell script that completes commands and options",
 }
 CHECK_FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 STATUSES = {
-    0: "done",
-    CHECK_FAILED: "a check failed (gradcheck), or nobody reads the output any more",
-    USER_ERROR: "bad input, or something missing: one line on standard error says what",
-    INTERRUPTED: "interrupted by Ctrl-C; train, which a termination signal stops too, has saved",
+    0: "success",
+    CHECK_FAILED: "a check failed (gradcheck), or standard output was closed",
+    USER_ERROR: "invalid input or a missing requirement; one line on standard error says which",
+    INTERRUPTED: "interrupted by Ctrl-C; train also handles SIGTERM and saves a checkpoint",
 }
 """Exit statuses of every command."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; its exit status, one of STATUSES."""
+    """Run one command. Returns its exit status, one of STATUSES."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a character the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="replace")  # do not fail on a character that the terminal cannot encode
     _show_notices()
     try:
         status = _dispatch(arguments)
@@ -58,23 +58,23 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("cllm-gpu: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of our output has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return CHECK_FAILED
-    except OSError as error:  # standard output on a full disk, a folder taken away: not foreseen, but no traceback
+    except OSError as error:  # unforeseen, such as a full disk under standard output: still no traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _failed(str(error))
 
 
 def _failed(error: str) -> int:
-    from cllm_gpu.cli.progress import say, terminal  # only here: most commands need no display this early
+    from cllm_gpu.cli.progress import say, terminal  # imported late: keeps the start of every command fast
 
     say(f"cllm-gpu: error: {error}", terminal(errors=True))
     return USER_ERROR
 
 
 def _show_notices() -> None:
-    """What takes long below the commands (compiling, once) says so by logging; shown where a person looks on."""
+    """Show log messages (such as a one-time compilation) on standard error if it is a terminal."""
     logger = logging.getLogger("cllm_gpu")
     if sys.stderr is not None and sys.stderr.isatty() and not logger.handlers:
         logger.addHandler(logging.StreamHandler(sys.stderr))
@@ -94,7 +94,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def load_command(name: str) -> Any:
-    """The module of a command in COMMANDS: it has `main(arguments)` and `COMMAND`, a `parsing.Command`."""
+    """The module of a command in COMMANDS. It defines `main(arguments)` and `COMMAND`, a `parsing.Command`."""
     return importlib.import_module(f"cllm_gpu.cli.{name}_" if keyword.iskeyword(name) else f"cllm_gpu.cli.{name}")
 
 

@@ -1,4 +1,4 @@
-"""What the commands that train have in common: the TOML file under the flags, and the data they name."""
+"""Shared by the commands that train: the defaults of the flags (a TOML file or a model), and opening the data."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cllm_gpu.utils.compiler import cache_directory
 
 
 def early_flags(arguments: list[str]) -> argparse.Namespace:
-    """Flags that decide what the others stand over: config, experiment, initial, output, resume.
+    """The flags that select the defaults of the others: config, experiment, initial, output, resume.
 
-    Mistakes are `parse`'s.
+    Reports no errors; `Command.parse` does.
     """
     early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     early.add_argument("--output", type=Path, nargs="?")
@@ -32,7 +32,7 @@ def early_flags(arguments: list[str]) -> argparse.Namespace:
 
 
 def base_configuration(arguments: list[str]) -> Config:
-    """The configuration of the file named by --config, else the defaults; with --initial those of a model there is."""
+    """The configuration that flags override: the defaults, with --initial those of that model, then --config's file."""
     known = early_flags(arguments)
     file = load_toml(known.config) if known.config else Config()
     initial = known.initial or file.initial
@@ -43,9 +43,9 @@ def base_configuration(arguments: list[str]) -> Config:
 
 
 def open_data(config: Config, display: ConsoleReporter, resumed: Path | None = None) -> Dataset:
-    """The dataset of a configuration, prepared with progress where it is not in the cache yet.
+    """The dataset of a configuration, prepared with a progress bar unless it is in the cache.
 
-    `resumed`: the run that goes on. The tokenizer is the model's, where there is one to begin from or to go on with.
+    resumed: the run folder with --resume, else None. With `config.initial`, the tokenizer is that model's.
     """
     tokenizer: str | Tokenizer = config.data.tokenizer
     if config.initial is not None:

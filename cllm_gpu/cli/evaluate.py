@@ -25,22 +25,23 @@ from cllm_gpu.utils.errors import UserError
 
 @dataclass(frozen=True)
 class EvaluateOptions(Quietable):
-    """Loss, perplexity, bits per byte and accuracy on a text, or choices in a task."""
+    """Evaluate a model on a text, or on a multiple-choice task."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Text file, folder, glob or .jsonl file; with --task the file of the task."""
+    """Text file, folder, glob or .jsonl file; with --task the task's file."""
     task: Literal["hellaswag"] | None = None
-    """Multiple choice instead, from a file of JSON lines: acc by the sum of log-likelihoods, acc_norm by character."""
+    """Evaluate a multiple-choice task from a JSON Lines file: acc by the sum of log-likelihoods, acc_norm divides it by
+    the length in characters."""
     model: Path | None = None
     """Run folder or checkpoint (None: the newest run)."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint of a run folder."""
+    """Checkpoint to use if the model is a run folder."""
     batch: int = 16
-    """Sequences computed at a time."""
+    """Batch size in sequences."""
     batches: int = 0
-    """At most this many batches, spread evenly over the text; 0: the whole text. Not for tasks."""
+    """Evaluate at most this many batches, spread evenly over the text; 0: the whole text. Not for tasks."""
     json: bool = False
-    """Print JSON instead of a line."""
+    """Print JSON instead of text."""
     backend: str | None = None
     """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
 
@@ -51,21 +52,21 @@ COMMAND = Command(
     examples="""
     # the newest run's best model on a text
     cllm-gpu evaluate book.txt
-    # a run by name, on a part of the text, for a program to read
+    # a given run on part of the text, with JSON output
     cllm-gpu evaluate book.txt --model runs/001 --batches 5 --json
-    # how often the model chooses the right ending
+    # accuracy on HellaSwag
     cllm-gpu evaluate hellaswag_val.jsonl --task hellaswag
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate, with progress on a terminal's standard error; exit status 0."""
+    """Evaluate, with progress on standard error if it is a terminal. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     if options.batch < 1 or options.batches < 0:
         raise UserError(f"--batch {options.batch} must be at least 1 and --batches {options.batches} at least 0")
     if options.task and options.batches:
-        raise UserError(f"--batches is for texts; --task {options.task} is always over the whole file")
+        raise UserError(f"--batches is for texts; --task {options.task} always uses the whole file")
     path = options.model or newest_run()
     trained = load_pretrained(path, get_backend(options.backend), options.checkpoint)
     if options.task:
@@ -74,9 +75,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _text(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokenizer) -> int:
-    """The loss on a text."""
+    """Evaluate the loss on a text."""
     source = open_text(options.source, tokenizer)
-    bytes_per_token = source.text_bytes / (len(source) - 1) if source.text_bytes else None  # the first is no target
+    bytes_per_token = source.text_bytes / (len(source) - 1) if source.text_bytes else None  # the first has no loss
     batch, context, limit = options.batch, trained.model.architecture.context, options.batches or None
     total = evaluation_windows(source, batch=batch, context=context, limit=limit)
     batches = evaluation_batches(source, batch=batch, context=context, limit=limit)
@@ -95,7 +96,7 @@ def _text(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokeniz
 
 
 def _told(batches: Iterator[Batch], total: int, progress: Callable[[int, str], None]) -> Iterator[Batch]:
-    """The batches; `progress` hears of each that is done with. The last has rows that are only filled up."""
+    """Yields the batches and calls `progress` after each; rows of padding in the last are not counted."""
     done = 0
     for batch in batches:
         yield batch
@@ -104,7 +105,7 @@ def _told(batches: Iterator[Batch], total: int, progress: Callable[[int, str], N
 
 
 def _task(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokenizer) -> int:
-    """A task of multiple choice."""
+    """Evaluate a multiple-choice task."""
     items = read_hellaswag(Path(options.source))
     with counting(terminal(quiet=options.quiet, errors=True), "items", len(items)) as progress:
 

@@ -17,14 +17,14 @@ from cllm_gpu.huggingface import export_model
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model as a GPT-2 that Hugging Face transformers loads."""
+    """Write a model as a GPT-2 that Hugging Face transformers can load."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Run folder or checkpoint."""
     output: Path
-    """Folder to write; new or empty."""
+    """Folder to write; must be new or empty."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint of a run folder."""
+    """Checkpoint to use if the model is a run folder."""
 
 
 COMMAND = Command(
@@ -33,14 +33,14 @@ COMMAND = Command(
     examples="""
     # the best model of a run
     cllm-gpu export runs/001 --output gpt2
-    # its last one
+    # its last checkpoint
     cllm-gpu export runs/001 --output gpt2-last --checkpoint last
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Export; exit status 0."""
+    """Export the model. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     trained = load_pretrained(options.model, get_backend("numpy", workers=1), options.checkpoint)
     for note in export_model(trained.model, trained.tokenizer, options.output):

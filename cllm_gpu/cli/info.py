@@ -32,26 +32,26 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class InfoOptions:
-    """What this machine and this installation can do."""
+    """Show what this machine and this installation support."""
 
     backend: str | None = None
-    """Backend to describe (None: the one a run would take)."""
+    """Backend to describe (None: the one a run would use)."""
 
 
 COMMAND = Command(
     "info",
     InfoOptions,
     examples="""
-    # what a run would take on this machine
+    # what a run would use on this machine
     cllm-gpu info
-    # a backend by name
+    # a given backend
     cllm-gpu info --backend numpy
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Print it."""
+    """Print the information. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     say(f"cllm-gpu {__version__}, Python {platform.python_version()}, {platform.platform()}")
     say(f"processor: {usable_cores()} usable cores, {platform.machine()}")
@@ -91,11 +91,11 @@ def _describe_gpu() -> None:
 
 
 def _describe_operations(backend: Backend) -> None:
-    """Which operations run as CUDA kernels or C++, which as array code, and which this backend does not have."""
+    """Print which operations are CUDA kernels or C++, which are array code, and which this backend does not have."""
     by_side: dict[str, list[str]] = {}
     for name in OPERATIONS:
         operation = getattr(backend.ops, name)
-        function = getattr(operation, "__wrapped__", operation).func  # CUDA operations stand in a profiler's range
+        function = getattr(operation, "__wrapped__", operation).func  # CUDA operations are wrapped in a range
         side = function.__module__.removeprefix("cllm_gpu.ops.").partition(".")[0]
         by_side.setdefault(side, []).append(name)
     missing = by_side.pop("registry", None)

@@ -29,42 +29,42 @@ OUTPUT = Path("tokenizer.json")
 
 @dataclass(frozen=True)
 class TokenizeOptions(Quietable):
-    """Learn a byte-level BPE from a text, or use a tokenizer; prepare its shards."""
+    """Train a byte-level BPE tokenizer, or use one; prepare token shards."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """"stdlib", a text file, folder, glob or .jsonl file."""
     vocabulary: int | None = None
-    """Tokens to learn, the 256 bytes and the end of text among them (None: 8192)."""
+    """Vocabulary size, including the 256 bytes and the end of text (None: 8192)."""
     output: Path | None = None
-    """File to write, which must not exist yet (None: tokenizer.json)."""
+    """File to write; must not exist yet (None: tokenizer.json)."""
     tokenizer: str | None = None
-    """Learn none: use "bytes" or this tokenizer.json."""
+    """Do not train a tokenizer: use "bytes" or this tokenizer.json."""
     shards: Path | None = None
-    """New folder for the text's tokens, to train from with --data.source FOLDER."""
+    """New folder for the token shards, to train from with --data.source FOLDER."""
     validation_fraction: float = DataConfig.validation_fraction
-    """Share of the documents kept for validation, as --data.validation-fraction; not learnt from."""
+    """Fraction of the documents held out for validation, as --data.validation-fraction; not trained on."""
     seed: int = DataConfig.seed
-    """Of the choice of documents for validation, as --data.seed."""
+    """Seed of the choice of validation documents, as --data.seed."""
     megabytes: int = 500
-    """Learn from at most so much text, spread evenly over all of it."""
+    """Train on at most this much text, sampled evenly from all of it."""
 
 
 COMMAND = Command(
     "tokenize",
     TokenizeOptions,
     examples="""
-    # learn 4096 tokens from the Python standard library
+    # a vocabulary of 4096 from the Python standard library
     cllm-gpu tokenize stdlib --vocabulary 4096 --output stdlib.json
-    # learn from a text of your own, and prepare its shards
+    # train on your own text, and prepare its shards
     cllm-gpu tokenize book.txt --vocabulary 300 --shards shards
-    # how many bytes the tokens hold on another text
+    # bytes per token on another text
     cllm-gpu tokenize other.txt --tokenizer tokenizer.json
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Learn or load a tokenizer, measure it, prepare shards; exit status 0."""
+    """Train or load a tokenizer, measure it, prepare shards. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     _require_sense(options)
     console = terminal(quiet=options.quiet)
@@ -82,13 +82,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _require_sense(options: TokenizeOptions) -> None:
-    """UserError, before anything is read, for options that cannot be followed."""
+    """Raises UserError for invalid options, before anything is read."""
     require_fraction(options.validation_fraction)
     if options.tokenizer:
         for name in ("vocabulary", "output"):
             if getattr(options, name) is not None:
                 raise UserError(
-                    f"--{name} is for learning a tokenizer, --tokenizer for using one: leave one of them out"
+                    f"--{name} is for training a tokenizer, --tokenizer for using one: give only one of them"
                 )
     else:
         require_vocabulary(_vocabulary(options))
@@ -100,7 +100,7 @@ def _require_sense(options: TokenizeOptions) -> None:
 
 
 def _require_free(path: Path, flag: str) -> None:
-    """UserError unless `path` is a name that is free, where this process can write."""
+    """Raises UserError unless `path` does not exist and this process can create it."""
     if path.exists() or path.is_symlink():
         raise UserError(f"{path} exists already: name another with {flag}, or remove it first")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
@@ -113,7 +113,7 @@ def _vocabulary(options: TokenizeOptions) -> int:
 
 
 def _learn(options: TokenizeOptions, corpus: Corpus, console: Console) -> Tokenizer:
-    """The tokenizer learnt from the training part, written to its file."""
+    """Train a tokenizer on the training part and write it to its file."""
     path = options.output or OUTPUT
     with reading_text(console, "reading text", then="learning tokens") as progress:
         reading = Reading(
@@ -144,7 +144,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _prepare(options: TokenizeOptions, folder: Path, tokenizer: Tokenizer, console: Console) -> None:
-    corpus = text_corpus(options.source)  # a fresh one, which counts the files it skips from zero
+    corpus = text_corpus(options.source)  # a new object, whose count of skipped files starts at zero
     with reading_text(console, "preparing shards") as progress:
         new_folder(
             *(corpus, tokenizer, folder),

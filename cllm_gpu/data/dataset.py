@@ -1,4 +1,4 @@
-"""Opens any data source as two verified streams of tokens."""
+"""Opens any data source as two verified token streams, for training and validation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from cllm_gpu.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """An open, verified corpus of tokens.
+    """An open, verified data set of tokens.
 
-    tokenizer:        None for llm.c shards without a tokenizer given
-    vocabulary:       every token id is below it
-    bytes_per_token:  UTF-8 bytes of the validation text per token, for bits per byte; None where unknown
-    skipped_files:    files of the source left out because they are not text
+    tokenizer:        None for llm.c shards if no tokenizer was given
+    vocabulary:       vocabulary size; every token id is below it
+    bytes_per_token:  UTF-8 bytes of the validation text per token, for bits per byte; None if unknown
+    skipped_files:    number of files of the source skipped because they are not text
     """
 
     train: TokenSource
@@ -38,7 +38,7 @@ class Dataset:
 
     @property
     def identity(self) -> str:
-        """Tells this data from other data: lengths, and checksums where the sources have them."""
+        """Identifies the data: the lengths, and the checksums if the sources have them."""
         return "/".join(f"{len(part)} {part.digest}".strip() for part in (self.train, self.validation))
 
 
@@ -52,14 +52,14 @@ def open_dataset(
     context: int,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Open `source`, preparing its shards in `cache_folder` where they are not there yet.
+    """Open `source`; prepares its shards in `cache_folder` unless they are there.
 
     source:     "stdlib" (the standard library's .py files), "patterns", a text file, a folder of them, a glob, a .jsonl
                 file, a folder with prepared shards, or llm.c's .bin shards (file, folder or glob)
-    tokenizer:  one, or its name (see `load_tokenizer`); "bytes" is none for llm.c shards
-    context:    tokens in a window; a training part too short for one is an error
-    progress:   called with (bytes done, bytes in all) while text is prepared
-    Raises UserError, one line, for whatever is wrong with the source.
+    tokenizer:  a tokenizer or its name (see `load_tokenizer`); "bytes" means none for llm.c shards
+    context:    window length in tokens; a training part shorter than one window is an error
+    progress:   called with (bytes done, total bytes) while text is prepared
+    Raises UserError for anything wrong with the source.
     """
     require_fraction(validation_fraction)
     if (found := _llmc_files(source)) is not None:
@@ -82,16 +82,19 @@ def open_dataset(
 
 
 def text_corpus(source: str) -> Corpus:
-    """`find_corpus` for what needs text; UserError for a source that is tokens already."""
+    """`find_corpus` for commands that need text. Raises UserError for a source that consists of tokens."""
     if source == "patterns":
-        raise UserError("patterns is no text: its letters are made as tokens, for --data.tokenizer patterns")
+        raise UserError("patterns is not a text: its letters are generated as tokens, for --data.tokenizer patterns")
     if _llmc_files(source) is not None or _shard_folder(source) is not None:
         raise UserError(f"{source} holds tokens, not text: give the text they were made from")
     return find_corpus(source)
 
 
 def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes | None = None) -> Dataset:
-    """The two shards of `folder`, verified. UserError where they were made with another tokenizer or apart."""
+    """Open and verify the two shards of `folder`.
+
+    Raises UserError if they were made with another tokenizer, or do not belong together.
+    """
     opened = {part: open_shard(folder / SHARD_NAMES[part]) for part in Part}
     headers: dict[Part, ShardHeader] = {part: header for part, (header, _) in opened.items()}
     for part, header in headers.items():
@@ -136,7 +139,7 @@ def _open_foreign(source: str, paths: list[Path], tokenizer: str | Tokenizer, fr
 
 
 def _shard_folder(source: str) -> Path | None:
-    """The folder of prepared shards that `source` is, or lies in; None where it is something else."""
+    """The folder of prepared shards, if `source` is such a folder or a shard in it; else None."""
     path = Path(os.path.expanduser(source))
     if path.is_dir() and any((path / name).exists() for name in SHARD_NAMES.values()):
         return path
@@ -146,7 +149,7 @@ def _shard_folder(source: str) -> Path | None:
 
 
 def _llmc_files(source: str) -> list[Path] | None:
-    """The .bin files that `source` names, or None where it names something else."""
+    """The .bin files that `source` names; None if it names anything else."""
     path = Path(os.path.expanduser(source))
     if path.is_file():
         return [path] if path.suffix == ".bin" or is_llmc(path) else None

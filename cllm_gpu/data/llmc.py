@@ -1,7 +1,8 @@
 """llm.c's .bin shards: 256 int32 (magic, version, number of tokens, zeros), then the tokens, little-endian.
 
-Two kinds: magic 20240520, version 1, uint16, made with GPT-2's tokenizer; magic 20240801, version 7, uint32, made with
-Llama 3's (llm.c, dev/data/data_common.py). They carry no checksum: the size is checked at opening, ids when read.
+Two kinds: magic 20240520, version 1, uint16, of GPT-2's tokenizer; magic 20240801, version 7, uint32, of Llama 3's
+(llm.c, dev/data/data_common.py). They have no checksum: the size is checked when a file is opened, ids when they are
+read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _HEADER_BYTES = 1024
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of .bin shard. `vocabulary` is that of the model family it was made for."""
+    """One kind of .bin shard. vocabulary: vocabulary size of the model family it was made for."""
 
     family: str
     version: int
@@ -40,11 +41,12 @@ KINDS = {
 def open_llmc(
     name: str, paths: Iterable[Path], *, fraction: float, vocabulary: int | None
 ) -> tuple[TokenSource, TokenSource]:
-    """Train and validation streams of .bin files, in the order of their names.
+    """Training and validation streams of .bin files, sorted by name.
 
-    A name with the word "val" (between dots, dashes and underscores) is validation, every other is training; where only
-    one sort is there, the last `fraction` of the tokens is held out. `vocabulary` replaces that of the family.
-    UserError for a file that is no such shard, is truncated, or is of another kind than the others.
+    Files whose name contains the word "val" (delimited by dots, dashes and underscores) are validation, all others are
+    training; if there is only one sort, the last `fraction` of the tokens is held out. vocabulary: overrides the
+    family's (None: the family's). Raises UserError for a file that is not such a shard, is truncated, or is of another
+    kind than the others.
     """
     opened = [(path, *_open(path)) for path in sorted(paths)]
     kinds = {kind for _, kind, _ in opened}
@@ -69,7 +71,7 @@ def open_llmc(
 
 
 def is_llmc(path: Path) -> bool:
-    """Whether a file begins with one of llm.c's magic numbers; False where it cannot be read."""
+    """Whether a file begins with one of llm.c's magic numbers; False if it cannot be read."""
     try:
         with path.open("rb") as file:
             return int.from_bytes(file.read(4), "little") in KINDS
@@ -90,7 +92,8 @@ def _open(path: Path) -> tuple[Kind, Tokens]:
     magic, version, count = np.frombuffer(head, dtype="<i4", count=3).tolist()
     kind = KINDS.get(magic)
     if kind is None:
-        raise UserError(f"{path} is no llm.c shard: its magic number is {magic}, not {' or '.join(map(str, KINDS))}")
+        known = " or ".join(map(str, KINDS))
+        raise UserError(f"{path} is not an llm.c shard: its magic number is {magic}, not {known}")
     if version != kind.version:
         raise UserError(f"{path} has version {version}; llm.c shards of {kind.family} have version {kind.version}")
     dtype = np.dtype(kind.dtype)

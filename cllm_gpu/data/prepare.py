@@ -1,4 +1,4 @@
-"""Turns a corpus of text into a folder with two shards, as a stream, and finds it again when nothing changed."""
+"""Tokenizes a text corpus, as a stream, into a folder with two shards; reuses the folder if nothing changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import PARTIAL, clear_errors, remove, sync_folder
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
+"""Called with (bytes done, total bytes)."""
 
 SHARD_NAMES = {Part.TRAIN: "train.tokens", Part.VALIDATION: "validation.tokens"}
 _ABANDONED_AFTER_SECONDS = 24 * 3600
@@ -30,19 +30,19 @@ _GROUP_PIECES = 1024
 def prepared_folder(
     corpus: Corpus, tokenizer: Tokenizer, *, fraction: float, seed: int, cache: Path, progress: Progress | None
 ) -> tuple[Path, bytes]:
-    """The folder with the corpus's shards, made now unless it is in `cache`, and the identity its shards must have.
+    """The folder with the corpus's shards, created unless it is in `cache`, and the identity its shards must have.
 
-    The identity is a SHA-256 of the format's version, the corpus (names, sizes and times of change of its files), the
-    tokenizer, the fraction and the seed. Processes may race: each writes a folder of its own, the first to finish
-    gives it the final name. A folder that lost a shard is made again. UserError for bad text and where the cache cannot
-    be written.
+    The identity is a SHA-256 of the format version, the corpus (names, sizes and modification times of its files), the
+    tokenizer, the fraction and the seed. Safe with concurrent processes: each writes a temporary folder, and the first
+    to finish renames it. A folder that lacks a shard is created again. Raises UserError for invalid text, and if the
+    cache cannot be written.
     """
     identity = _identity(corpus, tokenizer, fraction, seed)
     target = cache / f"tokens-{identity.hex()[:24]}"
     if target.is_dir():
         if all((target / name).exists() for name in SHARD_NAMES.values()):
             return target, identity
-        remove(target)  # someone deleted a damaged shard; what is left of the folder is in the way
+        remove(target)  # a damaged shard was deleted; remove the rest of the folder
     with _unfinished_folder(cache) as folder:
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
         _publish(folder, target)
@@ -52,9 +52,10 @@ def prepared_folder(
 def new_folder(
     corpus: Corpus, tokenizer: Tokenizer, target: Path, *, fraction: float, seed: int, progress: Progress | None
 ) -> None:
-    """Make `target`, a folder with the corpus's shards that is itself a source of data.
+    """Create the folder `target` with the corpus's shards, which can be used as a data source.
 
-    It is complete or not there. UserError where `target` exists, cannot be written, or the text is bad.
+    The folder appears only when it is complete. Raises UserError if `target` exists or cannot be written, or if the
+    text is invalid.
     """
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} exists already: name a new folder for the shards, or remove it first")
@@ -67,7 +68,7 @@ def new_folder(
 
 
 def _identity(corpus: Corpus, tokenizer: Tokenizer, fraction: float, seed: int) -> bytes:
-    """SHA-256 of all that decides on the shards' content."""
+    """SHA-256 of everything that determines the content of the shards."""
     facts = f"{VERSION}\n{corpus.identity}\n{tokenizer.fingerprint}\n{fraction!r}\n{seed}\n{corpus.skip_undecodable}"
     return hashlib.sha256(facts.encode()).digest()
 
@@ -82,7 +83,7 @@ def write_shards(
     identity: bytes,
     progress: Progress | None,
 ) -> None:
-    """Write train.tokens and validation.tokens into `folder`, in memory bounded by a few pieces of text."""
+    """Write train.tokens and validation.tokens to `folder`, holding only a few pieces of text in memory."""
     headers = {part: _header(part, tokenizer, identity) for part in Part}
     total = corpus.total_bytes
     with contextlib.ExitStack() as stack:
@@ -99,7 +100,7 @@ def write_shards(
 
 
 def split_pieces(corpus: Corpus, fraction: float, seed: int) -> Iterator[Routed]:
-    """All text of a corpus, as pieces with their sides: what shards are made from and tokenizers learn from."""
+    """All text of a corpus, in pieces with their part: the input of shards and of tokenizer training."""
     pieces = corpus.pieces()
     if corpus.has_documents(documents_needed(fraction)):
         return split_by_document(pieces, fraction, seed)
@@ -130,7 +131,7 @@ def _stream(
 
 
 def _groups(routed: Iterator[Routed]) -> Iterator[list[Routed]]:
-    """The pieces in groups large enough to encode on several processors, and small enough for the memory."""
+    """The pieces in groups large enough to encode in parallel and small enough for memory."""
     group: list[Routed] = []
     size = 0
     for piece in routed:
@@ -144,7 +145,7 @@ def _groups(routed: Iterator[Routed]) -> Iterator[list[Routed]]:
 
 
 def throttled(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """`progress` for every megabyte and at the end; a no-operation without it."""
+    """A function that calls `progress` for every megabyte and at the end; does nothing if `progress` is None."""
     told = 0
 
     def tell(done: int) -> None:
@@ -158,7 +159,7 @@ def throttled(progress: Progress | None, total: int) -> Callable[[int], None]:
 
 @contextlib.contextmanager
 def _unfinished_folder(cache: Path) -> Iterator[Path]:
-    """A new folder in `cache` to write in, gone afterwards unless renamed. Old ones of killed runs are removed."""
+    """Yields a temporary folder in `cache`, removed on exit unless renamed. Removes old ones of killed processes."""
     with clear_errors("write", cache):
         cache.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(cache)
@@ -178,7 +179,7 @@ def _remove_abandoned(cache: Path) -> None:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Give a finished folder its final name, unless another process did so first."""
+    """Rename a finished folder to `target`, unless another process has created it first."""
     with clear_errors("write", target):
         try:
             os.rename(folder, target)

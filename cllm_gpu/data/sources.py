@@ -1,6 +1,6 @@
-"""Where text comes from: finds the files of a source and streams their documents as pieces of text.
+"""Finds the files of a text source and streams their documents as pieces of text.
 
-A document is a text file, a line of a JSON-lines file (its field `text`), or a module of the standard library.
+A document is a text file, a line of a JSON Lines file (its field `text`), or a module of the standard library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SNIFFED_BYTES = 8192
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a corpus: its path, the name that identifies it, its size in bytes and time of change."""
+    """One file of a corpus: its path, identifying name, size in bytes and modification time."""
 
     path: Path
     name: str
@@ -38,7 +38,7 @@ class SourceFile:
 
 @dataclass
 class Corpus:
-    """The files of a source in their fixed order. `skipped` counts files left out because they are not text."""
+    """The files of a source in a fixed order. skipped: number of files that are not text."""
 
     name: str
     files: list[SourceFile]
@@ -52,13 +52,13 @@ class Corpus:
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files in bytes."""
+        """Total size of the files in bytes."""
         return sum(file.size for file in self.files)
 
     def pieces(self) -> Iterator[Piece]:
-        """All documents as pieces of text; positions are bytes from the beginning of the first file.
+        """All documents as pieces of text; positions are bytes from the start of the first file.
 
-        Raises UserError for a file that cannot be read, that is not UTF-8, or that changes under the reading.
+        Raises UserError for a file that cannot be read, that is not UTF-8, or that changes while it is read.
         """
         base = 0
         for file in self.files:
@@ -90,7 +90,7 @@ class Corpus:
 
 
 def find_corpus(source: str) -> Corpus:
-    """The corpus of "stdlib", a text or JSON-lines file, a folder, or a glob; UserError where there is no text."""
+    """The corpus of "stdlib", a text or JSON Lines file, a folder, or a glob. Raises UserError if there is no text."""
     if source == "stdlib":
         return _standard_library()
     path = Path(os.path.expanduser(source))
@@ -104,7 +104,7 @@ def find_corpus(source: str) -> Corpus:
 
 
 def _corpus(source: str, found: list[SourceFile], skipped: int = 0) -> Corpus:
-    """A corpus of the files that are not empty; UserError where all are."""
+    """A corpus of the nonempty files. Raises UserError if all are empty."""
     files = [file for file in found if file.size]
     if not files:
         what = f"{source} is empty" if len(found) == 1 else f"all {len(found)} files of {source} are empty"
@@ -119,7 +119,7 @@ def _source_file(path: Path, name: str) -> SourceFile:
 
 
 def _walk(folder: Path, left_out: frozenset[str]) -> Iterator[Path]:
-    """Files below `folder` in the order of their parts, hidden ones and folders named in `left_out` left out."""
+    """Files below `folder`, sorted by path components, without hidden ones and folders named in `left_out`."""
 
     def refuse(error: OSError) -> None:
         raise UserError(describe_error(error, "read", Path(error.filename))) from error
@@ -132,7 +132,7 @@ def _walk(folder: Path, left_out: frozenset[str]) -> Iterator[Path]:
 
 
 def _standard_library() -> Corpus:
-    """Every .py file of the running Python's standard library, third-party packages left out."""
+    """Every .py file of the running Python's standard library, without third-party packages."""
     folder = Path(sysconfig.get_path("stdlib"))
     left_out = frozenset({"site-packages", "dist-packages", "__pycache__"})
     paths = [path for path in _walk(folder, left_out) if path.suffix == ".py"] if folder.is_dir() else []
@@ -145,7 +145,7 @@ def _standard_library() -> Corpus:
 
 
 def _folder(folder: Path) -> Corpus:
-    """All text files below a folder: not hidden, and no NUL among their first 8192 bytes."""
+    """All text files below a folder: not hidden, and without a NUL in their first 8192 bytes."""
     every = list(_walk(folder, frozenset({"__pycache__"})))
     texts = [path for path in every if _looks_like_text(path)]
     if not texts:
@@ -171,7 +171,7 @@ def _looks_like_text(path: Path) -> bool:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Whether a file (small: it is read whole) is UTF-8."""
+    """Whether a file is UTF-8; reads it as a whole."""
     with clear_errors("read", path):
         content = path.read_bytes()
     try:

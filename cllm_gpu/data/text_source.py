@@ -1,4 +1,4 @@
-"""A text as one stream of tokens in memory, nothing held out: what an evaluation reads."""
+"""A text as one token stream in memory, without a split: the input of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cllm_gpu.utils.errors import UserError
 def open_text(source: str, tokenizer: Tokenizer) -> TokenSource:
     """All documents of `source` (file, folder, glob, .jsonl file or "stdlib"), each followed by the end of text.
 
-    The end of text stands before the first document too, so its first token is predicted like every other's.
-    UserError, one line, for whatever is wrong with the source.
+    An end of text also precedes the first document, so that its first token is predicted like that of any other.
+    Raises UserError for anything wrong with the source.
     """
     corpus = text_corpus(source)
     end = narrow(np.array([tokenizer.end_of_text], dtype=np.uint32), tokenizer.vocabulary)

@@ -1,4 +1,4 @@
-"""Compiles a CUDA source and the simulator's runtime into one shared library, kept in the cache by content."""
+"""Compiles a CUDA source and the simulator's runtime to one shared library, cached by content."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _COMMON = (
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
-    "-U_FORTIFY_SOURCE",  # its longjmp does not know our stacks
-    # A large local array is touched page by page, so that it meets the unreadable page at its stack's end.
+    "-U_FORTIFY_SOURCE",  # its longjmp rejects our stacks
+    # Large local arrays are touched page by page, so that a stack overflow hits the guard page.
     *(("-fstack-clash-protection",) if sys.platform == "linux" else ()),
 )
 _FAST = ("-O2",)
@@ -42,7 +42,7 @@ _SANITIZERS = ("thread", "alignment", "null", "shift", "signed-integer-overflow"
 
 @functools.cache
 def native_flags() -> tuple[tuple[str, ...], str]:
-    """Flags for this processor, and what the cached result must be keyed by."""
+    """Compiler flags for this processor, and the processor's part of the cache key."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return (), platform.machine()
     try:
@@ -53,7 +53,7 @@ def native_flags() -> tuple[tuple[str, ...], str]:
 
 
 def translate_options(options: Sequence[str]) -> tuple[str, ...]:
-    """NVRTC options as the C++ compiler's: definitions, include folders, the standard; the rest concerns a GPU only."""
+    """NVRTC options as C++ compiler flags: macros, include folders, the standard. Others apply to GPUs only."""
     kept = ["-std=c++17"]
     pending = iter(options)
     for option in pending:
@@ -70,7 +70,7 @@ def translate_options(options: Sequence[str]) -> tuple[str, ...]:
 
 
 def build(code: str, options: Sequence[str], name_expressions: Sequence[str], checked: bool) -> Built:
-    """Compile `code`, or find it compiled. Raises UserError with the compiler's first error line."""
+    """Compile `code`, or return the cached result. Raises UserError with the compiler's first error line."""
     compiler = require_compiler()
     native, processor = native_flags()
     flags = (*_COMMON, *native, *(_CHECKED if checked else _FAST), *translate_options(options))
@@ -97,12 +97,12 @@ def build(code: str, options: Sequence[str], name_expressions: Sequence[str], ch
 
 @functools.cache
 def sanitizer_flags(compiler: str) -> tuple[str, ...]:
-    """Flags that make the compiler report memory accesses and broken rules to the runtime's own functions."""
+    """Compiler flags that report memory accesses and undefined behaviour to functions of the runtime."""
     is_clang = "clang" in compiler_version(compiler)
     bounds = "array-bounds" if is_clang else "bounds-strict"
     entry_exit = "tsan-instrument-func-entry-exit=0"
     silent = ("-mllvm", f"-{entry_exit}") if is_clang else ("--param", entry_exit)
-    whole = () if is_clang else ("-fno-tree-sra",)  # a float4 is read as 16 bytes, not as four floats
+    whole = () if is_clang else ("-fno-tree-sra",)  # read a float4 as 16 bytes, not as four floats
     return (f"-fsanitize={','.join((*_SANITIZERS, bounds))}", *whole, *silent)
 
 
@@ -133,7 +133,7 @@ def _runtime_text() -> str:
 
 
 def _source_file(code: str) -> Path:
-    """The source under a name that depends on its text alone, so that line markers do too."""
+    """Write the source to a file named by its content, so that line markers depend on the content alone."""
     path = cache_directory() / "simulator" / "sources" / f"{_digest(code)}.cu"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def _compile(compiler: str, scratch: str, body: str, flags: Sequence[str], check
 
 
 def runtime_objects(checked: bool) -> list[Path]:
-    """The runtime's object files, compiled once per compiler, processor and mode."""
+    """The object files of the runtime, compiled once per compiler, processor and mode."""
     compiler = require_compiler()
     native, processor = native_flags()
     flags = (*_COMMON, *native, "-O2", "-std=c++17", *(("-DSIM_CHECKED",) if checked else ()))

@@ -29,17 +29,17 @@ _ONE_LAUNCH = threading.Lock()
 
 @dataclass(frozen=True)
 class Schedule:
-    """In what order a launch's threads take turns; the result of a right kernel does not depend on it."""
+    """The order in which the threads of a launch run; the result of a correct kernel does not depend on it."""
 
     seed: int = 0
     """0: warps and lanes in order. Otherwise the order is drawn from this seed."""
     lazy_copies: bool = True
-    """cp.async copies at the wait (shows a missing wait) rather than at the issue (shows an early overwrite)."""
+    """True: cp.async copies at the wait (reveals a missing wait). False: at issue (reveals an early overwrite)."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What one launch was asked for."""
+    """The configuration of one launch."""
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
@@ -58,7 +58,7 @@ class Library:
         self.path, self.checked = path, checked
         self._library = ctypes.CDLL(str(path))
         self.variables = {name: self._variable(i) for i, name in enumerate(variables)}
-        """Each __device__ or __constant__ variable as the bytes it occupies."""
+        """Name of each __device__ or __constant__ variable → its bytes."""
         self._library.sim_launch.argtypes = [ctypes.POINTER(LaunchRequest)]
 
     def kernel(self, index: int) -> Any:
@@ -84,7 +84,7 @@ class Library:
         return Library._stacks
 
     def run(self, request: LaunchRequest) -> bool:
-        """True when the launch came to its end."""
+        """Run a launch. Returns True if it completed, False if it stopped at an error."""
         with _ONE_LAUNCH:
             return self._library.sim_launch(ctypes.byref(request)) == 0
 
@@ -98,7 +98,7 @@ class Function:
         self.parameters = _describe(self._table.contents, parameter_names)
 
     def run(self, launch: Launch) -> traffic.Traffic | None:
-        """Run one launch to its end. Raises KernelError with the first finding."""
+        """Run one launch. Returns its traffic if counted, else None. Raises KernelError for the first error found."""
         packed = kernel_arguments.pack(self.name, self.parameters, launch.arguments)
         if not self.library.checked:
             self._run(launch, packed, [])

@@ -1,4 +1,4 @@
-"""Remembers what a CUDA source was compiled to, so that a second process neither preprocesses nor compiles it."""
+"""Cache records of compiled CUDA sources, so that a second process neither preprocesses nor compiles them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from cllm_gpu.simulator.source import KernelDeclaration
 
 @dataclass(frozen=True)
 class Built:
-    """A compiled CUDA source: its library and the kernels in it, in the order of their `sim_kernel_<i>`."""
+    """A compiled CUDA source: its library and its kernels, in the order of `sim_kernel_<i>`."""
 
     library: Path
     kernels: tuple[KernelDeclaration, ...]
     expressions: tuple[str, ...]
     variables: tuple[str, ...]
-    """Names of its __device__ and __constant__ variables, in the order of their `sim_variable_<i>`."""
+    """Names of its __device__ and __constant__ variables, in the order of `sim_variable_<i>`."""
 
 
 def read(record: Path) -> Built | None:
-    """What the record says, or None where it is missing, damaged, or a header has changed since."""
+    """Read a record; None if it is missing or damaged, or if a header has changed."""
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
         library = record.parent / found["library"]
@@ -40,7 +40,7 @@ def read(record: Path) -> Built | None:
 
 
 def write(record: Path, built: Built, headers: Sequence[str]) -> None:
-    """Keep `built` under `record`; `headers` are the files that the source included."""
+    """Write `built` to the file `record`. headers: the files that the source includes."""
     content = {
         "library": built.library.name,
         "headers": {path: _hash(Path(path)) for path in headers},

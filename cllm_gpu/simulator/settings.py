@@ -1,4 +1,4 @@
-"""How launches run where the call itself does not say: checked or not, and in what order the threads take turns."""
+"""Default settings of launches: whether accesses are checked, and the thread schedule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Settings:
     check: bool = False
     """Check every memory access (slower)."""
     count_traffic: bool = False
-    """Count bank conflicts and sectors; checked launches only."""
+    """Count bank conflicts and sectors; only in checked launches."""
     schedule: Schedule = field(default_factory=Schedule)
 
 
@@ -30,7 +30,7 @@ _current: contextvars.ContextVar[Settings | None] = contextvars.ContextVar("cllm
 
 
 def current() -> Settings:
-    """The settings in force: of the innermost `settings(...)` block, else from $CLLM_SIMULATOR_CHECK."""
+    """The current settings: those of the innermost `settings(...)` block, else from $CLLM_SIMULATOR_CHECK."""
     return _current.get() or _from_environment()
 
 
@@ -38,7 +38,7 @@ def current() -> Settings:
 def settings(
     *, check: bool | None = None, count_traffic: bool | None = None, schedule: Schedule | None = None
 ) -> Iterator[Settings]:
-    """Within this block, launches that do not say otherwise run as given here; None leaves a setting as it is."""
+    """A context manager that changes the default settings of launches; None leaves a setting unchanged."""
     outer = current()
     chosen = Settings(
         check=outer.check if check is None else check,

@@ -87,7 +87,7 @@ def test_variants_may_begin_from_a_model(write, tmp_path, monkeypatch):
         ("[1, 5]", "[]", "seeds must be a list"),
         ("[1, 5]", "[1, -5]", "seeds must be a list"),
         ("[1, 5]", "[true]", "seeds must be a list"),
-        ("[1, 5]", "[1, 1]", "a seed stands twice"),
+        ("[1, 5]", "[1, 1]", "a seed occurs twice"),
         ('name = "two"', "", "a variant has no name"),
         ('name = "two"', 'name = "standard"', "two variants are called 'standard'"),
         ("matches = 2", "matches = 20", "variant 'two': model.lattice.matches is 20"),

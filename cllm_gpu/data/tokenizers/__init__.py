@@ -1,6 +1,6 @@
-"""Text to token ids and back: bytes (the default), the letters of `patterns`, and Hugging Face's tokenizer.json.
+"""Tokenizers: bytes (the default), the letters of `patterns`, and Hugging Face's tokenizer.json.
 
-Every tokenizer has one id that no text can produce, the end of text: it follows each document and ends generation.
+Every tokenizer has one id that no text encodes to, the end of text: it follows each document and ends generation.
 """
 
 from cllm_gpu.data.tokenizers.base import Tokenizer

@@ -1,4 +1,4 @@
-"""Tokenizers of the library `tokenizers`, as a Hugging Face tokenizer.json has them."""
+"""Tokenizers of the library `tokenizers`, from a Hugging Face tokenizer.json."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from cllm_gpu.ops.reference.embedding import MAXIMUM_VOCABULARY
 from cllm_gpu.utils.errors import UserError
 
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<end_of_text>")
-"""Tokens that end a text: the first of these in a vocabulary does."""
+"""Names of the end-of-text token: the first of these in a vocabulary is used."""
 
 
 class HuggingFaceTokenizer:
     """A tokenizer.json of the library `tokenizers`.
 
-    The end of text is the first of END_OF_TEXT_NAMES in its vocabulary. Special tokens written out in a text are
-    encoded as plain text, no special token is added, truncation and padding in the file are switched off.
+    The end of text is the first of END_OF_TEXT_NAMES in its vocabulary. Special tokens that occur in a text are encoded
+    as plain text, no special tokens are added, and the file's truncation and padding are disabled.
     """
 
     def __init__(self, json_text: str, name: str) -> None:
-        """`json_text`: content of a tokenizer.json; `name` is for messages. UserError where it is none."""
+        """json_text: content of a tokenizer.json; name: for messages. Raises UserError if the content is invalid."""
         self._json = json_text
-        self.name = name.encode("utf-8", "replace").decode("utf-8")  # a path may hold what UTF-8 cannot write
+        self.name = name.encode("utf-8", "replace").decode("utf-8")  # a path may contain lone surrogates
         settings, end_name = _parse_settings(json_text, name)
         self._tokenizer = _build(settings, name)
         ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -53,7 +53,7 @@ class HuggingFaceTokenizer:
         return many
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """UTF-8 bytes of `ids`. Exact piece by piece for byte-level tokenizers; others decode the piece as a text."""
+        """UTF-8 bytes of `ids`. Byte-level tokenizers decode each token exactly; others decode `ids` as a text."""
         array = checked_ids(ids, self.vocabulary)
         wanted = array[array != self.end_of_text].tolist()
         if self._bytes is None:
@@ -64,7 +64,7 @@ class HuggingFaceTokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def name_of(self, token: int) -> str:
-        """How a token is spelled in the vocabulary."""
+        """The spelling of a token in the vocabulary."""
         return str(self._tokenizer.id_to_token(token))
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class HuggingFaceTokenizer:
 
 
 def _parse_settings(json_text: str, name: str) -> tuple[dict[str, Any], str]:
-    """The file as a dictionary whose end-of-text token is marked special, and that token's name."""
+    """The file as a dictionary in which the end-of-text token is marked special, and the name of that token."""
     try:
         settings = json.loads(json_text)
     except json.JSONDecodeError as error:
@@ -92,7 +92,7 @@ def _parse_settings(json_text: str, name: str) -> tuple[dict[str, Any], str]:
 
 
 def _build(settings: dict[str, Any], name: str) -> Any:
-    """The library's tokenizer for `settings`; a broken file is a UserError (the library raises bare Exception)."""
+    """The library's tokenizer for `settings`. Raises UserError for an invalid file (the library raises Exception)."""
     import tokenizers  # slow to import, and not needed for bytes
 
     try:

@@ -1,4 +1,4 @@
-"""A tokenizer by its name, its path or what a checkpoint stores of it."""
+"""Loads a tokenizer by name, by path, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cllm_gpu.utils.files import clear_errors
 
 
 def load_tokenizer(name_or_path: str) -> Tokenizer:
-    """The tokenizer called "bytes" or "patterns", or that of a Hugging Face tokenizer.json; UserError otherwise."""
+    """The tokenizer "bytes" or "patterns", or that of a Hugging Face tokenizer.json. Raises UserError otherwise."""
     if name_or_path == "bytes":
         return ByteTokenizer()
     if name_or_path == "patterns":
@@ -36,7 +36,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
 
 
 def tokenizer_from_dict(d: dict[str, Any]) -> Tokenizer:
-    """The tokenizer whose `as_dict` gave `d`; UserError where `d` describes none."""
+    """The tokenizer whose `as_dict` returned `d`. Raises UserError if `d` is invalid."""
     kind = d.get("kind")
     if kind == "bytes":
         return ByteTokenizer()
@@ -48,12 +48,12 @@ def tokenizer_from_dict(d: dict[str, Any]) -> Tokenizer:
 
 
 def identified(name: str, fingerprint: str) -> str:
-    """A tokenizer in messages: its name and the beginning of its fingerprint, which tells files of one name apart."""
+    """A tokenizer in messages: its name and the start of its fingerprint, which distinguishes files of one name."""
     return f"{name or 'of unknown name'} ({fingerprint[:8]})"
 
 
 def require_same(stored: dict[str, Any], own: Tokenizer | None) -> None:
-    """UserError naming both unless `stored` (what `as_dict` gave, {} for none) maps text as `own` does."""
+    """Raises UserError naming both unless `stored` (from `as_dict`, {} for none) is the same tokenizer as `own`."""
     there = tokenizer_from_dict(stored) if stored else None
     found, here = (identified(one.name, one.fingerprint) if one else "none" for one in (there, own))
     if (there and there.fingerprint) != (own and own.fingerprint):

@@ -49,7 +49,7 @@ def find_origin(path: Path, which: Literal["best", "last"] = "best") -> Origin:
 
 
 def initial_configuration(path: Path) -> Config:
-    """The configuration that flags and file stand over when training begins from the model in `path`."""
+    """The configuration of training from the model in `path`, before the file and the flags are applied."""
     origin = find_origin(path)
     kind = origin.tokenizer.get("kind")
     tokenizer = INITIAL if kind == "huggingface" else kind or "bytes"

@@ -28,7 +28,7 @@ class Evaluation:
     perplexity: float
     """exp(loss); inf where that overflows."""
     bits_per_byte: float | None
-    """loss / ln 2 / (bytes per token); None where the bytes are not known."""
+    """loss / ln 2 / (bytes per token); None if the bytes are not known."""
     accuracy: float
     """Share of targets that were the likeliest token."""
     tokens: int

@@ -43,7 +43,7 @@ def why_on_host(loop: TrainingConfig, optimizer: Optimizer) -> str | None:
 
 
 def how_steps_run(loop: TrainingConfig, optimizer: Optimizer, device: Device) -> str:
-    """One line for whoever watches a run on a device."""
+    """One line that tells the user how steps run on a device."""
     if (why := why_on_host(loop, optimizer)) is not None:
         return f"steps wait for their loss, one by one, {why}"
     how = device.replays if loop.capture else "each kernel launched by itself, as asked"

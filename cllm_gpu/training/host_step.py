@@ -20,7 +20,7 @@ class HostStep(TrainingStep):
     depth = 1
 
     def __init__(self, context: StepContext, workers: GradientWorkers, diagnostics: MetricsLog | None) -> None:
-        """diagnostics: gets a record of every step that `training.diagnose_every` asks for; None if nobody keeps it."""
+        """diagnostics: gets a record of every step that `training.diagnose_every` asks for; None if none is kept."""
         self._context, self._workers, self._diagnostics = context, workers, diagnostics
         self._results: deque[StepResult] = deque()
 

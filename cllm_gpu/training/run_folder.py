@@ -42,7 +42,7 @@ def begin_run(folder: Path | None) -> Path:
 
 
 def _next_number() -> Path:
-    """Claim runs/001, runs/002, …: whoever makes the folder has it."""
+    """Claim the next of runs/001, runs/002, …: creating the folder claims it."""
     with clear_errors("make", RUNS):
         RUNS.mkdir(exist_ok=True)
         while True:

@@ -30,7 +30,7 @@ class StepContext:
     rate: Callable[[int], float]
     """Learning rate of a step, by its number from 0."""
     guard: LossGuard
-    """Judges every step; whoever takes the results tells it what became of them."""
+    """Judges every step; the code that takes the results reports the outcome to it."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def cache_directory() -> Path:
 
 @functools.cache
 def find_compiler() -> str | None:
-    """Path of the C++ compiler ($CXX, then c++, g++, clang++), or None where there is none."""
+    """Path of the C++ compiler ($CXX, then c++, g++, clang++), or None if none is found."""
     for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
         if name and (path := shutil.which(name)):
             return path
@@ -34,7 +34,7 @@ def find_compiler() -> str | None:
 
 
 def require_compiler() -> str:
-    """The C++ compiler's path; UserError saying how to get one where there is none."""
+    """The C++ compiler's path. Raises UserError, with how to install one, if none is found."""
     path = find_compiler()
     if path is None:
         raise UserError("no C++ compiler found: install g++ or clang++ (Debian: apt install g++), or set CXX to one")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench.kernels.cases import DTYPES, LARGE, ODD, SMALL, Bound, Case, Sizes
-from bench.kernels.operation_cases import NAMES, OTHER_WAYS, cuda_side, make_case
+from bench.kernels.operation_cases import NAMES, OTHER_METHODS, cuda_side, make_case
 from cllm_gpu.ops.cuda.attention import METHOD, METHODS
 from cllm_gpu.ops.registry import OPERATIONS, operations_on
 from tests.ops.cuda.devices import Device
@@ -84,7 +84,7 @@ def test_every_operation_has_a_case() -> None:
 
 
 def test_every_way_of_the_attention_backward_has_a_case() -> None:
-    others = {options["method"] for name, options in OTHER_WAYS.values() if name == "attention_backward"}
+    others = {options["method"] for name, options in OTHER_METHODS.values() if name == "attention_backward"}
     assert others | {METHOD} == set(METHODS)
 
 

@@ -18,7 +18,7 @@ from cllm_gpu.model.parameters import FlatParameters, Layout
 from cllm_gpu.ops.precision import is_narrow
 from cllm_gpu.ops.reference.rounding import StochasticRounding
 from cllm_gpu.optim.adamw import Adam, AdamW
-from cllm_gpu.optim.parameter_groups import Segment, parameter_groups, segments
+from cllm_gpu.optim.parameter_groups import Segment, segments
 from cllm_gpu.optim.sgd import SGD
 from cllm_gpu.optim.update_rule import DeviceUpdateRule, UpdateArrays, UpdateRule
 
@@ -65,7 +65,7 @@ class Decision:
 
 def state_names(config: OptimizerConfig) -> tuple[str, ...]:
     """Names of the flat moments an optimizer keeps, each of as many elements as the parameters."""
-    rules = (RULES[group.rule] for group in parameter_groups(config))
+    rules = (RULES[group.rule] for group in RULES[config.name].groups(config))
     return tuple(dict.fromkeys(name for rule in rules for name in rule.state_names(config)))
 
 
@@ -100,7 +100,7 @@ class Optimizer:
         self.masters: FlatParameters | None = None
         if keeps_masters(config, layout):
             self.masters = wide.views(backend.zeros(wide.size, wide.dtype))
-        self._segments = segments(layout, parameter_groups(config))
+        self._segments = segments(layout, RULES[config.name].groups(config))
         self._shapes = {segment.part.start: layout.shapes(segment.part) for segment in self._segments}
         self._rules = {segment.rule: RULES[segment.rule](config) for segment in self._segments}
         self._begun = False

@@ -13,7 +13,7 @@ from bench.gpu_check.subprocesses import Finished, run_program
 from bench.kernels.cases import SMALL, Bound
 from bench.kernels.operation_cases import NAMES, cuda_side, make_case
 from bench.training import gpt2_process, gpt2_training, step_profile
-from bench.training.kernel_times import STEP, Clock, KernelTimes
+from bench.training.kernel_times import STEP, WARMUP_STEPS, Clock, KernelTimes
 from bench.training.roofline import (
     ATTENTION,
     BIASES,

@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.gpu_check import machine
 from bench.kernels import attention_and_adamw, lattice, linear, lm_head, norm_loss_gelu, report
-from bench.kernels.jobs import measure, trouble
+from bench.kernels.jobs import failures, measure
 from bench.kernels.targets import all_bars
 from bench.kernels.timing import Card, Device, Rehearsal
 from bench.kernels.torch_side import TorchSide, load_torch
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, device: Device, torch: TorchSide | None, ab
         rows += measure(problem, device, torch)
         _write(options, about, rows)
     print("\n" + report.kernel_table(rows))
-    wrong = trouble(rows) + device.refused()
+    wrong = failures(rows) + device.refused()
     for line in wrong:
         print(f"wrong: {line}")
     if device.rehearsal:

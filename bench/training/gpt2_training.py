@@ -28,7 +28,7 @@ from bench.gpu_check.subprocesses import TIMED_OUT, Finished, last_line, module,
 from bench.kernels import report
 from bench.paths import RESULTS, ROOT
 from bench.training.gpt2_process import OUT_OF_MEMORY, REHEARSED, SIDES, SIZES, Side, Size, empty_row, measure_side
-from bench.training.gpt2_targets import TABLES, best, training_bars, trouble
+from bench.training.gpt2_targets import TABLES, best, failures, training_bars
 from bench.training.step_profile import empty_profile, profile, profile_text
 from cllm_gpu.devices import driver
 from cllm_gpu.devices.peak_flops import Peak
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     if found is not None:
         print("\n" + profile_text(found))
     sizes = REHEARSED if options.rehearse else SIZES
-    wrong = trouble(rows, {name: size.vocabulary for name, size in sizes.items()})
+    wrong = failures(rows, {name: size.vocabulary for name, size in sizes.items()})
     if found is not None and found["note"].startswith("failed"):
         wrong.append(f"kernels of {PROFILED} by class: {found['note']}")
     for problem in wrong:

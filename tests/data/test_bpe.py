@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cllm_gpu.data.bpe import EvenShare, Reading, learn_bpe, measure, short_runs
+from cllm_gpu.data.bpe import EvenSubsample, Reading, learn_bpe, measure, split_long_runs
 from cllm_gpu.data.sources import find_corpus
 from cllm_gpu.data.split import Part, part_of_document
 from cllm_gpu.data.tokenizers import HuggingFaceTokenizer
@@ -160,7 +160,7 @@ def test_no_more_is_learnt_from_than_allowed(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=200), st.integers(1, 5000))
 def test_an_even_share(sizes: list[int], limit: int) -> None:
-    share = EvenShare(limit, sum(sizes))
+    share = EvenSubsample(limit, sum(sizes))
     chosen = []
     rate = min(1.0, limit / sum(sizes))
     for size in sizes:
@@ -175,7 +175,7 @@ def test_an_even_share(sizes: list[int], limit: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "short words only\n", "x" * 256, " " * 700 + "y" * 257 + " z", "a " + "é" * 5000])
 def test_long_runs_are_cut(text: str) -> None:
-    parts = list(short_runs(text))
+    parts = list(split_long_runs(text))
     assert "".join(parts) == text
     assert all(len(run) <= 256 for part in parts for run in re.findall(r"\S+|\s+", part))
     assert len(parts) <= 1 + len(text) // 256

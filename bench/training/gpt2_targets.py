@@ -80,7 +80,7 @@ def failures(rows: Sequence[Row], vocabularies: Mapping[str, int]) -> list[str]:
         pairs = enumerate(zip(row["losses"], other, strict=True), start=1)
         apart = [step for step, (a, b) in pairs if not (abs(a - b) <= ALIKE * abs(b))]
         if apart:
-            found.append(f"{_name(row)}: the loss is not PyTorch's from step {apart[0]} on")
+            found.append(f"{_name(row)}: the loss differs from PyTorch's from step {apart[0]} on")
     return found
 
 

@@ -48,7 +48,7 @@ LEAST_SECONDS = 5.0
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train beside PyTorch on this machine's card.")
+    parser = argparse.ArgumentParser(description="Compare training with PyTorch on this machine's GPU.")
     parser.add_argument("--rehearse", action="store_true", help="run everything at toy sizes, time nothing")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(ORDER), help="which models")
     parser.add_argument("--batches", type=int, default=BATCHES, help="of each side and model, the largest that fit")

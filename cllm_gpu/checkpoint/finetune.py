@@ -91,9 +91,10 @@ def tokenizer_of(config: Config, origin: Origin) -> Tokenizer | Literal["bytes"]
     if config.data.tokenizer != INITIAL:
         asked = load_tokenizer(config.data.tokenizer)
         if asked.fingerprint != own.fingerprint:
+            named, needed = (tokenizer_label(one.name, one.fingerprint) for one in (asked, own))
             raise UserError(
-                f"data.tokenizer is {tokenizer_label(asked.name, asked.fingerprint)}, but training begins from the "
-                f"model in {origin.path}, where it is {tokenizer_label(own.name, own.fingerprint)}: leave the setting out"
+                f"data.tokenizer is {named}, but training begins from the model in {origin.path}, where it is "
+                f"{needed}: leave the setting out"
             )
     return own
 

@@ -218,7 +218,7 @@ class ConsoleReporter:
         )
 
     def message(self, text: str) -> None:
-        """One line, shown at once."""
+        """Print one line immediately."""
         say(text, self.console)
 
     # ---- after training

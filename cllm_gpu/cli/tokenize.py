@@ -128,7 +128,7 @@ def _train_tokenizer(options: TokenizeOptions, corpus: Corpus, console: Console)
     write_atomically(path, json_text)
     if tokenizer.vocabulary < _vocabulary(options):
         say(f"no pair occurs twice any more: fewer tokens than {_vocabulary(options):,}", console)
-    say(f"trained on {readable_size(reading.learnt.taken)} of {corpus.name}, without validation text", console)
+    say(f"trained on {readable_size(reading.training_share.taken)} of {corpus.name}, without validation text", console)
     say(f"vocabulary {tokenizer.vocabulary:,}, {_measured(reading, tokenizer)}", console)
     say(f"written: {tokenizer_label(tokenizer.name, tokenizer.fingerprint)}", console)
     return tokenizer

@@ -86,7 +86,7 @@ class Reading:
         total = corpus.total_bytes
         expected = {Part.TRAIN: total * (1 - fraction), Part.VALIDATION: total * fraction}
         self.samples = {part: Sample(EvenSubsample(SAMPLE_BYTES, expected[part])) for part in Part}
-        self.learnt = EvenSubsample(limit, expected[Part.TRAIN])
+        self.training_share = EvenSubsample(limit, expected[Part.TRAIN])
         self.stopped = False
         self._corpus, self._fraction, self._seed, self._progress = corpus, fraction, seed, progress
 
@@ -97,7 +97,7 @@ class Reading:
             if self.stopped:
                 return
             self.samples[piece.part].add(piece.text, piece.text_bytes, piece.last)
-            if piece.part is Part.TRAIN and piece.text and self.learnt.takes(piece.text_bytes):
+            if piece.part is Part.TRAIN and piece.text and self.training_share.takes(piece.text_bytes):
                 yield from split_long_runs(piece.text)
             tell(piece.end)
         for part, sample in self.samples.items():

@@ -80,7 +80,7 @@ def test_merges_are_those_of_the_definition(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(TEXT, encoding="utf-8", newline="")
     json_text, reading = learnt(path, 257 + 40)
-    training = TEXT.encode()[: reading.learnt.taken].decode()  # one file is split by position
+    training = TEXT.encode()[: reading.training_share.taken].decode()  # one file is split by position
     assert 0.9 * len(TEXT) <= len(training) < 0.92 * len(TEXT)
     merges = json.loads(json_text)["model"]["merges"]  # pairs, or "a b" as earlier versions of the library wrote
     assert [m.split(" ") if isinstance(m, str) else m for m in merges] == merges_by_hand(training, 40)
@@ -146,7 +146,7 @@ def test_bytes_per_token_is_that_of_the_shards(open_source, book: Path, learnt_j
     measure(reading)
     for part, source in ((Part.TRAIN, dataset.train), (Part.VALIDATION, dataset.validation)):
         assert reading.samples[part].bytes_per_token(dataset.tokenizer) == source.bytes_per_token
-    assert reading.learnt.taken == 0
+    assert reading.training_share.taken == 0
 
 
 def test_no_more_is_learnt_from_than_allowed(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_no_more_is_learnt_from_than_allowed(tmp_path: Path) -> None:
     size = path.stat().st_size
     _, reading = learnt(path, 300, limit=size // 10)
     text_share = sum(len(json.loads(line)["text"]) for line in path.read_text().splitlines()) / size
-    assert 0.9 * text_share <= reading.learnt.taken / (size / 10) <= 1.0
+    assert 0.9 * text_share <= reading.training_share.taken / (size / 10) <= 1.0
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=200), st.integers(1, 5000))

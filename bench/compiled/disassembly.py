@@ -64,7 +64,7 @@ class Instruction:
         return bool(self.predicate) or len(self.operands) > 1
 
     @property
-    def is_wanted(self) -> bool:
+    def is_steady(self) -> bool:
         """Whether a steady iteration executes it."""
         return self.opcode.startswith(TENSOR) or self.is_copy or self.is_chunk
 
@@ -147,26 +147,26 @@ def parse(text: str) -> dict[str, Kernel]:
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Path:
     """A path from an instruction to the end of the iteration."""
 
-    wanted: int
+    steady: int
     counts: tuple[float, ...]
     """Number of instructions of every class."""
 
-    def __lt__(self, other: _Way) -> bool:
-        return (self.wanted, -sum(self.counts)) < (other.wanted, -sum(other.counts))
+    def __lt__(self, other: _Path) -> bool:
+        return (self.steady, -sum(self.counts)) < (other.steady, -sum(other.counts))
 
-    def after(self, instruction: Instruction, times: int) -> _Way:
+    def after(self, instruction: Instruction, times: int) -> _Path:
         """This path preceded by one instruction, executed `times` times."""
         counts = list(self.counts)
         counts[list(CLASSES).index(instruction.kind)] += times
-        return _Way(self.wanted + instruction.is_wanted, tuple(counts))
+        return _Path(self.steady + instruction.is_steady, tuple(counts))
 
-    def mixed(self, other: _Way, share: float) -> _Way:
+    def mixed(self, other: _Path, share: float) -> _Path:
         """The weighted mean of this path and `other`, which has the weight `share`."""
         pairs = zip(self.counts, other.counts, strict=True)
-        return _Way(self.wanted, tuple((1.0 - share) * own + share * its for own, its in pairs))
+        return _Path(self.steady, tuple((1.0 - share) * own + share * its for own, its in pairs))
 
 
 class MainLoop:
@@ -205,13 +205,13 @@ class MainLoop:
         """
         times = self._times(copies)
         body = self._kernel.instructions[self.start : self.end + 1]
-        ways = [_Way(0, (0.0,) * len(CLASSES))] * (len(body) + 1)
+        ways = [_Path(0, (0.0,) * len(CLASSES))] * (len(body) + 1)
         for i in reversed(range(len(body))):
             rest = self._rest(self.start + i, ways, shares)
-            ways[i] = rest.after(body[i], times[i]) if rest else _Way(-1, ways[-1].counts)
+            ways[i] = rest.after(body[i], times[i]) if rest else _Path(-1, ways[-1].counts)
         return dict(zip(CLASSES, ways[0].counts, strict=True))
 
-    def _rest(self, i: int, ways: list[_Way], shares: Sequence[float]) -> _Way | None:
+    def _rest(self, i: int, ways: list[_Path], shares: Sequence[float]) -> _Path | None:
         """The best path after instruction i; None if it always leaves the loop."""
         instruction, on = self._kernel.instructions[i], ways[i + 1 - self.start]
         if i == self.end or not instruction.is_branch or self._goes_back(i, instruction):

@@ -101,7 +101,7 @@ def gradient_flow() -> str:
         header = (run["variant"], *GRADIENTS, *ACTIVATIONS)
         lines += [*table(header, [layer_row(inside, name) for name in inside["gradient_norm"]]), ""]
         lines += [f"Loss {run['loss']:.4f}; {_events(run)}", ""]
-    return "\n".join([*lines, _looked(found)])
+    return "\n".join([*lines, _provenance(found)])
 
 
 def stability() -> str:
@@ -117,7 +117,7 @@ def stability() -> str:
         rows.append((run["variant"], str(run["steps"]), loss, *peaks, zeros, clipped, skipped))
     header = ("run", "steps", "loss", *ACTIVATIONS, GRADIENTS[-1], "clipped", "skipped")
     stops = [f"{run['variant']}: {_reason(run['stopped'])}." for run in found["runs"] if run["stopped"]]
-    return "\n".join([*table(header, rows), "", " ".join([_looked(found), *stops])])
+    return "\n".join([*table(header, rows), "", " ".join([_provenance(found), *stops])])
 
 
 def _peak(by_layer: Mapping[str, Sequence[float]]) -> float:
@@ -133,7 +133,7 @@ def _reason(stopped: str) -> str:
     return re.sub(r"; the weights are .*", "", stopped)
 
 
-def _looked(found: Mapping[str, Any]) -> str:
+def _provenance(found: Mapping[str, Any]) -> str:
     runs = found["runs"]
     seeds = {run["seed"] for run in runs}
     said = "one seed" if len(seeds) == 1 else f"seeds {', '.join(map(str, sorted(seeds)))}"

@@ -224,8 +224,8 @@ def result_of(about: dict[str, Any], outcomes: list[Outcome]) -> dict[str, Any]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     names = [part.name for part in all_parts()]
-    parser = argparse.ArgumentParser(description="Check everything that needs a card, in under ten minutes.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for everything together")
+    parser = argparse.ArgumentParser(description="Check everything that needs a GPU, in under ten minutes.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="total time limit")
     parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"of: {', '.join(names)}")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
     return parser.parse_args(arguments)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.kernels.cases import DTYPES, ODD, SMALL, Bound
+from bench.kernels.cases import DTYPES, ODD, SMALL, BoundCase
 from bench.kernels.operation_cases import NAMES, cuda_side, make_case
 from cllm_gpu.model.lattice import lattice_points, symmetry_turns
 from cllm_gpu.ops.cuda.adam import adam_step_on_device
@@ -67,7 +67,7 @@ def exercise(launcher: Launcher, put: Put, *, quick: bool) -> Iterator[tuple[str
         for sizes in (SMALL, ODD):
             for name in NAMES:
                 case = make_case(name, storage, sizes)
-                bound = Bound(case, cuda_side(case, launcher), put)
+                bound = BoundCase(case, cuda_side(case, launcher), put)
                 bound.call()
                 yield f"{name} {storage}", bound.results()
         yield from _optimizer(launcher, put, storage)

@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.gpu_check import machine
 from bench.kernels import attention_and_adamw, lattice, linear, lm_head, norm_loss_gelu, report
-from bench.kernels.jobs import measure, trouble
+from bench.kernels.jobs import failures, measure
 from bench.kernels.targets import all_bars
 from bench.kernels.timing import Card, Device, Rehearsal
 from bench.kernels.torch_side import TorchSide, load_torch
@@ -34,13 +34,13 @@ MODULES = (attention_and_adamw, lattice, norm_loss_gelu, linear, lm_head)
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Measure the kernels beside PyTorch's, on this machine's card.")
+    parser = argparse.ArgumentParser(description="Benchmark the kernels against PyTorch's on this machine's GPU.")
     parser.add_argument("--rehearse", action="store_true", help="run everything on the simulator, time nothing")
-    parser.add_argument("--only", default="", help="problems whose name holds this text")
-    parser.add_argument("--minutes", type=_positive, default=15.0, help="start no problem after this long")
-    parser.add_argument("--seconds", type=_positive, default=0.4, help="of one measurement")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--no-torch", action="store_true", help="measure our kernels alone")
+    parser.add_argument("--only", default="", help="only problems whose name contains this text")
+    parser.add_argument("--minutes", type=_positive, default=15.0, help="start no new problem after this time")
+    parser.add_argument("--seconds", type=_positive, default=0.4, help="duration of one measurement")
+    parser.add_argument("--no-compile", action="store_true", help="do not measure torch.compile")
+    parser.add_argument("--no-torch", action="store_true", help="measure only our kernels")
     parser.add_argument("--output", type=Path, help="result file (default: bench/results/kernels-<card>-<date>.json)")
     return parser.parse_args(arguments)
 
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, device: Device, torch: TorchSide | None, ab
         rows += measure(problem, device, torch)
         _write(options, about, rows)
     print("\n" + report.kernel_table(rows))
-    wrong = trouble(rows) + device.refused()
+    wrong = failures(rows) + device.refused()
     for line in wrong:
         print(f"wrong: {line}")
     if device.rehearsal:

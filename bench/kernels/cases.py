@@ -89,7 +89,7 @@ class Draw:
         return draws.astype(np.int32)
 
 
-class Bound:
+class BoundCase:
     """A case with its operands on a device, which can be called repeatedly."""
 
     def __init__(self, case: Case, operation: Callable[..., Any], put: Callable[[Array], Any]) -> None:

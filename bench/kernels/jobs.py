@@ -128,7 +128,7 @@ def note_on(difference: float | None) -> str:
     return f"differs from ours by {difference:.2g}"
 
 
-def trouble(rows: list[dict[str, Any]]) -> list[str]:
+def failures(rows: list[dict[str, Any]]) -> list[str]:
     """Errors: our kernel failed, or a result differs from ours."""
     return [
         f"{row['kernel']}, {row['side']}: {row['note']}"

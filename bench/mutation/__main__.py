@@ -34,7 +34,7 @@ from cllm_gpu.ops.cuda import kernel_source
 from cllm_gpu.ops.registry import OPERATIONS, operations_on
 from cllm_gpu.utils.compiler import cache_directory, require_compiler
 
-_WARM = (
+_PRELOADED = (
     "ml_dtypes",
     "threadpoolctl",
     "cllm_gpu.ops.cuda.device",
@@ -136,7 +136,7 @@ class Journal:
     def __init__(self, file: str, text: str, *, again: bool, extend: bool) -> None:
         folder, own = cache_directory() / "mutation", f"{file}-{record.digest([text])[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"{own}-{_state(file)}.jsonl"
+        self._path = folder / f"{own}-{_dependency_hash(file)}.jsonl"
         if again:
             self._path.unlink(missing_ok=True)
         self._there = {(mutant.start, mutant.kind): mutant for mutant in mutate.mutants(file, text)}
@@ -192,15 +192,15 @@ def _test(how: str) -> str:
     return how.partition(": ")[0]
 
 
-def _state(file: str) -> str:
+def _dependency_hash(file: str) -> str:
     """Hash of everything that a verdict on a mutant of `file` depends on."""
     python = [*(ROOT / "cllm_gpu" / "ops" / "cuda").rglob("*.py"), *(ROOT / "cllm_gpu" / "simulator").rglob("*.?pp")]
     python += [*(ROOT / "cllm_gpu" / "simulator").rglob("*.py"), *(ROOT / "cllm_gpu" / "simulator").rglob("*.h")]
-    paths = [*_relatives(file), *python, *(ROOT / name for name in record.test_files(TESTS[file]))]
+    paths = [*_related_sources(file), *python, *(ROOT / name for name in record.test_files(TESTS[file]))]
     return record.digest([*TESTS[file], *(path.read_text(encoding="utf-8") for path in sorted(paths))])[:32]
 
 
-def _relatives(file: str) -> list[Path]:
+def _related_sources(file: str) -> list[Path]:
     """The sources compiled together with `file`: those that include it, and everything they include."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "cuda").iterdir()}
     included = {name: set(re.findall(r'#include "([^"]+)"', text)) for name, text in texts.items()}
@@ -256,7 +256,7 @@ def main() -> int:
     os.chdir(ROOT)
     require_compiler()
     np.seterr(all="ignore")
-    for module in _WARM:
+    for module in _PRELOADED:
         importlib.import_module(module)
     total = mutate.Report()
     with tempfile.TemporaryDirectory() as compiled:

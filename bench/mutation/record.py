@@ -57,7 +57,7 @@ def test_files(tests: Sequence[str]) -> list[str]:
     return [*named, *sorted(name for name in relative if not Path(name).name.startswith("test_"))]
 
 
-def way(how: str) -> str:
+def cause(how: str) -> str:
     """What caught a mutant: a kind of the simulator's errors, "wrong result", "timed out", "crashed" and the like."""
     if how in ("timed out", "crashed"):
         return how
@@ -81,7 +81,7 @@ def entry(file: str, text: str, tests: Sequence[str], report: Report, taken_over
         "untried": report.untried,
         "taken_over": taken_over,
         "kinds": {kind: _counts(v for v in report.verdicts if v.mutant.kind == kind) for kind in kinds},
-        "ways": dict(Counter(way(v.how) for v in report.verdicts if v.caught).most_common()),
+        "ways": dict(Counter(cause(v.how) for v in report.verdicts if v.caught).most_common()),
         "survivors": [_place(v.mutant) for v in report.counted if not v.caught],
         "equivalent": [_place(v.mutant) | {"reason": v.how} for v in report.verdicts if v.equivalent],
     }

@@ -25,7 +25,7 @@ import numpy as np
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import Batches, Dataset
-from cllm_gpu.data.tokens import TokenSource, narrow
+from cllm_gpu.data.tokens import TokenSource, compact_ids
 from cllm_gpu.devices.energy import EnergyMeter, find_meter
 from cllm_gpu.model.architecture import SIZES as NAMED
 from cllm_gpu.model.architecture import Architecture
@@ -105,7 +105,7 @@ def random_tokens(size: Size, count: int, seed: int = SEED) -> TokenSource:
     """Random tokens with frequent small ids (V·u³, u uniform), so that the loss falls from the start."""
     uniform = np.random.default_rng(seed).random(count)
     ids = (size.vocabulary * uniform**3).astype(np.uint32)
-    return TokenSource("random tokens", [narrow(ids, size.vocabulary)], vocabulary=size.vocabulary)
+    return TokenSource("random tokens", [compact_ids(ids, size.vocabulary)], vocabulary=size.vocabulary)
 
 
 class Energy:

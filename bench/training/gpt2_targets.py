@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.kernels.targets import HOUSE, Bar
+from bench.kernels.targets import PROJECT_GOAL, Bar
 
 Row = Mapping[str, Any]
 """A row as returned by `gpt2_process.measure_side`."""
@@ -38,16 +38,18 @@ def training_bars(rows: Sequence[Row], card: str) -> list[Bar]:
     if TOKENS_CARD in card:
         found = best(rows, "ours", TOKENS_SIZE)
         measured = None if found is None else found["tokens_per_second"] / 1e3
-        bars.append(Bar(f"{TOKENS_SIZE} at its best batch", measured, TOKENS_PER_SECOND / 1e3, "k tokens/s", HOUSE))
+        bars.append(
+            Bar(f"{TOKENS_SIZE} at its best batch", measured, TOKENS_PER_SECOND / 1e3, "k tokens/s", PROJECT_GOAL)
+        )
     return bars
 
 
 def _speed_bar(rows: Sequence[Row], size: str, required: float) -> Bar:
     ours, theirs = best(rows, "ours", size), best(rows, "PyTorch", size)
     if ours is None or theirs is None:
-        return Bar(f"{size} against PyTorch", None, required, "times as fast", HOUSE)
+        return Bar(f"{size} against PyTorch", None, required, "times as fast", PROJECT_GOAL)
     what = f"{size} against PyTorch, B={ours['batch']} and B={theirs['batch']}"
-    return Bar(what, ours["tokens_per_second"] / theirs["tokens_per_second"], required, "times as fast", HOUSE)
+    return Bar(what, ours["tokens_per_second"] / theirs["tokens_per_second"], required, "times as fast", PROJECT_GOAL)
 
 
 def _memory_bar(rows: Sequence[Row], size: str) -> Bar:
@@ -57,13 +59,13 @@ def _memory_bar(rows: Sequence[Row], size: str) -> Bar:
     both = [batch for side, batch in held if side == "ours" and ("PyTorch", batch) in held]
     what, unit = f"PyTorch's memory over ours, {size}", "times ours"
     if not both:
-        return Bar(what, None, round(1 / MEMORY, 3), unit, HOUSE)
+        return Bar(what, None, round(1 / MEMORY, 3), unit, PROJECT_GOAL)
     batch = max(both)
     measured = held["PyTorch", batch] / held["ours", batch]
-    return Bar(f"{what}, B={batch}", measured, round(1 / MEMORY, 3), unit, HOUSE)
+    return Bar(f"{what}, B={batch}", measured, round(1 / MEMORY, 3), unit, PROJECT_GOAL)
 
 
-def trouble(rows: Sequence[Row], vocabularies: Mapping[str, int]) -> list[str]:
+def failures(rows: Sequence[Row], vocabularies: Mapping[str, int]) -> list[str]:
     """Errors: a side failed, its loss does not start at ln V or does not fall, or the losses of the two differ."""
     found = [f"{_name(row)}: {row['note']}" for row in rows if row["note"].startswith("failed")]
     for row in (row for row in rows if row["losses"]):
@@ -78,7 +80,7 @@ def trouble(rows: Sequence[Row], vocabularies: Mapping[str, int]) -> list[str]:
         pairs = enumerate(zip(row["losses"], other, strict=True), start=1)
         apart = [step for step, (a, b) in pairs if not (abs(a - b) <= ALIKE * abs(b))]
         if apart:
-            found.append(f"{_name(row)}: the loss is not PyTorch's from step {apart[0]} on")
+            found.append(f"{_name(row)}: the loss differs from PyTorch's from step {apart[0]} on")
     return found
 
 

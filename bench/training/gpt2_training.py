@@ -28,7 +28,7 @@ from bench.gpu_check.subprocesses import TIMED_OUT, Finished, last_line, module,
 from bench.kernels import report
 from bench.paths import RESULTS, ROOT
 from bench.training.gpt2_process import OUT_OF_MEMORY, REHEARSED, SIDES, SIZES, Side, Size, empty_row, measure_side
-from bench.training.gpt2_targets import TABLES, best, training_bars, trouble
+from bench.training.gpt2_targets import TABLES, best, failures, training_bars
 from bench.training.step_profile import empty_profile, profile, profile_text
 from cllm_gpu.devices import driver
 from cllm_gpu.devices.peak_flops import Peak
@@ -48,7 +48,7 @@ LEAST_SECONDS = 5.0
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train beside PyTorch on this machine's card.")
+    parser = argparse.ArgumentParser(description="Compare training with PyTorch on this machine's GPU.")
     parser.add_argument("--rehearse", action="store_true", help="run everything at toy sizes, time nothing")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(ORDER), help="which models")
     parser.add_argument("--batches", type=int, default=BATCHES, help="of each side and model, the largest that fit")
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     if found is not None:
         print("\n" + profile_text(found))
     sizes = REHEARSED if options.rehearse else SIZES
-    wrong = trouble(rows, {name: size.vocabulary for name, size in sizes.items()})
+    wrong = failures(rows, {name: size.vocabulary for name, size in sizes.items()})
     if found is not None and found["note"].startswith("failed"):
         wrong.append(f"kernels of {PROFILED} by class: {found['note']}")
     for problem in wrong:

@@ -32,7 +32,7 @@ class Clock:
         """Record an event in the current stream."""
         return None
 
-    def hold(self, seconds: float) -> None:
+    def delay(self, seconds: float) -> None:
         """Delay the GPU, so that the host runs ahead of it."""
 
     def milliseconds(self, start: Any, stop: Any) -> float | None:
@@ -52,7 +52,7 @@ class CudaClock(Clock):
         event.record()
         return event
 
-    def hold(self, seconds: float) -> None:
+    def delay(self, seconds: float) -> None:
         self._delay((1,), (1,), (np.uint64(1e9 * seconds),))
 
     def milliseconds(self, start: Any, stop: Any) -> float | None:
@@ -102,7 +102,7 @@ class KernelTimes:
         try:
             if not launches and len(self._steps) > WARMUP_STEPS:
                 # the minimum so far: if the queue is full, the host waits for the GPU and thus for the delay itself
-                self._clock.hold(1.5 * min(self._enqueuing) + 1e-4)
+                self._clock.delay(1.5 * min(self._enqueuing) + 1e-4)
             start = self._clock.mark()
             yield
             launches.append((kernel, start, self._clock.mark()))

@@ -14,7 +14,7 @@ from cllm_gpu.backend import Backend
 from cllm_gpu.checkpoint.checkpoint import MODEL, load_model, model_manifest
 from cllm_gpu.checkpoint.load_into import match_parameters, stored_architecture
 from cllm_gpu.config import INITIAL, Config, DataConfig, ModelConfig
-from cllm_gpu.data.tokenizers import Tokenizer, identified, load_tokenizer, tokenizer_from_dict
+from cllm_gpu.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_dict, tokenizer_label
 from cllm_gpu.model.architecture import SIZES, Architecture
 from cllm_gpu.model.parameters import FlatParameters
 from cllm_gpu.utils.errors import UserError
@@ -87,9 +87,10 @@ def tokenizer_of(config: Config, origin: Origin) -> Tokenizer | Literal["bytes"]
     if config.data.tokenizer != INITIAL:
         asked = load_tokenizer(config.data.tokenizer)
         if asked.fingerprint != own.fingerprint:
+            named, needed = (tokenizer_label(one.name, one.fingerprint) for one in (asked, own))
             raise UserError(
-                f"data.tokenizer is {identified(asked.name, asked.fingerprint)}, but training begins from the model in "
-                f"{origin.path}, where it is {identified(own.name, own.fingerprint)}: leave the setting out"
+                f"data.tokenizer is {named}, but training begins from the model in {origin.path}, where it is "
+                f"{needed}: leave the setting out"
             )
     return own
 
@@ -103,7 +104,7 @@ def begin_from(config: Config, parameters: FlatParameters, tokenizer: Tokenizer 
     origin = find_origin(config.initial)
     require_same_shape(config.model, origin)
     own = tokenizer_from_dict(origin.tokenizer) if origin.tokenizer else None
-    found, here = (identified(one.name, one.fingerprint) if one else "none" for one in (own, tokenizer))
+    found, here = (tokenizer_label(one.name, one.fingerprint) if one else "none" for one in (own, tokenizer))
     if (own and own.fingerprint) != (tokenizer and tokenizer.fingerprint):
         raise UserError(f"the model in {origin.path} has another tokenizer: {found}, that of the data is {here}")
     match_parameters(load_model(config.initial).parameters, parameters, backend, rounded=True)

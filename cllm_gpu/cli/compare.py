@@ -13,7 +13,7 @@ import tyro
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.cli import INTERRUPTED
 from cllm_gpu.cli.config_flags import base_configuration, early_flags, open_data
-from cllm_gpu.cli.parsing import Command, Quietable
+from cllm_gpu.cli.parsing import Command, QuietOption
 from cllm_gpu.cli.progress import ConsoleReporter, terminal
 from cllm_gpu.config import Config, as_dict
 from cllm_gpu.data import Dataset
@@ -37,7 +37,7 @@ from cllm_gpu.utils.versions import environment
 
 
 @dataclass(frozen=True)
-class CompareOptions(Quietable):
+class CompareOptions(QuietOption):
     """Compare optimizers and schedules over learning rates, or variants of a model."""
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -95,7 +95,7 @@ def _open(config: Config, *, quiet: bool) -> tuple[Backend, ConsoleReporter, Dat
     return backend, display, open_data(config, display)
 
 
-def _made(backend: Backend) -> dict[str, str]:
+def _provenance(backend: Backend) -> dict[str, str]:
     """Date, backend and versions, for a result file."""
     return {"date": datetime.date.today().isoformat(), "backend": backend.description, **environment()}
 
@@ -121,7 +121,7 @@ def _optimizers(options: CompareOptions) -> int:
     table = comparison_table(found)
     if not options.quiet:
         print_table(table)
-    written = [*write_table(table, {"made": _made(backend), **found.as_dict()}, folder, "comparison")]
+    written = [*write_table(table, {"made": _provenance(backend), **found.as_dict()}, folder, "comparison")]
     if options.picture:
         written.append(folder / "comparison.png")
         plot_comparison(found, written[-1])
@@ -158,7 +158,7 @@ def _experiment(experiment: Experiment, options: CompareOptions) -> int:
         print_table(table)
     name = options.experiment.stem
     data = {
-        "made": _made(backend),
+        "made": _provenance(backend),
         "config": as_dict(dataclasses.replace(config, output=None)),
         **experiment_data(experiment, runs),
     }

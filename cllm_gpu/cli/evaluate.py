@@ -12,8 +12,8 @@ import tyro
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.checkpoint.pretrained import PretrainedModel, load_pretrained, require_tokenizer
-from cllm_gpu.cli.parsing import Command, Quietable
-from cllm_gpu.cli.progress import counting, say, terminal
+from cllm_gpu.cli.parsing import Command, QuietOption
+from cllm_gpu.cli.progress import count_progress, say, terminal
 from cllm_gpu.data import evaluation_batches, evaluation_windows, open_text
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.data.tokens import Batch
@@ -24,7 +24,7 @@ from cllm_gpu.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(Quietable):
+class EvaluateOptions(QuietOption):
     """Evaluate a model on a text, or on a multiple-choice task."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -81,9 +81,11 @@ def _text(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokeniz
     batch, context, limit = options.batch, trained.model.architecture.context, options.batches or None
     total = evaluation_windows(source, batch=batch, context=context, limit=limit)
     batches = evaluation_batches(source, batch=batch, context=context, limit=limit)
-    with counting(terminal(quiet=options.quiet, errors=True), "evaluating", total) as progress:
+    with count_progress(terminal(quiet=options.quiet, errors=True), "evaluating", total) as progress:
         losses = model_losses(trained.model)
-        found = evaluate(losses, _told(batches, total, progress), bytes_per_token, trained.model.backend.to_host)
+        found = evaluate(
+            losses, _with_progress(batches, total, progress), bytes_per_token, trained.model.backend.to_host
+        )
     if options.json:
         print(json.dumps(found.as_dict()))
         return 0
@@ -95,7 +97,7 @@ def _text(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokeniz
     return 0
 
 
-def _told(batches: Iterator[Batch], total: int, progress: Callable[[int, str], None]) -> Iterator[Batch]:
+def _with_progress(batches: Iterator[Batch], total: int, progress: Callable[[int, str], None]) -> Iterator[Batch]:
     """Yields the batches and calls `progress` after each; rows of padding in the last are not counted."""
     done = 0
     for batch in batches:
@@ -107,7 +109,7 @@ def _told(batches: Iterator[Batch], total: int, progress: Callable[[int, str], N
 def _task(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokenizer) -> int:
     """Evaluate a multiple-choice task."""
     items = read_hellaswag(Path(options.source))
-    with counting(terminal(quiet=options.quiet, errors=True), "items", len(items)) as progress:
+    with count_progress(terminal(quiet=options.quiet, errors=True), "items", len(items)) as progress:
 
         def tell(done: int, so_far: Choices) -> None:
             progress(done, f"acc {so_far.accuracy:.1%} norm {so_far.accuracy_per_character:.1%}")

@@ -24,7 +24,7 @@ Options = TypeVar("Options")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quietable:
+class QuietOption:
     """The flag --quiet of every command that shows progress. Applied by `progress.terminal` and `Command.parse`."""
 
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"]), tyro.conf.FlagCreatePairsOff] = False
@@ -50,7 +50,7 @@ class Command(Generic[Options]):
         """
         if {"-h", "--help"} & set(arguments):
             self._show_help(default)
-        arguments = [self._in_full(word) for word in arguments]
+        arguments = [self._canonical(word) for word in arguments]
         messages = io.StringIO()
         try:
             with contextlib.redirect_stderr(messages), contextlib.redirect_stdout(messages):
@@ -66,11 +66,11 @@ class Command(Generic[Options]):
             raise UserError(_one_line(messages.getvalue())) from None
         if unknown:
             raise UserError(self._unknown(unknown[0], default))
-        quiet = isinstance(parsed, Quietable) and parsed.quiet
+        quiet = isinstance(parsed, QuietOption) and parsed.quiet
         logging.getLogger("cllm_gpu").setLevel(logging.WARNING if quiet else logging.INFO)
         return parsed
 
-    def _in_full(self, word: str) -> str:
+    def _canonical(self, word: str) -> str:
         """The canonical form of a flag given by a short name or by another trainer's name for it."""
         name, equals, value = word.partition("=")
         if name.startswith("--") and "." in name:

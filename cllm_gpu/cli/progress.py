@@ -56,7 +56,7 @@ def say(text: str, console: Console | None = None, *, style: str = "", unbroken:
 
 
 @contextlib.contextmanager
-def counting(console: Console, doing: str, total: int) -> Iterator[Callable[[int, str], None]]:
+def count_progress(console: Console, doing: str, total: int) -> Iterator[Callable[[int, str], None]]:
     """Yields `progress(done, doing)`, which updates a live line with a counter. Shows nothing without a terminal."""
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -65,7 +65,7 @@ def counting(console: Console, doing: str, total: int) -> Iterator[Callable[[int
 
 
 @contextlib.contextmanager
-def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Callable[[int, int], None]]:
+def byte_progress(console: Console, doing: str, then: str = "") -> Iterator[Callable[[int, int], None]]:
     """Yields `progress(done, total)`, in bytes: a live bar, or a plain line every PLAIN_SECONDS and at the end.
 
     then: name of the phase of unknown length that follows the reading.
@@ -93,7 +93,7 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
         yield progress
 
 
-def levels_line(plan: MemoryPlan) -> str:
+def recompute_line(plan: MemoryPlan) -> str:
     """The recompute level of a run, and the size of the activations at each level."""
     levels = ", ".join(f"{level} {readable_size(size)}" for level, size in plan.activations_at)
     return f"recompute {plan.recompute}; activations by level: {levels}"
@@ -135,7 +135,7 @@ class ConsoleReporter:
         for name, size in plan.rows():
             table.add_row(name, readable_size(size), style="bold" if name == "total" else "")
         self.console.print(table)
-        self.message(levels_line(plan))
+        self.message(recompute_line(plan))
         self._plan = plan
         self._before = self._memory_held()
 
@@ -218,7 +218,7 @@ class ConsoleReporter:
         )
 
     def message(self, text: str) -> None:
-        """One line, shown at once."""
+        """Print one line immediately."""
         say(text, self.console)
 
     # ---- after training

@@ -55,10 +55,10 @@ def main(arguments: list[str]) -> int:
     options = COMMAND.parse(arguments)
     folders = options.runs or (newest_run(),)
     runs = read_runs(folders)
-    looked_into = read_diagnosed(folders) if options.diagnostics else []
+    diagnosed = read_diagnosed(folders) if options.diagnostics else []
     table = runs_table(runs)
     print_table(table)
-    for run in looked_into:
+    for run in diagnosed:
         for part in diagnostics_tables(run):
             print_table(part)
     written: list[Path] = []
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
         plot_runs(runs, options.picture)
         written.append(options.picture)
     if options.diagnostics:
-        plot_diagnostics([(run.run.name, series(run)) for run in looked_into], options.diagnostics)
+        plot_diagnostics([(run.run.name, series(run)) for run in diagnosed], options.diagnostics)
         written.append(options.diagnostics)
     if written:
         say("written: " + ", ".join(map(str, written)))

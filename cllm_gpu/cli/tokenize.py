@@ -11,15 +11,15 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from cllm_gpu.cli.parsing import Command, Quietable
-from cllm_gpu.cli.progress import reading_text, say, terminal
+from cllm_gpu.cli.parsing import Command, QuietOption
+from cllm_gpu.cli.progress import byte_progress, say, terminal
 from cllm_gpu.config import DataConfig
 from cllm_gpu.data.bpe import Reading, learn_bpe, measure, require_vocabulary
 from cllm_gpu.data.dataset import open_prepared, text_corpus
 from cllm_gpu.data.prepare import new_folder
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part, require_fraction
-from cllm_gpu.data.tokenizers import HuggingFaceTokenizer, Tokenizer, identified, load_tokenizer
+from cllm_gpu.data.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer, tokenizer_label
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors, readable_size, write_atomically
 
@@ -28,7 +28,7 @@ OUTPUT = Path("tokenizer.json")
 
 
 @dataclass(frozen=True)
-class TokenizeOptions(Quietable):
+class TokenizeOptions(QuietOption):
     """Train a byte-level BPE tokenizer, or use one; prepare token shards."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -66,14 +66,14 @@ COMMAND = Command(
 def main(arguments: list[str]) -> int:
     """Train or load a tokenizer, measure it, prepare shards. Returns exit status 0."""
     options = COMMAND.parse(arguments)
-    _require_sense(options)
+    _validate(options)
     console = terminal(quiet=options.quiet)
     corpus = text_corpus(options.source)
-    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _learn(options, corpus, console)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _train_tokenizer(options, corpus, console)
     if options.shards:
         _prepare(options, options.shards, tokenizer, console)
     elif options.tokenizer:
-        with reading_text(console, "reading text") as progress:
+        with byte_progress(console, "reading text") as progress:
             reading = Reading(corpus, fraction=options.validation_fraction, seed=options.seed, progress=progress)
             measure(reading)
         say(f"{tokenizer.name}: vocabulary {tokenizer.vocabulary:,}, {_measured(reading, tokenizer)}")
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _require_sense(options: TokenizeOptions) -> None:
+def _validate(options: TokenizeOptions) -> None:
     """Raises UserError for invalid options, before anything is read."""
     require_fraction(options.validation_fraction)
     if options.tokenizer:
@@ -94,12 +94,12 @@ def _require_sense(options: TokenizeOptions) -> None:
         require_vocabulary(_vocabulary(options))
         if options.megabytes < 1:
             raise UserError(f"--megabytes is {options.megabytes}; it must be at least 1")
-        _require_free(options.output or OUTPUT, "--output")
+        _require_new(options.output or OUTPUT, "--output")
     if options.shards:
-        _require_free(options.shards, "--shards")
+        _require_new(options.shards, "--shards")
 
 
-def _require_free(path: Path, flag: str) -> None:
+def _require_new(path: Path, flag: str) -> None:
     """Raises UserError unless `path` does not exist and this process can create it."""
     if path.exists() or path.is_symlink():
         raise UserError(f"{path} exists already: name another with {flag}, or remove it first")
@@ -112,10 +112,10 @@ def _vocabulary(options: TokenizeOptions) -> int:
     return VOCABULARY if options.vocabulary is None else options.vocabulary
 
 
-def _learn(options: TokenizeOptions, corpus: Corpus, console: Console) -> Tokenizer:
+def _train_tokenizer(options: TokenizeOptions, corpus: Corpus, console: Console) -> Tokenizer:
     """Train a tokenizer on the training part and write it to its file."""
     path = options.output or OUTPUT
-    with reading_text(console, "reading text", then="learning tokens") as progress:
+    with byte_progress(console, "reading text", then="learning tokens") as progress:
         reading = Reading(
             corpus,
             fraction=options.validation_fraction,
@@ -127,10 +127,10 @@ def _learn(options: TokenizeOptions, corpus: Corpus, console: Console) -> Tokeni
     tokenizer = HuggingFaceTokenizer(json_text, str(path))
     write_atomically(path, json_text)
     if tokenizer.vocabulary < _vocabulary(options):
-        say(f"the text has no pair left that it repeats: fewer tokens than {_vocabulary(options):,}", console)
-    say(f"learnt from {readable_size(reading.learnt.taken)} of {corpus.name}, validation text left out", console)
+        say(f"no pair occurs twice any more: fewer tokens than {_vocabulary(options):,}", console)
+    say(f"trained on {readable_size(reading.training_share.taken)} of {corpus.name}, without validation text", console)
     say(f"vocabulary {tokenizer.vocabulary:,}, {_measured(reading, tokenizer)}", console)
-    say(f"written: {identified(tokenizer.name, tokenizer.fingerprint)}", console)
+    say(f"written: {tokenizer_label(tokenizer.name, tokenizer.fingerprint)}", console)
     return tokenizer
 
 
@@ -145,7 +145,7 @@ def _ratio(value: float | None) -> str:
 
 def _prepare(options: TokenizeOptions, folder: Path, tokenizer: Tokenizer, console: Console) -> None:
     corpus = text_corpus(options.source)  # a new object, whose count of skipped files starts at zero
-    with reading_text(console, "preparing shards") as progress:
+    with byte_progress(console, "preparing shards") as progress:
         new_folder(
             *(corpus, tokenizer, folder),
             fraction=options.validation_fraction,

@@ -14,7 +14,7 @@ from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from cllm_gpu.cli import INTERRUPTED
 from cllm_gpu.cli.config_flags import base_configuration, early_flags, open_data
-from cllm_gpu.cli.parsing import Command, Quietable
+from cllm_gpu.cli.parsing import Command, QuietOption
 from cllm_gpu.cli.progress import ConsoleReporter, say, terminal
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
@@ -35,7 +35,7 @@ from cllm_gpu.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class TrainOptions(Quietable):
+class TrainOptions(QuietOption):
     """Train a model. Flags override the TOML file, which overrides the defaults."""
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)

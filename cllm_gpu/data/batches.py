@@ -104,5 +104,5 @@ def _evaluation_batch(source: TokenSource, windows: list[int], batch: int, conte
         length = min(context, len(source) - 1 - start)
         both = source.read(start, length + 1)
         tokens[row, :length], targets[row, :length] = both[:-1], both[1:]
-        source.hide_undetermined(tokens[row : row + 1, :length], targets[row : row + 1, :length])
+        source.ignore_undetermined(tokens[row : row + 1, :length], targets[row : row + 1, :length])
     return tokens, targets

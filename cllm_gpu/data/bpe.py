@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cllm_gpu.data.prepare import Progress, split_pieces, throttled
+from cllm_gpu.data.prepare import Progress, split_pieces, throttled_progress
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part
 from cllm_gpu.data.tokenizers import END_OF_TEXT_NAMES, Tokenizer
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 @dataclass
-class EvenShare:
+class EvenSubsample:
     """Selects about `limit` bytes of a stream of about `expected` bytes, spread evenly; all of a shorter stream."""
 
     limit: int
@@ -60,7 +60,7 @@ class EvenShare:
 class Sample:
     """A text sample of one part of a corpus, for measuring tokenizers."""
 
-    share: EvenShare
+    share: EvenSubsample
     texts: list[str] = field(default_factory=list)
     ends: int = 0
 
@@ -85,20 +85,20 @@ class Reading:
         """fraction, seed: as in `open_dataset`; limit: maximum bytes of training text to yield."""
         total = corpus.total_bytes
         expected = {Part.TRAIN: total * (1 - fraction), Part.VALIDATION: total * fraction}
-        self.samples = {part: Sample(EvenShare(SAMPLE_BYTES, expected[part])) for part in Part}
-        self.learnt = EvenShare(limit, expected[Part.TRAIN])
+        self.samples = {part: Sample(EvenSubsample(SAMPLE_BYTES, expected[part])) for part in Part}
+        self.training_share = EvenSubsample(limit, expected[Part.TRAIN])
         self.stopped = False
         self._corpus, self._fraction, self._seed, self._progress = corpus, fraction, seed, progress
 
     def texts(self) -> Iterator[str]:
         """The training text, in pieces. Raises UserError for invalid text, or if a part of the corpus is empty."""
-        tell = throttled(self._progress, self._corpus.total_bytes)
+        tell = throttled_progress(self._progress, self._corpus.total_bytes)
         for piece in split_pieces(self._corpus, self._fraction, self._seed):
             if self.stopped:
                 return
             self.samples[piece.part].add(piece.text, piece.text_bytes, piece.last)
-            if piece.part is Part.TRAIN and piece.text and self.learnt.takes(piece.text_bytes):
-                yield from short_runs(piece.text)
+            if piece.part is Part.TRAIN and piece.text and self.training_share.takes(piece.text_bytes):
+                yield from split_long_runs(piece.text)
             tell(piece.end)
         for part, sample in self.samples.items():
             if not sample.share.seen:
@@ -118,7 +118,7 @@ def require_vocabulary(vocabulary: int) -> None:
         )
 
 
-def short_runs(text: str) -> Iterator[str]:
+def split_long_runs(text: str) -> Iterator[str]:
     """`text`, cut after every LONGEST_RUN characters of a run. Applies to training only, not to encoding."""
     if max(map(len, text.split()), default=0) < LONGEST_RUN and not _LONG_SPACE.search(text):
         yield text  # the usual case, whose test costs a third of a search for _LONG_RUN

@@ -14,7 +14,7 @@ from cllm_gpu.data.prepare import SHARD_NAMES, Progress, prepared_folder
 from cllm_gpu.data.shards import ShardHeader, is_shard, open_shard
 from cllm_gpu.data.sources import Corpus, find_corpus
 from cllm_gpu.data.split import Part, require_fraction
-from cllm_gpu.data.tokenizers import Tokenizer, identified, load_tokenizer
+from cllm_gpu.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_label
 from cllm_gpu.data.tokens import TokenSource
 from cllm_gpu.utils.errors import UserError
 
@@ -63,7 +63,7 @@ def open_dataset(
     """
     require_fraction(validation_fraction)
     if (found := _llmc_files(source)) is not None:
-        dataset = _open_foreign(source, found, tokenizer, validation_fraction)
+        dataset = _open_llmc_dataset(source, found, tokenizer, validation_fraction)
     else:
         chosen = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         if source == "patterns":
@@ -99,10 +99,10 @@ def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes
     headers: dict[Part, ShardHeader] = {part: header for part, (header, _) in opened.items()}
     for part, header in headers.items():
         if header.fingerprint.hex() != tokenizer.fingerprint:
-            found = identified(header.tokenizer, header.fingerprint.hex())
+            found = tokenizer_label(header.tokenizer, header.fingerprint.hex())
             raise UserError(
                 f"{folder / SHARD_NAMES[part]} was made with another tokenizer: {found}, here it is "
-                f"{identified(tokenizer.name, tokenizer.fingerprint)}; give that one, or prepare the text again"
+                f"{tokenizer_label(tokenizer.name, tokenizer.fingerprint)}; give that one, or prepare the text again"
             )
         if header.part != part or header.identity != (identity or headers[Part.TRAIN].identity):
             raise UserError(f"{folder / SHARD_NAMES[part]} belongs to another set: delete {folder} and prepare again")
@@ -129,7 +129,7 @@ def _open_patterns(tokenizer: Tokenizer, seed: int) -> Dataset:
     return Dataset(train, validation, tokenizer, tokenizer.vocabulary, None)
 
 
-def _open_foreign(source: str, paths: list[Path], tokenizer: str | Tokenizer, fraction: float) -> Dataset:
+def _open_llmc_dataset(source: str, paths: list[Path], tokenizer: str | Tokenizer, fraction: float) -> Dataset:
     chosen = load_tokenizer(tokenizer) if isinstance(tokenizer, str) and tokenizer != "bytes" else None
     if not isinstance(tokenizer, str):
         chosen = tokenizer

@@ -6,7 +6,7 @@ document, the two preceding tokens determine every token from the third on, incl
 cannot predict it, a model that attends to the previous token can.
 
 Not determined are the first letter of a document, its second (which sets the stride), and the token after the first one
-of a window. These targets are IGNORE_INDEX (`TokenSource.hide_undetermined`), so accuracy and loss are computed over
+of a window. These targets are IGNORE_INDEX (`TokenSource.ignore_undetermined`), so accuracy and loss are computed over
 determined positions only, and can reach 100% and 0. The validation set has other sequences of the same documents.
 """
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cllm_gpu.data.random import hash_words, mix
 from cllm_gpu.data.tokenizers import LETTERS, Tokenizer
-from cllm_gpu.data.tokens import TokenSource, narrow
+from cllm_gpu.data.tokens import TokenSource, compact_ids
 from cllm_gpu.utils.errors import UserError
 
 STRIDES = (1, 2, 3, 4, -1, -2, -3, -4)
@@ -53,7 +53,7 @@ def pattern_source(name: str, tokenizer: Tokenizer, *, documents: int, seed: int
     stream = np.concatenate([encoded[index] for index in drawn.tolist()])
     return TokenSource(
         name,
-        [narrow(stream, tokenizer.vocabulary)],
+        [compact_ids(stream, tokenizer.vocabulary)],
         vocabulary=tokenizer.vocabulary,
         documents=documents,
         pattern_end=tokenizer.end_of_text,

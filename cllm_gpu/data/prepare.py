@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cllm_gpu.data.shards import VERSION, ShardHeader, ShardWriter
 from cllm_gpu.data.sources import Corpus
-from cllm_gpu.data.split import Part, Routed, documents_needed, split_by_document, split_by_position
+from cllm_gpu.data.split import Part, SplitPiece, documents_needed, split_by_document, split_by_position
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import PARTIAL, clear_errors, remove, sync_folder
@@ -43,9 +43,9 @@ def prepared_folder(
         if all((target / name).exists() for name in SHARD_NAMES.values()):
             return target, identity
         remove(target)  # a damaged shard was deleted; remove the rest of the folder
-    with _unfinished_folder(cache) as folder:
+    with _temporary_folder(cache) as folder:
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
-        _publish(folder, target)
+        _rename_into_place(folder, target)
     return target, identity
 
 
@@ -60,7 +60,7 @@ def new_folder(
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} exists already: name a new folder for the shards, or remove it first")
     identity = _identity(corpus, tokenizer, fraction, seed)
-    with _unfinished_folder(target.parent) as folder:
+    with _temporary_folder(target.parent) as folder:
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
         with clear_errors("write", target):
             os.rename(folder, target)
@@ -88,7 +88,7 @@ def write_shards(
     total = corpus.total_bytes
     with contextlib.ExitStack() as stack:
         writers = {p: stack.enter_context(ShardWriter(folder / SHARD_NAMES[p], headers[p])) for p in Part}
-        _stream(split_pieces(corpus, fraction, seed), writers, tokenizer, throttled(progress, total))
+        _stream(split_pieces(corpus, fraction, seed), writers, tokenizer, throttled_progress(progress, total))
         for header in headers.values():
             header.skipped = corpus.skipped
     for part in Part:
@@ -99,7 +99,7 @@ def write_shards(
             )
 
 
-def split_pieces(corpus: Corpus, fraction: float, seed: int) -> Iterator[Routed]:
+def split_pieces(corpus: Corpus, fraction: float, seed: int) -> Iterator[SplitPiece]:
     """All text of a corpus, in pieces with their part: the input of shards and of tokenizer training."""
     pieces = corpus.pieces()
     if corpus.has_documents(documents_needed(fraction)):
@@ -119,7 +119,7 @@ def _header(part: Part, tokenizer: Tokenizer, identity: bytes) -> ShardHeader:
 
 
 def _stream(
-    routed: Iterator[Routed], writers: dict[Part, ShardWriter], tokenizer: Tokenizer, tell: Callable[[int], None]
+    routed: Iterator[SplitPiece], writers: dict[Part, ShardWriter], tokenizer: Tokenizer, tell: Callable[[int], None]
 ) -> None:
     for group in _groups(routed):
         encoded = tokenizer.encode_many([piece.text for piece in group])
@@ -130,9 +130,9 @@ def _stream(
         tell(group[-1].end)
 
 
-def _groups(routed: Iterator[Routed]) -> Iterator[list[Routed]]:
+def _groups(routed: Iterator[SplitPiece]) -> Iterator[list[SplitPiece]]:
     """The pieces in groups large enough to encode in parallel and small enough for memory."""
-    group: list[Routed] = []
+    group: list[SplitPiece] = []
     size = 0
     for piece in routed:
         group.append(piece)
@@ -144,7 +144,7 @@ def _groups(routed: Iterator[Routed]) -> Iterator[list[Routed]]:
         yield group
 
 
-def throttled(progress: Progress | None, total: int) -> Callable[[int], None]:
+def throttled_progress(progress: Progress | None, total: int) -> Callable[[int], None]:
     """A function that calls `progress` for every megabyte and at the end; does nothing if `progress` is None."""
     told = 0
 
@@ -158,7 +158,7 @@ def throttled(progress: Progress | None, total: int) -> Callable[[int], None]:
 
 
 @contextlib.contextmanager
-def _unfinished_folder(cache: Path) -> Iterator[Path]:
+def _temporary_folder(cache: Path) -> Iterator[Path]:
     """Yields a temporary folder in `cache`, removed on exit unless renamed. Removes old ones of killed processes."""
     with clear_errors("write", cache):
         cache.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def _remove_abandoned(cache: Path) -> None:
                 remove(folder)
 
 
-def _publish(folder: Path, target: Path) -> None:
+def _rename_into_place(folder: Path, target: Path) -> None:
     """Rename a finished folder to `target`, unless another process has created it first."""
     with clear_errors("write", target):
         try:

@@ -27,7 +27,7 @@ class Part(IntEnum):
 
 
 @dataclass(frozen=True)
-class Routed:
+class SplitPiece:
     """A piece of text and its part. last: the piece ends a document."""
 
     part: Part
@@ -65,28 +65,28 @@ def _drawn(group: int, fraction: float, seed: int) -> int:
     return first + hash_words(seed, group, 2) % (end - first)
 
 
-def split_by_document(pieces: Iterable[Piece], fraction: float, seed: int) -> Iterator[Routed]:
+def split_by_document(pieces: Iterable[Piece], fraction: float, seed: int) -> Iterator[SplitPiece]:
     """Every piece with the part of its document."""
     index, part = 0, part_of_document(0, fraction, seed)
     for piece in pieces:
-        yield Routed(part, piece.text, piece.text_bytes, piece.end, piece.last)
+        yield SplitPiece(part, piece.text, piece.text_bytes, piece.end, piece.last)
         if piece.last:
             index += 1
             part = part_of_document(index, fraction, seed)
 
 
-def split_by_position(pieces: Iterable[Piece], fraction: float, total_bytes: int) -> Iterator[Routed]:
+def split_by_position(pieces: Iterable[Piece], fraction: float, total_bytes: int) -> Iterator[SplitPiece]:
     """Every piece before or after byte (1 - fraction) * total_bytes; the piece at that byte is cut in two."""
     target = int(total_bytes * (1 - fraction))
     for piece in pieces:
         if piece.start >= target:
-            yield Routed(Part.VALIDATION, piece.text, piece.text_bytes, piece.end, piece.last)
+            yield SplitPiece(Part.VALIDATION, piece.text, piece.text_bytes, piece.end, piece.last)
         elif piece.end <= target:
-            yield Routed(Part.TRAIN, piece.text, piece.text_bytes, piece.end, piece.last or piece.end == target)
+            yield SplitPiece(Part.TRAIN, piece.text, piece.text_bytes, piece.end, piece.last or piece.end == target)
         else:
             head, tail = _cut(piece, target)
-            yield Routed(Part.TRAIN, head, len(head.encode()), piece.end, last=True)
-            yield Routed(Part.VALIDATION, tail, len(tail.encode()), piece.end, piece.last)
+            yield SplitPiece(Part.TRAIN, head, len(head.encode()), piece.end, last=True)
+            yield SplitPiece(Part.VALIDATION, tail, len(tail.encode()), piece.end, piece.last)
 
 
 def _cut(piece: Piece, target: int) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from cllm_gpu.data.dataset import text_corpus
 from cllm_gpu.data.tokenizers import Tokenizer
-from cllm_gpu.data.tokens import Tokens, TokenSource, narrow
+from cllm_gpu.data.tokens import Tokens, TokenSource, compact_ids
 from cllm_gpu.utils.errors import UserError
 
 
@@ -17,12 +17,12 @@ def open_text(source: str, tokenizer: Tokenizer) -> TokenSource:
     Raises UserError for anything wrong with the source.
     """
     corpus = text_corpus(source)
-    end = narrow(np.array([tokenizer.end_of_text], dtype=np.uint32), tokenizer.vocabulary)
+    end = compact_ids(np.array([tokenizer.end_of_text], dtype=np.uint32), tokenizer.vocabulary)
     arrays: list[Tokens] = [end]
     text_bytes = 0
     for piece in corpus.pieces():
         if piece.text:
-            arrays.append(narrow(tokenizer.encode(piece.text), tokenizer.vocabulary))
+            arrays.append(compact_ids(tokenizer.encode(piece.text), tokenizer.vocabulary))
             text_bytes += piece.text_bytes
         if piece.last:
             arrays.append(end)

@@ -14,7 +14,7 @@ Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 
-def narrow(ids: npt.NDArray[np.uint32], vocabulary: int) -> Tokens:
+def compact_ids(ids: npt.NDArray[np.uint32], vocabulary: int) -> Tokens:
     """`ids` as uint16 if `vocabulary` is at most 65,536, else unchanged."""
     return ids.astype(np.uint16) if vocabulary <= 1 << 16 else ids
 
@@ -101,10 +101,10 @@ class TokenSource:
         for row, start in zip(both, starts, strict=True):
             row[:] = self.read(start, context + 1)
         tokens, targets = both[:, :-1].copy(), both[:, 1:].copy()
-        self.hide_undetermined(tokens, targets)
+        self.ignore_undetermined(tokens, targets)
         return tokens, targets
 
-    def hide_undetermined(self, tokens: npt.NDArray[np.int32], targets: npt.NDArray[np.int32]) -> None:
+    def ignore_undetermined(self, tokens: npt.NDArray[np.int32], targets: npt.NDArray[np.int32]) -> None:
         """In `patterns`, set a target to IGNORE_INDEX if the two preceding tokens are not of the same document."""
         if self.pattern_end is None:
             return

@@ -231,9 +231,9 @@ def run_experiment(
 
     report: called with every run, and whether it was reused. Raises UserError if the folder cannot be used.
     """
-    kept = _Kept(folder / RUNS)
+    kept = _RunStore(folder / RUNS)
     done = []
-    for name, config in _planned(experiment, base):
+    for name, config in _configurations(experiment, base):
         found = kept.find(name, config)
         known = found is not None
         if found is None:
@@ -244,13 +244,13 @@ def run_experiment(
     return done
 
 
-def _planned(experiment: Experiment, base: Config) -> Iterator[tuple[str, Config]]:
+def _configurations(experiment: Experiment, base: Config) -> Iterator[tuple[str, Config]]:
     for seed in experiment.seeds:
         for name, config in experiment.variants(base):
             yield name, dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
 
 
-class _Kept:
+class _RunStore:
     """Finished runs, saved in a file; a run is reused only for exactly the same configuration."""
 
     def __init__(self, path: Path) -> None:

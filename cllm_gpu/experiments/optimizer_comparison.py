@@ -135,8 +135,8 @@ def default_settings(
 
     The minimum rate keeps its ratio to the peak rate; runs are evaluated at least 40 times.
     """
-    _known(optimizers, get_args(OptimizerName), "optimizer")
-    _known(schedules, get_args(ScheduleName), "schedule")
+    _require_known(optimizers, get_args(OptimizerName), "optimizer")
+    _require_known(schedules, get_args(ScheduleName), "schedule")
     settings = [s for name in optimizers for s in _grid(config, name, name)]
     for schedule in schedules:
         if schedule != config.schedule.name:
@@ -145,7 +145,7 @@ def default_settings(
     return settings
 
 
-def _known(names: Iterable[str], known: tuple[str, ...], what: str) -> None:
+def _require_known(names: Iterable[str], known: tuple[str, ...], what: str) -> None:
     for name in names:
         if name not in known:
             raise UserError(f"{what} {name!r} is not known; choose from {', '.join(known)}")
@@ -190,7 +190,7 @@ def compare(
     report: called with every finished run. Raises UserError if the settings do not train the same model on the same
     batches for the same number of steps, or if the baseline is missing or reached no finite loss.
     """
-    _require_alike(settings, baseline)
+    _require_comparable(settings, baseline)
     runs: list[Run] = []
 
     def make(setting: Setting) -> Run:
@@ -211,7 +211,7 @@ def compare(
     return summarise(families, runs, baseline)
 
 
-def _require_alike(settings: Sequence[Setting], baseline: str) -> None:
+def _require_comparable(settings: Sequence[Setting], baseline: str) -> None:
     families = {setting.family for setting in settings}
     if baseline not in families:
         raise UserError(f"the comparison is against {baseline}, which is not among {', '.join(sorted(families))}")

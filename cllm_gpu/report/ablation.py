@@ -86,7 +86,7 @@ def plot_experiment(experiment: Experiment, runs: Sequence[SeedRun], path: Path)
         right.plot([summary.gain], [number], "|", color=colour, markersize=22, markeredgewidth=2)
     left.set_xlabel("steps")
     left.set_ylabel("validation loss (nats/token)")
-    left.set_ylim(*_view(runs))
+    left.set_ylim(*_loss_limits(runs))
     if len(summaries) <= MOST_NAMED:
         left.legend(frameon=False)
     else:
@@ -108,7 +108,7 @@ def _colours(variants: int) -> Sequence[Any]:
     return chosen.colors
 
 
-def _view(runs: Sequence[SeedRun]) -> tuple[float, float]:
+def _loss_limits(runs: Sequence[SeedRun]) -> tuple[float, float]:
     """Limits of the loss axis that hold the last two thirds of all runs."""
     late = [point.loss for run in runs for point in run.points[len(run.points) // 3 :] if math.isfinite(point.loss)]
     if not late:

@@ -19,7 +19,7 @@ def comparison_table(comparison: Comparison) -> Table:
         f"by whichever rate of the family got there first. Sooner: {comparison.baseline}'s over the family's."
     ]
     notes += [
-        f"The best rate of {row.family} is at the end of what was tried: a better one may lie beyond."
+        f"The best rate of {row.family} is at the end of the grid: a better one may exist beyond it."
         for row in comparison.rows
         if row.at_edge
     ]

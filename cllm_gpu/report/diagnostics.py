@@ -173,12 +173,12 @@ def diagnostics_tables(run: DiagnosedRun) -> tuple[Table, Table]:
 
 def layer_row(found: Mapping[str, Any], layer: str) -> tuple[str, ...]:
     """The layer's name, then its cells for GRADIENTS and ACTIVATIONS, from the result of `series`."""
-    activations = (_shown(highest(found["largest"][kind].get(layer, ())), ".3g") for kind in ACTIVATIONS)
+    activations = (_format(highest(found["largest"][kind].get(layer, ())), ".3g") for kind in ACTIVATIONS)
     return (
         layer,
-        _shown(_median(found["gradient_norm"][layer]), ".3g"),
-        _shown(_median(found["update_ratio"][layer]), ".2e"),
-        _shown(highest(found["zero_share"][layer]), ".2%"),
+        _format(_median(found["gradient_norm"][layer]), ".3g"),
+        _format(_median(found["update_ratio"][layer]), ".2e"),
+        _format(highest(found["zero_share"][layer]), ".2%"),
         *activations,
     )
 
@@ -193,7 +193,7 @@ def highest(values: Iterable[float]) -> float:
     return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
-def _shown(value: float, form: str) -> str:
+def _format(value: float, form: str) -> str:
     return NONE if math.isnan(value) else format(value, form)
 
 
@@ -219,11 +219,7 @@ def plot_diagnostics(runs: Sequence[tuple[str, Mapping[str, Any]]], path: Path) 
         for axes in (gradients, updates, activations):
             axes.set_yscale("log")
             axes.grid(alpha=0.2, which="both", linewidth=0.5)
-    for axes, title in zip(
-        grid[0],
-        ("gradient norm before clipping", "update / weight", "largest |activation|, over all layers"),
-        strict=True,
-    ):
+    for axes, title in zip(grid[0], TITLES, strict=True):
         axes.set_title(title, fontsize=11)
     for axes in grid[-1]:
         axes.set_xlabel("step")

@@ -74,7 +74,7 @@ def svg(chart: Chart) -> str:
     if not lines:
         return ""
     across = axis_over([0.0, *(x for line in lines for x in line.x)], margin=0.0)
-    up = axis_over(_deciding(lines, chart.settling * across.high), margin=0.05, log=chart.log)
+    up = axis_over(_range_values(lines, chart.settling * across.high), margin=0.05, log=chart.log)
     # up to the right edge, because the last dot extends beyond the end of the axis
     box = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT}" height="{HEIGHT - TOP - BOTTOM}"'
     return "\n".join(
@@ -89,7 +89,7 @@ def svg(chart: Chart) -> str:
     )
 
 
-def _deciding(lines: list[Line], settled: float) -> list[float]:
+def _range_values(lines: list[Line], settled: float) -> list[float]:
     """The values that determine the range of the axis: those of lines that are not faint, from step `settled` on."""
     for chosen in ([line for line in lines if not line.faint], lines):
         for first in (settled, 0.0):
@@ -101,11 +101,11 @@ def _deciding(lines: list[Line], settled: float) -> list[float]:
 def drawable(line: Line, *, log: bool) -> Line:
     """The line with its drawable points only, about MOST_POINTS at most."""
     points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y) and (y > 0 or not log)]
-    points = thinned(points)
+    points = downsampled(points)
     return Line(line.label, [x for x, _ in points], [y for _, y in points], line.colour, line.dotted, line.faint)
 
 
-def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def downsampled(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Downsample to the lowest and highest point of each interval, so that no spike is lost; keeps first and last."""
     if len(points) <= MOST_POINTS:
         return points
@@ -159,7 +159,7 @@ def _log_ticks(axis: Axis, most: int) -> list[float]:
     return found[:: math.ceil(len(found) / most)]
 
 
-def short(value: float) -> str:
+def tick_label(value: float) -> str:
     """The label of a tick: 0.002, 1.5, 20k, 3M, 5e-05."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 10 * size or (abs(value) >= size and unit != "k"):
@@ -177,12 +177,12 @@ def _grid(across: Axis, up: Axis) -> list[str]:
     for value in ticks(up, 7):
         y = TOP + (1 - up.place(value)) * (bottom - TOP)
         marks.append(f'<path class="rule" d="M{LEFT} {y:.1f}H{right}"/>')
-        marks.append(f'<text x="{LEFT - 8}" y="{y:.1f}" dy=".35em" text-anchor="end">{short(value)}</text>')
+        marks.append(f'<text x="{LEFT - 8}" y="{y:.1f}" dy=".35em" text-anchor="end">{tick_label(value)}</text>')
     for value in (value for value in ticks(across) if value == round(value)):  # only whole steps
         x = LEFT + across.place(value) * (right - LEFT)
         anchor = "end" if x > right - 12 else "middle"
         marks.append(f'<path class="rule" d="M{x:.1f} {bottom}v5"/>')
-        marks.append(f'<text x="{x:.1f}" y="{bottom + 8}" dy=".8em" text-anchor="{anchor}">{short(value)}</text>')
+        marks.append(f'<text x="{x:.1f}" y="{bottom + 8}" dy=".8em" text-anchor="{anchor}">{tick_label(value)}</text>')
     marks.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
     marks.append(f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>')
     return marks

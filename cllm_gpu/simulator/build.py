@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cllm_gpu.simulator import manifest
 from cllm_gpu.simulator import source as cuda_source
-from cllm_gpu.simulator.manifest import Built
+from cllm_gpu.simulator.manifest import CompiledSource
 from cllm_gpu.utils.compiler import cache_directory, compiler_version, require_compiler
 from cllm_gpu.utils.errors import UserError
 
@@ -69,7 +69,7 @@ def translate_options(options: Sequence[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def build(code: str, options: Sequence[str], name_expressions: Sequence[str], checked: bool) -> Built:
+def build(code: str, options: Sequence[str], name_expressions: Sequence[str], checked: bool) -> CompiledSource:
     """Compile `code`, or return the cached result. Raises UserError with the compiler's first error line."""
     compiler = require_compiler()
     native, processor = native_flags()
@@ -90,7 +90,7 @@ def build(code: str, options: Sequence[str], name_expressions: Sequence[str], ch
         target = folder / f"{_digest(*flags, body, *version)}.so"
         if not target.exists():
             _compile(compiler, scratch, body, flags, checked, target)
-    built = Built(target, kernels, expressions, variables)
+    built = CompiledSource(target, kernels, expressions, variables)
     manifest.write(record, built, cuda_source.included_files(text[user:]))
     return built
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.simulator import graphs, settings
-from cllm_gpu.simulator.build import Built, build
+from cllm_gpu.simulator.build import CompiledSource, build
 from cllm_gpu.simulator.launch import MAXIMUM_THREADS, Function, Launch, Library, Schedule
 from cllm_gpu.simulator.traffic import Traffic
 from cllm_gpu.utils.errors import UserError
@@ -22,7 +22,9 @@ _BLOCK_LIMITS = (1024, 1024, 64)
 
 
 @functools.lru_cache(maxsize=512)
-def _load(code: str, options: tuple[str, ...], expressions: tuple[str, ...], checked: bool) -> tuple[Built, Library]:
+def _load(
+    code: str, options: tuple[str, ...], expressions: tuple[str, ...], checked: bool
+) -> tuple[CompiledSource, Library]:
     built = build(code, options, expressions, checked)
     return built, Library(built.library, checked, built.variables)
 
@@ -87,7 +89,7 @@ class RawModule:
     def _checked(self) -> bool:
         return settings.current().check if self.check is None else self.check
 
-    def _load(self, checked: bool) -> tuple[Built, Library]:
+    def _load(self, checked: bool) -> tuple[CompiledSource, Library]:
         return _load(self.code, self.options, self.name_expressions, checked)
 
 

@@ -14,7 +14,7 @@ from cllm_gpu.simulator.source import KernelDeclaration
 
 
 @dataclass(frozen=True)
-class Built:
+class CompiledSource:
     """A compiled CUDA source: its library and its kernels, in the order of `sim_kernel_<i>`."""
 
     library: Path
@@ -24,7 +24,7 @@ class Built:
     """Names of its __device__ and __constant__ variables, in the order of `sim_variable_<i>`."""
 
 
-def read(record: Path) -> Built | None:
+def read(record: Path) -> CompiledSource | None:
     """Read a record; None if it is missing or damaged, or if a header has changed."""
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -34,12 +34,12 @@ def read(record: Path) -> Built | None:
         kernels = [
             KernelDeclaration(**entry | {"parameters": tuple(entry["parameters"])}) for entry in found["kernels"]
         ]
-        return Built(library, tuple(kernels), tuple(found["expressions"]), tuple(found["variables"]))
+        return CompiledSource(library, tuple(kernels), tuple(found["expressions"]), tuple(found["variables"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write(record: Path, built: Built, headers: Sequence[str]) -> None:
+def write(record: Path, built: CompiledSource, headers: Sequence[str]) -> None:
     """Write `built` to the file `record`. headers: the files that the source includes."""
     content = {
         "library": built.library.name,

@@ -16,7 +16,7 @@ from cllm_gpu.checkpoint.checkpoint import Checkpoint
 from cllm_gpu.checkpoint.load_into import match_parameters, require_architecture
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
-from cllm_gpu.data.tokenizers import require_same
+from cllm_gpu.data.tokenizers import require_same_tokenizer
 from cllm_gpu.model.parameters import FlatParameters
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.precision import is_narrow
@@ -97,7 +97,7 @@ class TrainerState:
 
     def _require_same_run(self, checkpoint: Checkpoint) -> None:
         """UserError if the checkpoint's model, tokenizer or data are not this run's."""
-        require_same(checkpoint.tokenizer, self._dataset.tokenizer)  # first: it decides on the model's vocabulary too
+        require_same_tokenizer(checkpoint.tokenizer, self._dataset.tokenizer)  # first: it determines the vocabulary
         require_architecture(checkpoint, self._model.architecture)
         if checkpoint.state["data"] != self._dataset.identity:
             raise UserError(

@@ -196,7 +196,7 @@ def test_an_experiment_goes_on_where_it_was(command: Command, workplace: Path, s
         status, _, err = command(*flags, *flag)
         assert status == 2
         assert message in err
-    assert command("compare", *small, "--seeds", "1")[2].startswith("cllm-gpu: error: --seeds requires --experiment")
+    assert command("compare", *small, "--seeds", "1")[2].startswith("cllm-gpu: error: --seeds requires --exp")
 
 
 def test_lattice(command: Command, workplace: Path, small: Flags) -> None:

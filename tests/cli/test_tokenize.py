@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cllm_gpu.checkpoint.checkpoint import load_checkpoint
-from cllm_gpu.data.split import Part, Routed
+from cllm_gpu.data.split import Part, SplitPiece
 from cllm_gpu.data.tokenizers import END_OF_TEXT_NAMES, load_tokenizer
 from cllm_gpu.training.run_folder import newest_run
 
@@ -184,10 +184,10 @@ def test_control_c_leaves_nothing(command: Command, workplace: Path, monkeypatch
     """Pressed while a text of a minute is read: the command ends, its reading too, and no file is there."""
     ended = threading.Event()
 
-    def endless(*_: object) -> Iterator[Routed]:
+    def endless(*_: object) -> Iterator[SplitPiece]:
         try:
             for number in range(1, 60_000):  # a minute: what is not interrupted fails, and does not hang
-                yield Routed(Part.TRAIN, "some words ", 11, number, last=True)
+                yield SplitPiece(Part.TRAIN, "some words ", 11, number, last=True)
                 if number == 1000:
                     _thread.interrupt_main()
                 time.sleep(0 if number < 1000 else 0.001)

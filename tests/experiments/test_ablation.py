@@ -130,14 +130,14 @@ def test_runs_are_kept_and_taken_up_again(write, tmp_path):
     )  # fmt: skip
     assert again == ["two"]
     assert told == [("standard", 1, True), ("two", 1, True), ("standard", 5, True), ("two", 5, False)]
-    assert runs == [played(name, config) for name, config in _planned(experiment)]
+    assert runs == [played(name, config) for name, config in _configurations(experiment)]
     changed = dataclasses.replace(experiment.base, training=dataclasses.replace(experiment.base.training, steps=31))
     again.clear()
     run_experiment(experiment, changed, tmp_path, lambda name, config: again.append(name) or played(name, config))
     assert len(again) == 4  # another configuration is another run
 
 
-def _planned(experiment):
+def _configurations(experiment):
     for seed in experiment.seeds:
         for name, config in experiment.variants():
             yield name, dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))

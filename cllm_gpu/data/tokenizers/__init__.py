@@ -6,7 +6,7 @@ Every tokenizer has one id that no text encodes to, the end of text: it follows 
 from cllm_gpu.data.tokenizers.base import Tokenizer
 from cllm_gpu.data.tokenizers.byte import ByteTokenizer
 from cllm_gpu.data.tokenizers.huggingface import END_OF_TEXT_NAMES, HuggingFaceTokenizer, byte_characters
-from cllm_gpu.data.tokenizers.load import identified, load_tokenizer, require_same, tokenizer_from_dict
+from cllm_gpu.data.tokenizers.load import load_tokenizer, require_same_tokenizer, tokenizer_from_dict, tokenizer_label
 from cllm_gpu.data.tokenizers.patterns import LETTERS, PatternTokenizer
 
 __all__ = [
@@ -17,8 +17,8 @@ __all__ = [
     "PatternTokenizer",
     "Tokenizer",
     "byte_characters",
-    "identified",
     "load_tokenizer",
-    "require_same",
+    "require_same_tokenizer",
     "tokenizer_from_dict",
+    "tokenizer_label",
 ]

@@ -47,15 +47,15 @@ def tokenizer_from_dict(d: dict[str, Any]) -> Tokenizer:
     raise UserError(f"unknown stored tokenizer of kind {kind!r}: this version knows bytes, patterns and huggingface")
 
 
-def identified(name: str, fingerprint: str) -> str:
+def tokenizer_label(name: str, fingerprint: str) -> str:
     """A tokenizer in messages: its name and the start of its fingerprint, which distinguishes files of one name."""
     return f"{name or 'of unknown name'} ({fingerprint[:8]})"
 
 
-def require_same(stored: dict[str, Any], own: Tokenizer | None) -> None:
+def require_same_tokenizer(stored: dict[str, Any], own: Tokenizer | None) -> None:
     """Raises UserError naming both unless `stored` (from `as_dict`, {} for none) is the same tokenizer as `own`."""
     there = tokenizer_from_dict(stored) if stored else None
-    found, here = (identified(one.name, one.fingerprint) if one else "none" for one in (there, own))
+    found, here = (tokenizer_label(one.name, one.fingerprint) if one else "none" for one in (there, own))
     if (there and there.fingerprint) != (own and own.fingerprint):
         raise UserError(
             f"the checkpoint was trained with another tokenizer: {found}, here it is {here}; "

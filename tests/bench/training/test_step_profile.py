@@ -10,7 +10,7 @@ import pytest
 
 from bench.gpu_check.launch_all import CountingLauncher, all_kernels
 from bench.gpu_check.subprocesses import Finished, run_program
-from bench.kernels.cases import SMALL, Bound
+from bench.kernels.cases import SMALL, BoundCase
 from bench.kernels.operation_cases import NAMES, cuda_side, make_case
 from bench.training import gpt2_process, gpt2_training, step_profile
 from bench.training.kernel_times import STEP, WARMUP_STEPS, Clock, KernelTimes
@@ -69,7 +69,7 @@ def test_every_operation_is_of_its_classes_and_no_launch_is_counted_twice(name: 
     launcher.watched = ranges.kernel
     ranges.watch = times = KernelTimes(clock, host=clock.seconds)
     case = make_case(name, "bfloat16", SMALL)
-    bound = Bound(case, cuda_side(case, launcher), np.copy)
+    bound = BoundCase(case, cuda_side(case, launcher), np.copy)
     with np.errstate(all="ignore"):
         for _ in range(WARMUP_STEPS + 1):
             launcher.launches.clear()
@@ -108,7 +108,7 @@ class Ticks(Clock):
     def mark(self) -> float:
         return self.seconds.now
 
-    def hold(self, seconds: float) -> None:
+    def delay(self, seconds: float) -> None:
         self.held.append(seconds)
         self.seconds.now += seconds
 

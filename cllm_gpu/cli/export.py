@@ -10,9 +10,9 @@ import tyro
 
 from cllm_gpu.backend import get_backend
 from cllm_gpu.checkpoint.pretrained import load_pretrained
+from cllm_gpu.cli.formats import format_of
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
-from cllm_gpu.huggingface import export_model
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     """Export the model. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     trained = load_pretrained(options.model, get_backend("numpy", workers=1), options.checkpoint)
-    for note in export_model(trained.model, trained.tokenizer, options.output):
+    for note in format_of(options.output).export_model(trained.model, trained.tokenizer, options.output):
         say(note)
     say(f"exported step {trained.step} of {options.model} to {options.output}")
     return 0

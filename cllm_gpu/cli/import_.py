@@ -9,10 +9,10 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.checkpoint.checkpoint import save_checkpoint
+from cllm_gpu.cli.formats import format_of
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
 from cllm_gpu.data.tokenizers import load_tokenizer
-from cllm_gpu.huggingface import import_model
 from cllm_gpu.training.run_folder import begin_run, lock_run
 
 
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     """Import the model. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
-    found = import_model(options.folder, tokenizer)
+    found = format_of(options.folder).import_model(options.folder, tokenizer)
     run = begin_run(options.output)
     with lock_run(run):
         save_checkpoint(run, found.checkpoint, keep_last=1, best=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from dataclasses import dataclass
 
@@ -94,9 +95,9 @@ def _describe_operations(backend: Backend) -> None:
     """Print which operations are CUDA kernels or C++, which are array code, and which this backend does not have."""
     by_side: dict[str, list[str]] = {}
     for name in OPERATIONS:
-        operation = getattr(backend.ops, name)
-        function = getattr(operation, "__wrapped__", operation).func  # CUDA operations are wrapped in a range
-        side = function.__module__.removeprefix("cllm_gpu.ops.").partition(".")[0]
+        operation = inspect.unwrap(getattr(backend.ops, name))  # out of a profiler's range
+        module = getattr(operation, "func", operation).__module__
+        side = module.removeprefix("cllm_gpu.ops.").partition(".")[0] if ".ops." in module else module
         by_side.setdefault(side, []).append(name)
     missing = by_side.pop("registry", None)
     for side, names in by_side.items():

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cllm_gpu.checkpoint.checkpoint import MODEL, Checkpoint
+from cllm_gpu.checkpoint.imported import Imported
 from cllm_gpu.checkpoint.safetensors_io import each_tensor
 from cllm_gpu.config import Config, ModelConfig, as_dict
 from cllm_gpu.data.tokenizers import Tokenizer
@@ -30,17 +30,6 @@ from cllm_gpu.utils.files import clear_errors
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 _FLOATS = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Imported:
-    """An imported model."""
-
-    checkpoint: Checkpoint
-    architecture: Architecture
-    tokenizer: Tokenizer | None
-    notes: tuple[str, ...]
-    """A message for each setting or part that is ignored."""
 
 
 def import_model(folder: Path, tokenizer: Tokenizer | None = None) -> Imported:

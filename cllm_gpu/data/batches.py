@@ -26,8 +26,9 @@ class Batches:
 
     An epoch tiles the stream with len(source) // context windows that do not overlap, from an offset drawn anew for
     each epoch (the stream goes on at its beginning), in an order drawn anew for each epoch. Sample number
-    n = (step * ranks + rank) * batch + row is window n mod W of epoch n div W: `ranks` ranks with `batch` rows see
-    together, in order, what one rank with ranks * batch rows sees; so do micro-batches of one step.
+    n = origin + (step * ranks + rank) * batch + row is window n mod W of epoch n div W: `ranks` ranks with `batch` rows
+    see together, in order, what one rank with ranks * batch rows sees; so do micro-batches of one step. `origin` is 0
+    unless the batch size changed on the way: see `continue_at`.
     """
 
     def __init__(
@@ -42,10 +43,15 @@ class Batches:
         self.source, self.batch_size, self.context, self.seed = source, batch, context, seed
         self.rank, self.ranks = rank, ranks
         self.windows_per_epoch = len(source) // context
+        self.origin = 0
+
+    def continue_at(self, step: int, samples: int) -> None:
+        """Let step number `step` begin at sample number `samples`, as many as all ranks saw before it."""
+        self.origin = samples - step * self.ranks * self.batch_size
 
     def samples(self, step: int) -> npt.NDArray[np.int64]:
         """Sample numbers (batch,) of a step, counted from the beginning of training over all ranks."""
-        first = (step * self.ranks + self.rank) * self.batch_size
+        first = self.origin + (step * self.ranks + self.rank) * self.batch_size
         return np.arange(first, first + self.batch_size, dtype=np.int64)
 
     def starts(self, step: int) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ SizeName = Literal["tiny", "mini", "small", "gpt2", "gpt2-medium", "gpt2-large",
 Auto = Literal["auto"]
 INITIAL = "initial"
 """Name of the tokenizer of the model that training begins from."""
+NO_PATHS = ("stdlib", "patterns", "bytes", INITIAL)
+"""Names of sources and tokenizers that are no paths."""
 
 
 @dataclass(frozen=True)
@@ -347,6 +350,37 @@ def load_toml(path: Path, under: Config | None = None) -> Config:
 def from_dict(values: dict[str, Any], under: Config | None = None) -> Config:
     """Configuration from plain data, the inverse of `as_dict`; missing keys are as in `under` (None: the defaults)."""
     return dataclass_from_dict(under or Config(), in_full(values), "")
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same configuration with absolute paths, so that it means the same from another working directory."""
+    data = dataclasses.replace(
+        config.data,
+        source=config.data.source if config.data.source in NO_PATHS else _absolute(config.data.source),
+        tokenizer=config.data.tokenizer if config.data.tokenizer in NO_PATHS else _absolute(config.data.tokenizer),
+        cache=config.data.cache and Path(_absolute(config.data.cache)),
+    )
+    output, initial = (path and Path(_absolute(path)) for path in (config.output, config.initial))
+    return dataclasses.replace(config, data=data, output=output, initial=initial)
+
+
+def _absolute(path: str | Path) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Every setting under its dotted name, such as "training.steps", as plain data."""
+    found: dict[str, Any] = {}
+
+    def collect(values: dict[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = value
+
+    collect(as_dict(config), "")
+    return found
 
 
 def as_dict(config: Config) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from cllm_gpu.backend import get_backend
 from cllm_gpu.cli import compare
 from cllm_gpu.cli.config_flags import open_data
 from cllm_gpu.cli.progress import ConsoleReporter, terminal
-from cllm_gpu.config import Config, as_dict
+from cllm_gpu.config import Config, as_dict, with_absolute_paths
 from cllm_gpu.experiments.ablation import load_experiment
 from cllm_gpu.report.diagnostics import DiagnosedRun, plot_diagnostics, read_diagnosed, series
 from cllm_gpu.report.figure import require_plots
@@ -75,7 +75,8 @@ def train(config: Config, folder: Path) -> str | None:
     loop = dataclasses.replace(config.training, workers=backend.workers)
     config = dataclasses.replace(config, output=folder, backend=backend.name, training=loop)
     outcome = folder / OUTCOME
-    if outcome.exists() and load_configuration(folder) == config:
+    saved = dataclasses.replace(with_absolute_paths(config), output=folder)
+    if outcome.exists() and load_configuration(folder) == saved:
         return exact_json.loads(outcome.read_bytes())["stopped"]
     if outcome.exists():
         raise UserError(f"{folder} holds a run of another configuration; remove it, or give another --kept")

@@ -6,6 +6,7 @@ The optimizer, the schedule and the step start afresh, on whatever text; so a GP
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +39,7 @@ class Origin:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the manifests of the run."""
-        return {"path": str(self.path), "step": self.step, "sha256": self.sha256}
+        return {"path": os.path.abspath(self.path), "step": self.step, "sha256": self.sha256}
 
 
 def find_origin(path: Path, which: Literal["best", "last"] = "best") -> Origin:

@@ -25,9 +25,10 @@ class Batches:
     """Training batches, a pure function of (seed, step, rank): no state to save, O(1) memory for any corpus.
 
     An epoch tiles the stream with W = len(source) // context windows that do not overlap. Their offset (the stream
-    wraps around) and their order are drawn for each epoch. Sample n = (step * ranks + rank) * batch + row is window n
-    mod W of epoch n div W: together and in order, `ranks` ranks with `batch` rows get the same samples as one rank with
-    ranks * batch rows. The same holds for the micro-batches of a step.
+    wraps around) and their order are drawn for each epoch. Sample n = origin + (step * ranks + rank) * batch + row is
+    window n mod W of epoch n div W: together and in order, `ranks` ranks with `batch` rows get the same samples as one
+    rank with ranks * batch rows. The same holds for the micro-batches of a step. `origin` is 0 unless the batch size
+    changed on resuming: see `continue_at`.
     """
 
     def __init__(
@@ -42,10 +43,15 @@ class Batches:
         self.source, self.batch_size, self.context, self.seed = source, batch, context, seed
         self.rank, self.ranks = rank, ranks
         self.windows_per_epoch = len(source) // context
+        self.origin = 0
+
+    def continue_at(self, step: int, samples: int) -> None:
+        """Let step number `step` begin at sample number `samples`, as many as all ranks saw before it."""
+        self.origin = samples - step * self.ranks * self.batch_size
 
     def samples(self, step: int) -> npt.NDArray[np.int64]:
         """Sample numbers of a step, (batch,) int64, counted from the start of training over all ranks."""
-        first = (step * self.ranks + self.rank) * self.batch_size
+        first = self.origin + (step * self.ranks + self.rank) * self.batch_size
         return np.arange(first, first + self.batch_size, dtype=np.int64)
 
     def starts(self, step: int) -> npt.NDArray[np.int64]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cllm_gpu.data import patterns
 from cllm_gpu.data.batches import require_length
 from cllm_gpu.data.llmc import is_llmc, open_llmc
-from cllm_gpu.data.prepare import SHARD_NAMES, Progress, prepared_folder
+from cllm_gpu.data.prepare import SHARD_NAMES, Progress, corpus_identity, prepared_folder, prepared_with
 from cllm_gpu.data.shards import ShardHeader, is_shard, open_shard
 from cllm_gpu.data.sources import Corpus, find_corpus
 from cllm_gpu.data.split import Part, require_fraction
@@ -119,6 +119,26 @@ def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes
     )
     skipped = headers[Part.TRAIN].skipped
     return Dataset(train, validation, tokenizer, tokenizer.vocabulary, validation.bytes_per_token, skipped)
+
+
+def reopen_prepared(
+    source: str, tokenizer: Tokenizer, *, identity: str, fraction: float, seed: int, cache: Path
+) -> tuple[Dataset, str | None] | None:
+    """The dataset of `identity` from `cache`, whatever became of `source`, and a line if that is gone or has changed.
+
+    None if the cache has it not, as for sources that are no text: they are opened anew.
+    """
+    found = prepared_with(cache, identity)
+    if found is None:
+        return None
+    folder, made_from = found
+    try:
+        now = corpus_identity(text_corpus(source), tokenizer, fraction, seed)
+        line = f"{source} has changed since the run began" if now != made_from else None
+    except UserError as error:
+        line = str(error)
+    dataset = open_prepared(folder, tokenizer, source)
+    return dataset, line and f"{line}: training goes on with the tokens prepared from it then, in {folder}"
 
 
 def _open_patterns(tokenizer: Tokenizer, seed: int) -> Dataset:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cllm_gpu.data.shards import VERSION, ShardHeader, ShardWriter
+from cllm_gpu.data.shards import VERSION, ShardHeader, ShardWriter, read_header
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part, SplitPiece, documents_needed, split_by_document, split_by_position
 from cllm_gpu.data.tokenizers import Tokenizer
@@ -37,7 +38,8 @@ def prepared_folder(
     to finish renames it. A folder that lacks a shard is created again. Raises UserError for invalid text, and if the
     cache cannot be written.
     """
-    identity = _identity(corpus, tokenizer, fraction, seed)
+    identity = corpus_identity(corpus, tokenizer, fraction, seed)
+    _remove_abandoned(cache)
     target = cache / f"tokens-{identity.hex()[:24]}"
     if target.is_dir():
         if all((target / name).exists() for name in SHARD_NAMES.values()):
@@ -47,6 +49,18 @@ def prepared_folder(
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
         _rename_into_place(folder, target)
     return target, identity
+
+
+def prepared_with(cache: Path, wanted: str) -> tuple[Path, bytes] | None:
+    """The folder in `cache` whose shards have the identity `wanted` of `Dataset.identity`, and theirs; None if none."""
+    for folder in sorted(cache.glob("tokens-*")):
+        try:
+            train, validation = (read_header(folder / SHARD_NAMES[part]) for part in (Part.TRAIN, Part.VALIDATION))
+        except UserError:
+            continue
+        if wanted == "/".join(f"{header.tokens} {header.checksum.hex()}" for header in (train, validation)):
+            return folder, train.identity
+    return None
 
 
 def new_folder(
@@ -59,15 +73,16 @@ def new_folder(
     """
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} exists already: name a new folder for the shards, or remove it first")
-    identity = _identity(corpus, tokenizer, fraction, seed)
+    identity = corpus_identity(corpus, tokenizer, fraction, seed)
     with _temporary_folder(target.parent) as folder:
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
         with clear_errors("write", target):
+            sync_folder(folder)
             os.rename(folder, target)
             sync_folder(target.parent)
 
 
-def _identity(corpus: Corpus, tokenizer: Tokenizer, fraction: float, seed: int) -> bytes:
+def corpus_identity(corpus: Corpus, tokenizer: Tokenizer, fraction: float, seed: int) -> bytes:
     """SHA-256 of everything that determines the content of the shards."""
     facts = f"{VERSION}\n{corpus.identity}\n{tokenizer.fingerprint}\n{fraction!r}\n{seed}\n{corpus.skip_undecodable}"
     return hashlib.sha256(facts.encode()).digest()
@@ -163,7 +178,7 @@ def _temporary_folder(cache: Path) -> Iterator[Path]:
     with clear_errors("write", cache):
         cache.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(cache)
-        folder = cache / f"tokens-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
+        folder = cache / f"tokens-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
         folder.mkdir()
     try:
         yield folder
@@ -172,15 +187,36 @@ def _temporary_folder(cache: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(cache: Path) -> None:
+    """Remove what killed preparations left: of a process of this machine that has ended, or of an old one anywhere."""
     for folder in cache.glob(f"tokens-*{PARTIAL}"):
         with contextlib.suppress(OSError):  # another process may be removing it too
-            if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+            if _has_ended(folder.name) or time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
                 remove(folder)
+
+
+def _machine() -> str:
+    """Tells the machines that share a cache apart."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _has_ended(name: str) -> bool:
+    """Whether the process that made the partial folder `name` is known to have ended."""
+    parts = name.split("-")
+    if os.name == "nt" or len(parts) != 4 or parts[1] != _machine() or not parts[2].isdecimal():
+        return False
+    try:
+        os.kill(int(parts[2]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is another user's
+        return False
+    return False
 
 
 def _rename_into_place(folder: Path, target: Path) -> None:
     """Rename a finished folder to `target`, unless another process has created it first."""
     with clear_errors("write", target):
+        sync_folder(folder)
         try:
             os.rename(folder, target)
         except OSError:

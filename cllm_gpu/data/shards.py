@@ -165,6 +165,14 @@ class ShardWriter:
             raise
 
 
+def read_header(path: Path) -> ShardHeader:
+    """The header of a shard, whose tokens are not looked at; UserError where it is damaged or of another size."""
+    with clear_errors("read", path):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            return _unpack(path, file.read(HEADER_BYTES), size)
+
+
 def open_shard(path: Path) -> tuple[ShardHeader, Tokens]:
     """The header and memory-mapped tokens of a shard; verifies every byte. Raises UserError if anything is wrong."""
     with clear_errors("read", path):

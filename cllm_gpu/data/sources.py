@@ -18,6 +18,7 @@ from cllm_gpu.data.text import Piece, file_pieces, record_pieces
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors, describe_error
 
+STDLIB = "stdlib"
 JSON_LINES = (".jsonl", ".ndjson")
 _SNIFFED_BYTES = 8192
 
@@ -47,7 +48,9 @@ class Corpus:
     identity: str = field(init=False)
 
     def __post_init__(self) -> None:
-        facts = [self.name, *(f"{file.name}\0{file.size}\0{file.changed_ns}" for file in self.files)]
+        # a name is a path, except of the standard library, and means one text whichever folder it is given from
+        name = self.name if self.name == STDLIB else os.path.abspath(os.path.expanduser(self.name))
+        facts = [name, *(f"{file.name}\0{file.size}\0{file.changed_ns}" for file in self.files)]
         self.identity = hashlib.sha256("\n".join(facts).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
@@ -138,7 +141,7 @@ def _standard_library() -> Corpus:
     paths = [path for path in _walk(folder, left_out) if path.suffix == ".py"] if folder.is_dir() else []
     if not paths:
         raise UserError(f"the standard library has no .py files at {folder}: name a text file or folder as data")
-    corpus = _corpus("stdlib", [_source_file(path, path.relative_to(folder).as_posix()) for path in paths])
+    corpus = _corpus(STDLIB, [_source_file(path, path.relative_to(folder).as_posix()) for path in paths])
     corpus.name = f"standard library of Python {sys.version_info.major}.{sys.version_info.minor}"
     corpus.skip_undecodable = True
     return corpus

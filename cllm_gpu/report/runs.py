@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cllm_gpu.config import Config, as_dict, load_toml
+from cllm_gpu import config as configuration
+from cllm_gpu.config import Config, load_toml
 from cllm_gpu.report.figure import require_plots, save_figure
 from cllm_gpu.report.table import NONE, Table, number_or_dash
 from cllm_gpu.training.metrics import read_metrics
@@ -101,17 +102,8 @@ def differences_table(runs: Sequence[RunRecord]) -> Table:
 
 def _settings(config: Config) -> dict[str, str]:
     """Dotted name of every setting → its value as text."""
-    found: dict[str, str] = {}
-
-    def collect(values: dict[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                collect(value, f"{prefix}{name}.")
-            else:
-                found[prefix + name] = NONE if value is None else str(value)
-
-    collect(as_dict(dataclasses.replace(config, output=None)), "")
-    return found
+    found = configuration.settings(dataclasses.replace(config, output=None))
+    return {name: NONE if value is None else str(value) for name, value in found.items()}
 
 
 def run_summary(run: RunRecord) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cllm_gpu.checkpoint.checkpoint import newest_checkpoint
-from cllm_gpu.config import Config, load_toml, to_toml
+from cllm_gpu.checkpoint.checkpoint import Checkpoint, holds_checkpoint, newest_checkpoint
+from cllm_gpu.config import Config, from_dict, load_toml, settings, to_toml, with_absolute_paths
 from cllm_gpu.training.memory_plan import MemoryPlan
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.errors import UserError
@@ -34,7 +34,7 @@ def begin_run(folder: Path | None) -> Path:
         raise UserError("--output is the folder to work in itself; give a run a folder of its own")
     with clear_errors("make", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if newest_checkpoint(folder) is not None:
+    if holds_checkpoint(folder):
         raise UserError(f"{folder} already holds a run: add --resume to continue it, or choose another --output")
     if (folder / METRICS).exists():
         raise UserError(f"{folder} holds a run that saved no checkpoint: delete it, or choose another --output")
@@ -73,7 +73,7 @@ def newest_run() -> Path:
     """The numbered run with a checkpoint that was begun last. UserError when there is none."""
     for number in sorted(_numbers(), reverse=True):
         folder = RUNS / f"{number:03d}"
-        if newest_checkpoint(folder) is not None:
+        if holds_checkpoint(folder):
             return folder
     raise UserError(f"no run in {RUNS.resolve()}: train one first with `cllm-gpu train`, or name its folder")
 
@@ -83,8 +83,8 @@ def _numbers() -> list[int]:
 
 
 def save_configuration(folder: Path, config: Config) -> None:
-    """Write the configuration in full into the run's folder."""
-    write_atomically(folder / CONFIGURATION, to_toml(config))
+    """Write the configuration in full, with absolute paths, into the run's folder, for people to read."""
+    write_atomically(folder / CONFIGURATION, to_toml(with_absolute_paths(config)))
 
 
 def save_plan(folder: Path, plan: MemoryPlan) -> None:
@@ -119,3 +119,30 @@ def load_configuration(folder: Path) -> Config:
         hint = f"; train its model further in a new run: --initial {folder}" if model else ""
         raise UserError(f"{folder} holds no run to resume ({CONFIGURATION} is missing){hint}")
     return dataclasses.replace(load_toml(path), output=folder)
+
+
+def require_run(folder: Path) -> None:
+    """UserError if `folder` holds no run that can be resumed, only a model or nothing."""
+    if not holds_checkpoint(folder) and not (folder / CONFIGURATION).is_file():
+        raise UserError(f"{folder} holds no run to resume")
+
+
+def configuration_of(checkpoint: Checkpoint, folder: Path) -> Config:
+    """The configuration of the run in `folder` as its checkpoint holds it. UserError if that is an imported model."""
+    if "data" not in checkpoint.state:
+        raise UserError(f"{folder} holds no run to resume; train its model further in a new run: --initial {folder}")
+    return dataclasses.replace(from_dict(checkpoint.config), output=folder)
+
+
+def edited_settings(folder: Path, config: Config) -> str | None:
+    """One line if the run's config.toml is missing, damaged, or says other than `config`, which a resume goes by."""
+    path = folder / CONFIGURATION
+    taken = "the checkpoint's configuration is taken, change it with flags"
+    if not path.is_file():
+        return f"{path} is missing: {taken}"
+    try:
+        found, wanted = settings(load_configuration(folder)), settings(config)
+    except UserError as error:
+        return f"{error}: {taken}"
+    other = [f"{name} ({found[name]} there, {wanted[name]} here)" for name in wanted if found[name] != wanted[name]]
+    return f"{path} differs in {', '.join(other)}: {taken}" if other else None

@@ -98,6 +98,7 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this very model. UserError if it is another's."""
         self.state.restore(checkpoint)
+        self.batches.continue_at(self.state.step, self.state.tokens_seen // self.batches.context)
         self._saved_step = self.state.step
         self._step = None  # what it counts on a device is of before
         for log in (self.metrics, self.diagnostics):

@@ -102,7 +102,7 @@ def _require_sense(options: TokenizeOptions) -> None:
 def _require_free(path: Path, flag: str) -> None:
     """UserError unless `path` is a name that is free, where this process can write."""
     if path.exists() or path.is_symlink():
-        raise UserError(f"{path} exists already: name another with {flag}, or remove it first")
+        raise UserError(f"{path} exists already: name another with {flag}, or move it away")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     with clear_errors("write", path), tempfile.TemporaryFile(dir=folder):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ import tyro
 
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from cllm_gpu.cli import INTERRUPTED
+from cllm_gpu.cli import interrupted_status
 from cllm_gpu.cli.config_flags import base_configuration, early_flags, open_data
 from cllm_gpu.cli.parsing import Command, Quietable
 from cllm_gpu.cli.progress import ConsoleReporter, say, terminal
@@ -63,7 +64,8 @@ COMMAND = Command(
 
 
 def main(arguments: list[str]) -> int:
-    """Train; exit status 0, or 130 when interrupted (saved, and said how to resume)."""
+    """Train; exit status 0, or 128 + the signal that interrupted it (saved, and said how to resume)."""
+    began = time.monotonic()
     options = COMMAND.parse(arguments, _defaults(arguments))
     config = options.settings
     if config.training.tensorboard:
@@ -91,7 +93,7 @@ def main(arguments: list[str]) -> int:
                 display.message(line)
         checkpoint, free = load_checkpoint(folder) if options.resume else None, backend.memory_free()
         try:
-            return _run(config, backend, dataset, display, folder, plan, checkpoint)
+            return _run(config, backend, dataset, display, folder, plan, checkpoint, began)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -118,6 +120,7 @@ def _run(
     folder: Path,
     plan: MemoryPlan,
     checkpoint: Checkpoint | None,
+    began: float,
 ) -> int:
     trainer = Trainer(config, backend, dataset, folder=folder, reporter=display)
     try:
@@ -135,12 +138,13 @@ def _run(
             if config.training.tensorboard:
                 trainer.reporter = shown.enter_context(events(folder, trainer.state.step, display, backend.memory_held))
             shown.enter_context(display.running(trainer.state.step))
-            outcome = trainer.train()
+            outcome = trainer.train(began=began)
         display.outcome(outcome, folder)
         if outcome.interrupted:
             command = f"cllm-gpu train --resume --output {folder}"
-            say(f"interrupted; resume with: {command}", display.console, unbroken=True)
-            return INTERRUPTED
+            why = "the time is over" if outcome.signal is None else "interrupted"
+            say(f"{why}; resume with: {command}", display.console, unbroken=True)
+            return 0 if outcome.signal is None else interrupted_status(outcome.signal)
         _sample(config, trainer, dataset, display)
     finally:
         trainer.close()

@@ -57,7 +57,7 @@ def new_folder(
     It is complete or not there. UserError where `target` exists, cannot be written, or the text is bad.
     """
     if target.exists() or target.is_symlink():
-        raise UserError(f"{target} exists already: name a new folder for the shards, or remove it first")
+        raise UserError(f"{target} exists already: name a new folder for the shards, or move it away")
     identity = _identity(corpus, tokenizer, fraction, seed)
     with _unfinished_folder(target.parent) as folder:
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)

@@ -169,6 +169,9 @@ class TrainingConfig:
     """Optimizer steps in all."""
     batch: int | Auto = 16
     """Sequences per step. auto: the most for which the device has memory."""
+    minutes: float | None = None
+    """Minutes of a command after which training saves and stops, to be resumed: a little less than a batch system's
+    limit (None: no limit)."""
     micro_batch: int | Auto | None = None
     """Sequences computed at a time, gradients accumulated over them (None: the whole batch); divides the batch; auto:
     the most for which the device has memory."""
@@ -295,6 +298,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             t.recompute == "none" or t.diagnose_every == 0,
             f"training.diagnose_every needs training.recompute none: with {t.recompute} no layer keeps all it looks at",
         ),
+        (t.minutes is None or _positive(t.minutes), f"training.minutes is {t.minutes}; it must be above 0"),
         (t.workers is None or t.workers >= 1, f"training.workers is {t.workers}; it must be at least 1"),
         (_positive(t.spike_deviations), f"training.spike_deviations is {t.spike_deviations}; it must be above 0"),
         (

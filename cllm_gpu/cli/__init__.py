@@ -13,6 +13,8 @@ from typing import Any
 from cllm_gpu import __version__
 from cllm_gpu.utils.dataclass_from_dict import did_you_mean
 from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.startup import INTERRUPTED, interrupt_as_usual
+from cllm_gpu.utils.text import visible
 
 COMMANDS = {
     "train": "train a model, or resume a run",
@@ -30,14 +32,15 @@ COMMANDS = {
 }
 CHECK_FAILED = 1
 USER_ERROR = 2
-INTERRUPTED = 130
 STATUSES = {
-    0: "success",
+    0: "success; with --training.minutes also a run that saved when the time was over",
     CHECK_FAILED: "a check failed (gradcheck), or standard output was closed",
     USER_ERROR: "invalid input or a missing requirement; one line on standard error says which",
-    INTERRUPTED: "interrupted by Ctrl-C; train also handles SIGTERM and saves a checkpoint",
+    INTERRUPTED: "interrupted by Ctrl-C; train has saved a checkpoint",
 }
 """Exit statuses of every command."""
+SIGNALLED = 128
+"""Exit status minus the signal's number where a signal stopped a command."""
 
 
 def run(arguments: list[str]) -> int:
@@ -55,15 +58,20 @@ def run(arguments: list[str]) -> int:
         return _failed(str(error))
     except MemoryError as error:
         return _failed(f"out of memory ({error}): use a smaller batch or --training.micro-batch")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("cllm-gpu: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return interrupted_status(getattr(interrupt, "number", None))
     except BrokenPipeError:  # the reader of our output has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return CHECK_FAILED
     except OSError as error:  # unforeseen, such as a full disk under standard output: still no traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _failed(str(error))
+
+
+def interrupted_status(number: int | None) -> int:
+    """The exit status after the signal of this number; None: Ctrl-C."""
+    return INTERRUPTED if number is None else SIGNALLED + number
 
 
 def _failed(error: str) -> int:
@@ -77,7 +85,16 @@ def _show_notices() -> None:
     """Show log messages (such as a one-time compilation) on standard error if it is a terminal."""
     logger = logging.getLogger("cllm_gpu")
     if sys.stderr is not None and sys.stderr.isatty() and not logger.handlers:
-        logger.addHandler(logging.StreamHandler(sys.stderr))
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Visible())
+        logger.addHandler(handler)
+
+
+class _Visible(logging.Formatter):
+    """Records as text that a terminal may receive."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -90,7 +107,9 @@ def _dispatch(arguments: list[str]) -> int:
     name = arguments[0]
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
-    return load_command(name).main(arguments[1:])
+    command = load_command(name)
+    interrupt_as_usual()  # all is imported
+    return command.main(arguments[1:])
 
 
 def load_command(name: str) -> Any:
@@ -104,4 +123,5 @@ def _usage() -> str:
     lines += [f"  {name:10s}  {text}" for name, text in COMMANDS.items()]
     lines += ["", "cllm-gpu COMMAND --help lists a command's options and shows examples.", "", "exit status:"]
     lines += [f"  {status:3d}  {text}" for status, text in STATUSES.items()]
+    lines += ["  128 + n  stopped by signal n; train has saved"]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.cli import INTERRUPTED
+from cllm_gpu.cli import interrupted_status
 from cllm_gpu.cli.config_flags import base_configuration, early_flags, open_data
 from cllm_gpu.cli.parsing import Command, QuietOption
 from cllm_gpu.cli.progress import ConsoleReporter, terminal
@@ -83,6 +83,8 @@ def main(arguments: list[str]) -> int:
         raise UserError("--seeds requires --experiment; without one, use --training.seed")
     if options.seeds and experiment is not None:
         experiment = dataclasses.replace(experiment, seeds=checked_seeds(options.seeds, "--seeds"))
+    if options.settings.training.minutes is not None:
+        raise UserError("training.minutes is for train, whose run can be resumed; leave it out")
     if options.picture:
         require_plots()
     return _experiment(experiment, options) if experiment else _optimizers(options)
@@ -119,8 +121,7 @@ def _optimizers(options: CompareOptions) -> int:
         settings, lambda c: run_in_memory(c, backend, dataset), baseline=options.optimizers[0], report=report
     )
     table = comparison_table(found)
-    if not options.quiet:
-        print_table(table)
+    print_table(table, terminal(quiet=options.quiet))
     written = [*write_table(table, {"made": _provenance(backend), **found.as_dict()}, folder, "comparison")]
     if options.picture:
         written.append(folder / "comparison.png")
@@ -150,12 +151,11 @@ def _experiment(experiment: Experiment, options: CompareOptions) -> int:
 
     try:
         runs = run_experiment(experiment, config, folder, lambda n, c: run_variant(n, c, backend, dataset), report)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         display.message(f"stopped after {len(done)} of {total} runs; the same command goes on with the next")
-        return INTERRUPTED
+        return interrupted_status(getattr(interrupt, "number", None))
     table = experiment_table(experiment, runs)
-    if not options.quiet:
-        print_table(table)
+    print_table(table, terminal(quiet=options.quiet))
     name = options.experiment.stem
     data = {
         "made": _provenance(backend),

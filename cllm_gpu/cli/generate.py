@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import os
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TextIO
 
 import tyro
 
@@ -70,9 +73,17 @@ def main(arguments: list[str]) -> int:
         trained.model, tokenizer, options.prompt, tokens=options.tokens, sampler=sampler, use_cache=options.cache
     )
     first = next(pieces, "")  # errors are raised here, before anything is written
-    on_terminal = sys.stdout.isatty()
+    exact = _is_file(sys.stdout)
     for piece in itertools.chain((options.prompt, first), pieces):
-        sys.stdout.write(visible(piece) if on_terminal else piece)
+        sys.stdout.write(piece if exact else visible(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
     return 0
+
+
+def _is_file(stream: TextIO) -> bool:
+    """Whether a stream goes to a regular file, which takes the text as it was generated, control characters too."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, io.UnsupportedOperation):
+        return False

@@ -12,6 +12,7 @@ import tyro
 from cllm_gpu.backend import get_backend
 from cllm_gpu.checkpoint.pretrained import PretrainedModel, load_pretrained, require_tokenizer
 from cllm_gpu.cli.parsing import Command
+from cllm_gpu.cli.progress import say
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.ops.reference.embedding import MAXIMUM_VOCABULARY
 from cllm_gpu.report.figure import require_plots, save_figure
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> int:
         for ending in ("png", "svg"):
             path = options.output / f"{name}.{ending}"
             save_figure(figure, path)
-            print(f"written: {path}")
+            say(f"written: {path}")
     return 0
 
 

@@ -7,11 +7,13 @@ output goes through the console that `terminal` returns.
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -44,15 +46,78 @@ PLAIN_SECONDS = 10.0
 """Seconds between two progress lines over a text if there is no terminal."""
 
 
+class _Spared:
+    """A stream that work goes on without: after the first error everything written to it is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._lost = stream, False
+
+    def write(self, text: str) -> int:
+        """Write to the stream, if it is there."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, if it is there."""
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        if self._lost:
+            return
+        try:
+            action()
+        except (OSError, ValueError) as error:  # a pipe without a reader, a full disk, a lost terminal; a closed file
+            self._lost = True
+            with contextlib.suppress(OSError, ValueError):
+                _to_nowhere(self._stream.fileno())
+            reason = getattr(error, "strerror", None) or str(error)
+            notice = f"cllm-gpu: the display is gone ({reason}); the work goes on without it\n"
+            with contextlib.suppress(OSError):
+                os.write(2, notice.encode())
+
+
+def _to_nowhere(descriptor: int) -> None:
+    """What a stream still holds back for `descriptor`, and all that follows, goes to the null device."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, descriptor)
+    finally:
+        os.close(null)
+
+
 def terminal(*, quiet: bool = False, errors: bool = False) -> Console:
-    """A console on standard output, or with `errors` on standard error; with `quiet`, it discards everything."""
-    return Console(highlight=False, soft_wrap=True, emoji=False, quiet=quiet, stderr=errors)
+    """Where progress and messages go: standard output, or with `errors` standard error; quiet: nowhere.
+
+    Once it cannot be written any more, as a pipe without a reader, it is silent, and the work goes on.
+    """
+    stream = sys.stderr if errors else sys.stdout
+    spared: Any = None if stream is None else _Spared(stream)
+    return Console(file=spared, highlight=False, soft_wrap=True, emoji=False, quiet=quiet)
+
+
+class _ResultConsole(Console):
+    """Standard output for the result of a command, which without a reader has nothing left to do."""
+
+    def on_broken_pipe(self) -> None:
+        """BrokenPipeError, for the command line to answer."""
+        raise BrokenPipeError
+
+
+def result_console() -> Console:
+    """Where results go: standard output. OSError when it cannot be written."""
+    return _ResultConsole(highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str, console: Console | None = None, *, style: str = "", unbroken: bool = False) -> None:
-    """Print one line. On a terminal it is wrapped between words, unless `unbroken` (for a command to be copied)."""
-    console = console or terminal()
-    console.print(text, style=style, markup=False, soft_wrap=unbroken or not console.is_terminal)
+    """One line, which a terminal breaks between words; unbroken: nowhere, as for a command that will be copied.
+
+    `console`: see `terminal`; None: `result_console`.
+    """
+    console = console or result_console()
+    console.print(visible(text), style=style, markup=False, soft_wrap=unbroken or not console.is_terminal)
 
 
 @contextlib.contextmanager
@@ -243,7 +308,7 @@ class ConsoleReporter:
         """Print generated text as it arrives. Returns all of it."""
         taken = []
         self.console.print("\nsample:", style="bold")
-        self.console.print(prompt, end="", markup=False)
+        self.console.print(visible(prompt), end="", markup=False)
         for piece in pieces:
             taken.append(piece)
             self.console.print(visible(piece), end="", markup=False)

@@ -102,7 +102,7 @@ def _validate(options: TokenizeOptions) -> None:
 def _require_new(path: Path, flag: str) -> None:
     """Raises UserError unless `path` does not exist and this process can create it."""
     if path.exists() or path.is_symlink():
-        raise UserError(f"{path} exists already: name another with {flag}, or remove it first")
+        raise UserError(f"{path} exists already: name another with {flag}, or move it away")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     with clear_errors("write", path), tempfile.TemporaryFile(dir=folder):
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ import tyro
 
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.checkpoint.checkpoint import CHECKPOINTS, Checkpoint, identify_run, load_checkpoint, named_checkpoint
-from cllm_gpu.cli import INTERRUPTED
+from cllm_gpu.cli import interrupted_status
 from cllm_gpu.cli.config_flags import base_configuration, early_flags, open_data
 from cllm_gpu.cli.parsing import Command, QuietOption
 from cllm_gpu.cli.progress import ConsoleReporter, say, terminal
@@ -71,7 +72,7 @@ COMMAND = Command(
 
 
 def main(arguments: list[str]) -> int:
-    """Train. Returns exit status 0, or 130 if interrupted, after saving and printing how to resume."""
+    """Train. Returns exit status 0, or 128 + the signal that stopped it, after saving."""
     known = early_flags(arguments)
     if known.checkpoint and not known.resume:
         raise UserError("--checkpoint names what a run is resumed from; add --resume, or give a model as --initial")
@@ -107,6 +108,7 @@ def _to_resume(output: Path | None, named: Path | None) -> tuple[Path, Path | No
 
 def _train(options: TrainOptions, checkpoint: Checkpoint | None) -> int:
     """Train a new run, or from `checkpoint` the run in options.settings.output, whose folder is locked."""
+    began = time.monotonic()
     config = options.settings
     if config.training.tensorboard:
         require_tensorboard()  # report a missing package before training
@@ -137,7 +139,7 @@ def _train(options: TrainOptions, checkpoint: Checkpoint | None) -> int:
                 display.message(line)
         free = backend.memory_free()
         try:
-            return _run(config, backend, dataset, display, folder, plan, checkpoint)
+            return _run(config, backend, dataset, display, folder, plan, checkpoint, began)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -152,6 +154,7 @@ def _run(
     folder: Path,
     plan: MemoryPlan,
     checkpoint: Checkpoint | None,
+    began: float,
 ) -> int:
     trainer = Trainer(config, backend, dataset, folder=folder, reporter=display)
     try:
@@ -174,12 +177,13 @@ def _run(
             if config.training.tensorboard:
                 trainer.reporter = shown.enter_context(events(folder, trainer.state.step, display, backend.memory_held))
             shown.enter_context(display.running(trainer.state.step))
-            outcome = trainer.train()
+            outcome = trainer.train(began=began)
         display.outcome(outcome, folder)
         if outcome.interrupted:
             command = f"cllm-gpu train --resume --output {folder}"
-            say(f"interrupted; resume with: {command}", display.console, unbroken=True)
-            return INTERRUPTED
+            why = "the time is over" if outcome.signal is None else "interrupted"
+            say(f"{why}; resume with: {command}", display.console, unbroken=True)
+            return 0 if outcome.signal is None else interrupted_status(outcome.signal)
         _sample(config, trainer, dataset, display)
     finally:
         trainer.close()

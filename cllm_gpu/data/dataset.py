@@ -105,7 +105,9 @@ def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes
                 f"{tokenizer_label(tokenizer.name, tokenizer.fingerprint)}; give that one, or prepare the text again"
             )
         if header.part != part or header.identity != (identity or headers[Part.TRAIN].identity):
-            raise UserError(f"{folder / SHARD_NAMES[part]} belongs to another set: delete {folder} and prepare again")
+            raise UserError(
+                f"{folder / SHARD_NAMES[part]} belongs to another set: move {folder} away and prepare again"
+            )
     train, validation = (
         TokenSource(
             f"{name} ({part.name.lower()})",

@@ -72,7 +72,7 @@ def new_folder(
     text is invalid.
     """
     if target.exists() or target.is_symlink():
-        raise UserError(f"{target} exists already: name a new folder for the shards, or remove it first")
+        raise UserError(f"{target} exists already: name a new folder for the shards, or move it away")
     identity = corpus_identity(corpus, tokenizer, fraction, seed)
     with _temporary_folder(target.parent) as folder:
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)

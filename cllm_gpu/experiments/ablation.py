@@ -34,6 +34,7 @@ from cllm_gpu.config_aliases import in_full
 from cllm_gpu.data import Dataset
 from cllm_gpu.experiments.run_in_memory import CurveRecorder, Point
 from cllm_gpu.training.metrics import clipped
+from cllm_gpu.training.signals import Stopped
 from cllm_gpu.training.trainer import Trainer
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.errors import UserError
@@ -179,14 +180,15 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_variant(name: str, config: Config, backend: Backend, dataset: Dataset) -> SeedRun:
-    """Train `config` from its seed, in memory. Raises KeyboardInterrupt if the user interrupts."""
+    """Train `config` from its seed, in memory. Raises Stopped if a signal asks to stop."""
     recorder = _Recorder(config.optimizer.clip_norm)
     trainer = Trainer(config, backend, dataset, reporter=recorder)
     stopped = None
     try:
         trainer.initialise()
-        if trainer.train().interrupted:
-            raise KeyboardInterrupt
+        outcome = trainer.train()
+        if outcome.interrupted:
+            raise Stopped(outcome.signal)
         scalars = {
             group: backend.to_host(view).tolist()
             for group, view in trainer.parameters.items()
@@ -261,7 +263,7 @@ class _RunStore:
                 with clear_errors("read", path):
                     self._entries = exact_json.loads(path.read_bytes())["runs"]
             except (ValueError, TypeError, KeyError):
-                raise UserError(f"{path} is not a list of runs; remove it or give another --output") from None
+                raise UserError(f"{path} is not a list of runs; give another --output, or move it away") from None
 
     def find(self, name: str, config: Config) -> SeedRun | None:
         """The saved run of this configuration, with `name` as its variant; None if there is none."""

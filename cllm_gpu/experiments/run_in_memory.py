@@ -11,6 +11,7 @@ import numpy as np
 from cllm_gpu.backend import Backend
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
+from cllm_gpu.training.signals import Stopped
 from cllm_gpu.training.trainer import Trainer
 from cllm_gpu.utils.errors import UserError
 
@@ -45,7 +46,7 @@ class Curve:
 def run_in_memory(config: Config, backend: Backend, dataset: Dataset) -> Curve:
     """Train `config` from its seed, in memory, and return its evaluations; the curve ends early if training stopped.
 
-    Raises KeyboardInterrupt if the user interrupts.
+    Raises Stopped if a signal asks to stop.
     """
     recorder = CurveRecorder()
     trainer = Trainer(config, backend, dataset, reporter=recorder)
@@ -53,8 +54,9 @@ def run_in_memory(config: Config, backend: Backend, dataset: Dataset) -> Curve:
     try:
         trainer.initialise()
         with np.errstate(all="ignore"):  # overflow is expected if the learning rate is too high
-            if trainer.train().interrupted:
-                raise KeyboardInterrupt
+            outcome = trainer.train()
+            if outcome.interrupted:
+                raise Stopped(outcome.signal)
     except UserError as error:
         stopped = str(error)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.files import write_atomically
+from cllm_gpu.utils.text import visible
 
 GAP = 2
 """Spaces between two columns of a table."""
@@ -28,7 +29,7 @@ def print_table(table: Table, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    console.print(table.rich(console.width))
+    console.print(table.visible().rich(console.width))
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,16 @@ class Table:
     notes: tuple[str, ...] = field(default=())
     spare_columns: tuple[int, ...] = ()
     """Columns to omit, in this order, if the terminal is too narrow; a note lists them."""
+
+    def visible(self) -> Table:
+        """The same table, its texts as a terminal may receive them."""
+        return replace(
+            self,
+            title=visible(self.title),
+            header=tuple(map(visible, self.header)),
+            rows=tuple(tuple(map(visible, row)) for row in self.rows),
+            notes=tuple(map(visible, self.notes)),
+        )
 
     def rich(self, width: int) -> RichTable:
         """Render for a terminal of `width` characters: headers are wrapped between words, cells are not.
@@ -99,6 +110,7 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 
 def _escaped(text: str) -> str:
+    text = visible(text)
     for special in "\\|*_`<":
         text = text.replace(special, f"\\{special}")
     return text

@@ -67,5 +67,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             except ValueError:
                 record = None
             if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number} is not a JSON object; remove the line, or the file")
+                raise UserError(
+                    f"{path}, line {number} is not a JSON object: it is damaged, or not the metrics of a run"
+                )
             yield line, record

@@ -39,6 +39,9 @@ class Outcome:
     step: int
     """Steps done."""
     interrupted: bool
+    """Whether a signal or the end of `training.minutes` stopped it before it was done."""
+    signal: int | None
+    """Number of the signal that asked to stop; None if none did."""
     skipped: int
     """Steps whose gradient was refused."""
     evaluation: Evaluation | None

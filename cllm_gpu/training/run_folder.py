@@ -34,10 +34,13 @@ def begin_run(folder: Path | None) -> Path:
         raise UserError("--output is the folder to work in itself; give a run a folder of its own")
     with clear_errors("make", folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if (folder / LOCK).exists():
+        with lock_run(folder):  # a folder in which another process trains is neither to resume nor to remove
+            pass
     if holds_checkpoint(folder):
         raise UserError(f"{folder} already holds a run: add --resume to continue it, or choose another --output")
     if (folder / METRICS).exists():
-        raise UserError(f"{folder} holds a run that saved no checkpoint: delete it, or choose another --output")
+        raise UserError(f"{folder} holds a run that saved no checkpoint: choose another --output, or move it away")
     return folder
 
 
@@ -108,7 +111,7 @@ def load_plan(folder: Path) -> dict[str, int]:
             return plan
     except (ValueError, AttributeError):
         pass
-    raise UserError(f"{path} is not a memory plan; remove it, or resume the run to write it again")
+    raise UserError(f"{path} is not a memory plan; move it away, or resume the run to write it again")
 
 
 def load_configuration(folder: Path) -> Config:

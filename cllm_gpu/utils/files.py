@@ -74,6 +74,8 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     written.
     """
     content = data.encode() if isinstance(data, str) else data
+    if path.is_dir():  # ".", which has no name, among them
+        raise UserError(describe_error(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)), "write", path))
     partial = path.with_name(f".{path.name}{PARTIAL}")
     with clear_errors("write", path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -191,7 +191,7 @@ def test_a_page_is_written_from_a_folder(tmp_path):
 def test_a_damaged_plan_is_one_line(tmp_path, damage):
     MetricsLog(tmp_path / "metrics.jsonl").append(record().steps[0])
     (tmp_path / "plan.json").write_bytes(damage)
-    with pytest.raises(UserError, match=r"plan\.json is not a memory plan; remove it"):
+    with pytest.raises(UserError, match=r"plan\.json is not a memory plan; move it away"):
         read_run(tmp_path)
 
 

@@ -12,6 +12,7 @@ newest that was the best when it was written), so no second file can disagree wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -156,7 +157,15 @@ def _prune(folder: Path, newest: int, keep_last: int) -> None:
     kept |= set(_best_of({step: steps[step] for step in earlier}))
     for path in _folders(folder).values():
         if path not in {steps.get(step) for step in kept} and not _is_foreign(path):
-            remove(path)
+            _remove_aside(path)
+
+
+def _remove_aside(path: Path) -> None:
+    """Remove a checkpoint under a temporary name, so that none is seen half removed, whenever the process dies."""
+    aside = path.with_name(f".{path.name.removeprefix('.')}.removed{PARTIAL}")
+    with contextlib.suppress(OSError):  # what cannot be renamed cannot be removed either: the next save tries again
+        os.rename(path, aside)
+        remove(aside)
 
 
 # ---- the identity of a run

@@ -14,7 +14,7 @@ from cllm_gpu.config import Config, from_dict, load_toml, settings, to_toml, wit
 from cllm_gpu.training.memory_plan import MemoryPlan
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.errors import UserError
-from cllm_gpu.utils.files import clear_errors, write_atomically
+from cllm_gpu.utils.files import clear_errors, make_folder, sync_folder, write_atomically
 
 RUNS = Path("runs")
 CONFIGURATION = "config.toml"
@@ -33,7 +33,7 @@ def begin_run(folder: Path | None) -> Path:
     if str(folder) == ".":
         raise UserError("--output is the folder to work in itself; give a run a folder of its own")
     with clear_errors("make", folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     if (folder / LOCK).exists():
         with lock_run(folder):  # a folder in which another process trains is neither to resume nor to remove
             pass
@@ -47,13 +47,14 @@ def begin_run(folder: Path | None) -> Path:
 def _next_number() -> Path:
     """Claim the next of runs/001, runs/002, …: creating the folder claims it."""
     with clear_errors("make", RUNS):
-        RUNS.mkdir(exist_ok=True)
+        make_folder(RUNS)
         while True:
             folder = RUNS / f"{max(_numbers(), default=0) + 1:03d}"
             try:
                 folder.mkdir()
             except FileExistsError:
                 continue
+            sync_folder(RUNS)
             return folder
 
 

@@ -319,8 +319,9 @@ class Trainer:
         if self.folder is None:
             return
         with self.backend.ranges("checkpoint"):
-            if self.metrics:
-                self.metrics.sync()  # no checkpoint counts a step whose metrics a power failure could take
+            for log in (self.metrics, self.diagnostics):
+                if log:
+                    log.sync()  # no checkpoint counts a step whose records a power failure could take
             kept = save_checkpoint(
                 self.folder, self.state.snapshot(), keep_last=self.config.training.keep_last, best=best
             )

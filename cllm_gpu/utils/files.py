@@ -111,6 +111,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, and sync every new name. Raises OSError."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder with all in it, if it is there and can be removed."""
     with contextlib.suppress(OSError):

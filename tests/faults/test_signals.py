@@ -1,4 +1,4 @@
-"""Every signal at random instants of a run: it is saved, the status says which, and the resumed run has the same bits."""
+"""Signals at random instants of a run: it is saved, the status says which, and once resumed it has the same bits."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ pytestmark = [
 STEPS = 400
 FLAGS = (
     "--data.source", "text.txt", "--model.size", "tiny", "--model.layers", "1", "--model.width", "16",
-    "--model.context", "16", "--training.batch", "4", "--training.evaluate-every", "20", "--training.sample-tokens", "0",
-    "--training.evaluation-batches", "2", "--training.checkpoint-every", "30", "--training.workers", "1", "--quiet",
+    "--model.context", "16", "--training.batch", "4", "--training.evaluate-every", "20",
+    "--training.evaluation-batches", "2", "--training.checkpoint-every", "30", "--training.workers", "1",
+    "--training.sample-tokens", "0", "--quiet",
 )  # fmt: skip
 
 

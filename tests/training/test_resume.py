@@ -99,7 +99,11 @@ def test_an_interrupt_saves_the_step_it_came_in(make_trainer: MakeTrainer, confi
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_second_interrupt_leaves_at_once(make_trainer: MakeTrainer, config: Config) -> None:
+def test_a_second_interrupt_leaves_at_once(
+    make_trainer: MakeTrainer, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cllm_gpu.training.signals.ONE_PRESS", 0.0)
+
     class Impatient(StopAt):
         def step(self, record: dict[str, Any]) -> None:
             signal.raise_signal(signal.SIGINT)

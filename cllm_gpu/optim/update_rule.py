@@ -11,6 +11,7 @@ from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.ops.reference.rounding import StochasticRounding
 from cllm_gpu.ops.registry import Operations
 from cllm_gpu.ops.stream import Device
+from cllm_gpu.optim.bounds import Growth
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class UpdateRule(ABC):
     @abstractmethod
     def state_names(cls, config: OptimizerConfig) -> tuple[str, ...]:
         """Names of the moments kept, each of as many elements as the parameters; they start at zero."""
+
+    @property
+    def growth(self) -> Growth | None:
+        """Bounds on a step. None if the rule knows none: weights and moments are then copied before every step, to be
+        put back should the step not be finite.
+        """
+        return None
 
     @abstractmethod
     def step(self, ops: Operations, arrays: UpdateArrays, *, rate: float, step: int, gradient_scale: float) -> float:

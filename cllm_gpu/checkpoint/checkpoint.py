@@ -23,6 +23,7 @@ import numpy as np
 
 from cllm_gpu.checkpoint.manifest import MANIFEST, Manifest, NewerFormatError, manifest_text, read_manifest
 from cllm_gpu.checkpoint.safetensors_io import read_tensors, tensors_size, verify_file, write_synced, write_tensors
+from cllm_gpu.checkpoint.soundness import require_finite, require_moments
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import PARTIAL, clear_errors, remove, remove_partials, sync_folder
 
@@ -30,6 +31,8 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 REPLACED = ".replaced"
+_NOT_SAVED = "it was not saved, and earlier checkpoints are as they were"
+_USE_ANOTHER = "use another checkpoint"
 
 Array = np.ndarray[Any, Any]
 
@@ -59,10 +62,15 @@ class Checkpoint:
 def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep_last: int, best: bool) -> Path:
     """Write a checkpoint of `run` and return its folder; then keep the newest `keep_last` and the best one.
 
+    Checkpoints written while steps were being skipped do not count for `keep_last`: they take no sound one's place.
     Checkpoints of later steps are of a course that was given up (the run was resumed from an earlier one) and go too.
     One of the same step is replaced. Arrays are written from where they lie: no copy of contiguous ones is made.
-    Raises UserError when the disk is full or the folder cannot be written; all earlier checkpoints are then intact.
+    Raises UserError when the disk is full, the folder cannot be written, or weights or moments are not finite; all
+    earlier checkpoints are then intact.
     """
+    where = f"checkpoint of step {checkpoint.step}"
+    require_finite(checkpoint.parameters, where, _NOT_SAVED)
+    require_moments(checkpoint.optimizer, where, _NOT_SAVED)
     folder = run / CHECKPOINTS
     target = folder / f"step_{checkpoint.step:08d}"
     partial = folder / f".{target.name}{PARTIAL}"
@@ -136,10 +144,11 @@ def _clean(folder: Path) -> None:
 
 
 def _prune(folder: Path, newest: int, keep_last: int) -> None:
-    """Remove all but step `newest`, the `keep_last` newest up to it, and the best of them."""
+    """Remove all but step `newest`, the `keep_last` newest sound ones up to it, and the best of them."""
     steps = _complete(folder)
     earlier = [step for step in steps if step <= newest]
-    kept = {newest, *earlier[:keep_last]} if keep_last > 0 else {newest}
+    sound = [step for step in earlier if not _skipping(steps[step])]
+    kept = {newest, *sound[:keep_last]} if keep_last > 0 else {newest}
     kept |= set(_best_of({step: steps[step] for step in earlier}))
     for path in _folders(folder).values():
         if path not in {steps.get(step) for step in kept}:
@@ -185,6 +194,13 @@ def _manifest_if_complete(path: Path) -> Manifest | None:
     return manifest if all(sizes[name] == file.size for name, file in manifest.files.items()) else None
 
 
+def _skipping(path: Path) -> bool:
+    """Whether the steps before the checkpoint were skipped, so that its weights are an earlier step's."""
+    manifest = _manifest_if_complete(path)
+    guard = manifest.content["state"].get("guard", {}) if manifest is not None else {}
+    return bool(guard.get("skipped_in_a_row", 0))
+
+
 def _best_of(steps: dict[int, Path]) -> dict[int, Path]:
     """The newest of complete checkpoints (newest first) that was the best when it was written."""
     for step, path in steps.items():
@@ -200,7 +216,8 @@ def _best_of(steps: dict[int, Path]) -> dict[int, Path]:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint: its own folder, or a run's (then the newest complete one).
 
-    Raises UserError when there is none, or it is truncated, changed, incomplete, or of a newer format.
+    Raises UserError when there is none, or it is truncated, changed, incomplete, or of a newer format, or holds weights
+    or moments that are not finite.
     """
     folder = _chosen(path, "last")
     passed_over = _passed_over(path, folder)
@@ -211,7 +228,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     for joined, array in read_tensors(folder / OPTIMIZER).items():
         moment, name = joined.split("/", 1)
         optimizer[moment][name] = array
-    return _checkpoint(manifest, read_tensors(folder / MODEL), optimizer, passed_over)
+    require_moments(optimizer, folder / OPTIMIZER, _USE_ANOTHER)
+    return _checkpoint(manifest, _read_weights(folder), optimizer, passed_over)
 
 
 def load_model(path: Path, which: Literal["best", "last"] = "best") -> Checkpoint:
@@ -221,7 +239,13 @@ def load_model(path: Path, which: Literal["best", "last"] = "best") -> Checkpoin
     """
     folder, manifest = model_manifest(path, which)
     verify_file(folder / MODEL, manifest.files[MODEL])
-    return _checkpoint(manifest, read_tensors(folder / MODEL), {})
+    return _checkpoint(manifest, _read_weights(folder), {})
+
+
+def _read_weights(folder: Path) -> dict[str, Array]:
+    weights = read_tensors(folder / MODEL)
+    require_finite(weights, folder / MODEL, _USE_ANOTHER)
+    return weights
 
 
 def model_manifest(path: Path, which: Literal["best", "last"] = "best") -> tuple[Path, Manifest]:

@@ -29,6 +29,11 @@ NO_PATHS = ("stdlib", "patterns", "bytes", INITIAL)
 """Names of sources and tokenizers that are no paths."""
 
 
+LEAST_FLOAT32, LARGEST_FLOAT32 = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""Absolute values that float32 holds with all its digits, 0 aside."""
+_RANGE = f"in float32 it must be 0 or lie between {LEAST_FLOAT32:.3g} and {LARGEST_FLOAT32:.3g}"
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The model; what is None is as the named size says."""
@@ -317,7 +322,28 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         for name, bound in least.items()
         for value in [getattr(t, name)]
     ]
+    rules += [(not words, words) for words in _unrepresentable(c, "")]
+    shares = {"momentum": o.momentum, "beta1": o.beta1, "beta2": o.beta2}
+    rules += [
+        (value < 1 - 2.0**-25, f"optimizer.{name} is {value}, which in float32 is 1; it must be below")
+        for name, value in shares.items()
+    ]
+    largest = o.rate * max(1.0, o.lattice_rate)
+    rules.append((largest <= LARGEST_FLOAT32, f"optimizer.lattice_rate times optimizer.rate is {largest}: {_RANGE}"))
     return rules
+
+
+def _unrepresentable(section: Any, prefix: str) -> Iterator[str]:
+    """A line for every real setting that float32, in which models train, cannot hold."""
+    for field_ in dataclasses.fields(section):
+        value, name = getattr(section, field_.name), f"{prefix}{field_.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _unrepresentable(value, f"{name}.")
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                yield f"{name} is {value}; it must be a finite number"
+            elif value and not LEAST_FLOAT32 <= abs(value) <= LARGEST_FLOAT32:
+                yield f"{name} is {value}: {_RANGE}"
 
 
 def _divides(part: int, whole: int) -> bool:

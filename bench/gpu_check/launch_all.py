@@ -87,9 +87,11 @@ def _decide(
     squared_norm_on_device(launcher, gradients, total=sums[1:])
     rate, counts = put(np.full(1, 1e-3)), put(np.array([4, 0], np.int32))
     numbers, draw, outcome = (put(x) for x in (np.zeros((2, NUMBERS), np.float32), np.zeros(1, np.uint32), np.zeros(1)))
+    norms = (put(np.zeros(2)), put(np.ones(2)))
     decide_step(
-        launcher, sums, rate, counts, numbers, clip, skip, draw, outcome, beta1=0.9, beta2=0.95, decay=0.1,
-        other_rate=30.0, clip_norm=1.0, largest=1e19, maximum_skipped=5, storage=storage,
+        launcher, sums, rate, counts, numbers, clip, skip, draw, outcome, *norms,
+        beta1=0.9, beta2=0.95, decay=0.1, other_rate=30.0, clip_norm=1.0, largest=1e19, limit=1e38,
+        carry=0.9, gain=0.1, amplification=1e8, coupled_decay=0.0, maximum_skipped=5, storage=storage,
     )  # fmt: skip
     yield f"decide_step {storage}", {"sums": sums, "counts": counts, "numbers": numbers, "clip": clip}
 

@@ -35,6 +35,7 @@ from cllm_gpu.checkpoint.safetensors_io import (
     write_synced,
     write_tensors,
 )
+from cllm_gpu.checkpoint.soundness import require_finite, require_moments
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import PARTIAL, clear_errors, remove, remove_partials, sync_folder, write_atomically
 
@@ -44,6 +45,8 @@ OPTIMIZER = "optimizer.safetensors"
 REPLACED = ".replaced"
 IDENTITY = "run.id"
 """Of a run's folder: its identity and the beginning of that one's SHA-256."""
+_NOT_SAVED = "it was not saved, and earlier checkpoints are as they were"
+_USE_ANOTHER = "use another checkpoint"
 
 Array = np.ndarray[Any, Any]
 
@@ -73,10 +76,15 @@ class Checkpoint:
 def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep_last: int, best: bool) -> Path:
     """Write a checkpoint of `run` and return its folder; then keep the newest `keep_last` and the best one.
 
+    Checkpoints written while steps were being skipped do not count for `keep_last`: they take no sound one's place.
     Checkpoints of later steps are of a course that was given up (the run was resumed from an earlier one) and go too.
     One of the same step is replaced. Arrays are written from where they lie: no copy of contiguous ones is made.
-    Raises UserError when the disk is full or the folder cannot be written; all earlier checkpoints are then intact.
+    Raises UserError when the disk is full, the folder cannot be written, or weights or moments are not finite; all
+    earlier checkpoints are then intact.
     """
+    where = f"checkpoint of step {checkpoint.step}"
+    require_finite(checkpoint.parameters, where, _NOT_SAVED)
+    require_moments(checkpoint.optimizer, where, _NOT_SAVED)
     folder = run / CHECKPOINTS
     target = folder / f"step_{checkpoint.step:08d}"
     partial = folder / f".{target.name}{PARTIAL}"
@@ -150,10 +158,11 @@ def _clean(folder: Path) -> None:
 
 
 def _prune(folder: Path, newest: int, keep_last: int) -> None:
-    """Remove all but step `newest`, the `keep_last` newest up to it, and the best of them."""
+    """Remove all but step `newest`, the `keep_last` newest sound ones up to it, and the best of them."""
     steps = _complete(folder)
     earlier = [step for step in steps if step <= newest]
-    kept = {newest, *earlier[:keep_last]} if keep_last > 0 else {newest}
+    sound = [step for step in earlier if not _skipping(steps[step])]
+    kept = {newest, *sound[:keep_last]} if keep_last > 0 else {newest}
     kept |= set(_best_of({step: steps[step] for step in earlier}))
     for path in _folders(folder).values():
         if path not in {steps.get(step) for step in kept} and not _is_foreign(path):
@@ -278,6 +287,13 @@ def _manifest_if_complete(path: Path) -> Manifest | None:
     return manifest if all(sizes[name] == file.size for name, file in manifest.files.items()) else None
 
 
+def _skipping(path: Path) -> bool:
+    """Whether the steps before the checkpoint were skipped, so that its weights are an earlier step's."""
+    manifest = _manifest_if_complete(path)
+    guard = manifest.content["state"].get("guard", {}) if manifest is not None else {}
+    return bool(guard.get("skipped_in_a_row", 0))
+
+
 def _best_of(steps: dict[int, Path]) -> dict[int, Path]:
     """The newest of complete checkpoints (newest first) that was the best when it was written."""
     for step, path in steps.items():
@@ -293,7 +309,8 @@ def _best_of(steps: dict[int, Path]) -> dict[int, Path]:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint: its own folder, or a run's (then the newest one that is sound in every byte).
 
-    Raises UserError when there is none, or it is truncated, changed, incomplete, or of a newer format.
+    Raises UserError when there is none, or it is truncated, changed, incomplete, or of a newer format, or holds weights
+    or moments that are not finite.
     """
     if _chosen(path, "last") == path:
         return _read(path)
@@ -327,7 +344,8 @@ def _read(folder: Path) -> Checkpoint:
     for joined, array in read_tensors(folder / OPTIMIZER).items():
         moment, name = joined.split("/", 1)
         optimizer[moment][name] = array
-    return _checkpoint(manifest, read_tensors(folder / MODEL), optimizer)
+    require_moments(optimizer, folder / OPTIMIZER, _USE_ANOTHER)
+    return _checkpoint(manifest, _read_weights(folder), optimizer)
 
 
 def load_model(path: Path, which: Literal["best", "last"] = "best") -> Checkpoint:
@@ -337,7 +355,13 @@ def load_model(path: Path, which: Literal["best", "last"] = "best") -> Checkpoin
     """
     folder, manifest = model_manifest(path, which)
     verify_file(folder / MODEL, manifest.files[MODEL])
-    return _checkpoint(manifest, read_tensors(folder / MODEL), {})
+    return _checkpoint(manifest, _read_weights(folder), {})
+
+
+def _read_weights(folder: Path) -> dict[str, Array]:
+    weights = read_tensors(folder / MODEL)
+    require_finite(weights, folder / MODEL, _USE_ANOTHER)
+    return weights
 
 
 def model_manifest(path: Path, which: Literal["best", "last"] = "best") -> tuple[Path, Manifest]:

@@ -17,7 +17,7 @@ from cllm_gpu.cli.progress import count_progress, say, terminal
 from cllm_gpu.data import evaluation_batches, evaluation_windows, open_text
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.data.tokens import Batch
-from cllm_gpu.inference.evaluate import evaluate, model_losses
+from cllm_gpu.inference.evaluate import evaluate, model_losses, require_finite_loss
 from cllm_gpu.inference.hellaswag import Choices, choose, read_hellaswag
 from cllm_gpu.training.run_folder import newest_run
 from cllm_gpu.utils.errors import UserError
@@ -71,10 +71,10 @@ def main(arguments: list[str]) -> int:
     trained = load_pretrained(path, get_backend(options.backend), options.checkpoint)
     if options.task:
         return _task(options, trained, require_tokenizer(trained, path))
-    return _text(options, trained, require_tokenizer(trained, path))
+    return _text(options, path, trained, require_tokenizer(trained, path))
 
 
-def _text(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokenizer) -> int:
+def _text(options: EvaluateOptions, path: Path, trained: PretrainedModel, tokenizer: Tokenizer) -> int:
     """Evaluate the loss on a text."""
     source = open_text(options.source, tokenizer)
     bytes_per_token = source.text_bytes / (len(source) - 1) if source.text_bytes else None  # the first has no loss
@@ -86,6 +86,7 @@ def _text(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokeniz
         found = evaluate(
             losses, _with_progress(batches, total, progress), bytes_per_token, trained.model.backend.to_host
         )
+    require_finite_loss(found, path)
     if options.json:
         print(json.dumps(found.as_dict()))
         return 0

@@ -18,6 +18,7 @@ import numpy as np
 from cllm_gpu.checkpoint.checkpoint import MODEL, Checkpoint
 from cllm_gpu.checkpoint.imported import Imported
 from cllm_gpu.checkpoint.safetensors_io import each_tensor
+from cllm_gpu.checkpoint.soundness import require_finite
 from cllm_gpu.config import Config, ModelConfig, as_dict
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.huggingface.gpt2_mapping import EMBEDDING, HEAD, MASKS, PREFIX, parameter_names, read_config
@@ -107,6 +108,7 @@ def _read_parameters(architecture: Architecture, files: list[Path]) -> FlatParam
             raise UserError(
                 f"{path}: {name} is {list(tensor.shape)}, {CONFIG} makes it {list(view.shape)}: they disagree"
             )
+        require_finite({name: tensor}, path, "such a model computes nothing: get the file anew")
         view[...] = tensor
         missing.pop(name, None)
     if missing:

@@ -65,6 +65,12 @@ def evaluate(
     return Evaluation(loss, perplexity(loss), bits, hit / count, count)
 
 
+def require_finite_loss(found: Evaluation, path: object) -> None:
+    """UserError if the loss of the model in `path` is not a finite number."""
+    if not math.isfinite(found.loss):
+        raise UserError(f"the loss of the model in {path} is {found.loss}: its weights are too large to compute with")
+
+
 def perplexity(loss: float) -> float:
     """exp(loss); inf where that overflows, NaN for NaN."""
     try:

@@ -11,6 +11,7 @@ from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.ops.reference.rounding import StochasticRounding
 from cllm_gpu.ops.registry import Operations
 from cllm_gpu.ops.stream import Device
+from cllm_gpu.optim.bounds import Growth
 from cllm_gpu.optim.parameter_groups import ParameterGroup, parameter_groups
 
 
@@ -52,6 +53,13 @@ class UpdateRule(ABC):
 
         Rules of one run may share a name: each has the part of its own parameters.
         """
+
+    @property
+    def growth(self) -> Growth | None:
+        """Bounds on a step. None if the rule knows none: weights and moments are then copied before every step, to be
+        put back should the step not be finite.
+        """
+        return None
 
     @abstractmethod
     def step(self, ops: Operations, arrays: UpdateArrays, *, rate: float, step: int, gradient_scale: float) -> float:

@@ -14,9 +14,6 @@ from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.optim.optimizer import Optimizer
 from cllm_gpu.training.loss_guard import LossGuard
 
-TOO_LARGE = "gradient too large to be squared"
-"""Why an optimizer refuses a step whose loss and gradient norm are finite."""
-
 
 @dataclass(frozen=True)
 class StepContext:

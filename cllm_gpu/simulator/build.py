@@ -35,7 +35,7 @@ _COMMON = (
     # Large local arrays are touched page by page, so that a stack overflow hits the guard page.
     *(("-fstack-clash-protection",) if sys.platform == "linux" else ()),
 )
-_FAST = ("-O2",)
+_FAST = ("-O2", "-g1")
 _CHECKED = ("-O1", "-g1", "-DSIM_CHECKED")
 _SANITIZERS = ("thread", "alignment", "null", "shift", "signed-integer-overflow", "integer-divide-by-zero")
 
@@ -89,10 +89,29 @@ def build(code: str, options: Sequence[str], name_expressions: Sequence[str], ch
         body = text[:user] + cuda_source.rewrite(text[user:]) + cuda_source.kernel_table(expressions, variables)
         target = folder / f"{_digest(*flags, body, *version)}.so"
         if not target.exists():
-            _compile(compiler, scratch, body, flags, checked, target)
+            extra = instrumentation(compiler, checked, body[user:])
+            _compile(compiler, scratch, body, (*flags, *extra), checked, target)
     built = Built(target, kernels, expressions, variables)
     manifest.write(record, built, cuda_source.included_files(text[user:]))
     return built
+
+
+def instrumentation(compiler: str, checked: bool, text: str) -> tuple[str, ...]:
+    """Compiler flags for calls to the runtime: at every access where they are checked, else at volatile reads only."""
+    if checked:
+        return sanitizer_flags(compiler)
+    has_volatile = re.search(r"(?<!asm )(?<!asm__ )\bvolatile\b", text)
+    return ("-fsanitize=thread", *_tell_volatile(compiler)) if has_volatile else ()
+
+
+@functools.cache
+def _tell_volatile(compiler: str) -> tuple[str, ...]:
+    """Flags for calls of their own at volatile accesses; none for compilers before GCC 11 and clang 11."""
+    is_clang = "clang" in compiler_version(compiler)
+    option = "tsan-distinguish-volatile=1"
+    flags = ("-mllvm", f"-{option}") if is_clang else ("--param", option)
+    test = [compiler, "-fsanitize=thread", *flags, "-x", "c++", "-c", os.devnull, "-o", os.devnull]
+    return flags if subprocess.run(test, capture_output=True, check=False).returncode == 0 else ()
 
 
 @functools.cache
@@ -103,7 +122,7 @@ def sanitizer_flags(compiler: str) -> tuple[str, ...]:
     entry_exit = "tsan-instrument-func-entry-exit=0"
     silent = ("-mllvm", f"-{entry_exit}") if is_clang else ("--param", entry_exit)
     whole = () if is_clang else ("-fno-tree-sra",)  # read a float4 as 16 bytes, not as four floats
-    return (f"-fsanitize={','.join((*_SANITIZERS, bounds))}", *whole, *silent)
+    return (f"-fsanitize={','.join((*_SANITIZERS, bounds))}", *whole, *silent, *_tell_volatile(compiler))
 
 
 def _cache() -> Path:
@@ -167,7 +186,6 @@ def _compile(compiler: str, scratch: str, body: str, flags: Sequence[str], check
     text = Path(scratch) / "kernel.ii"
     text.write_text(body)
     objects = [str(Path(scratch) / "kernel.o"), *map(str, runtime_objects(checked))]
-    flags = (*flags, *(sanitizer_flags(compiler) if checked else ()))
     _run([compiler, *flags, "-w", "-c", str(text), "-o", objects[0]], "the CUDA source")
     library = Path(scratch) / target.name
     _run([compiler, "-shared", *objects, "-o", str(library)], "the CUDA source")

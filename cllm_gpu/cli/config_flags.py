@@ -10,7 +10,7 @@ from cllm_gpu.cli.progress import ConsoleReporter
 from cllm_gpu.config import Config, load_toml
 from cllm_gpu.data import Dataset, open_dataset
 from cllm_gpu.data.tokenizers import Tokenizer
-from cllm_gpu.utils.compiler import cache_directory
+from cllm_gpu.utils.library_cache import cache_directory
 
 
 def early_flags(arguments: list[str]) -> argparse.Namespace:

@@ -61,7 +61,10 @@ class Library:
 
     def __init__(self, path: Path, checked: bool, variables: Sequence[str] = ()) -> None:
         self.path, self.checked = path, checked
-        self._library = ctypes.CDLL(str(path))
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise UserError(f"the compiled library {path} does not load: {error}") from error
         self.variables = {name: self._variable(i) for i, name in enumerate(variables)}
         """Name of each __device__ or __constant__ variable → its bytes."""
         self._library.sim_launch.argtypes = [ctypes.POINTER(LaunchRequest)]

@@ -113,12 +113,14 @@ void collective(Operation operation, unsigned mask, Compute compute, void* paylo
 /// Gives the next thread that can run a turn; the running one goes on later.
 void let_others_run();
 /// A volatile read by the running thread, which may be waiting for another one to write: others run now and then.
-void volatile_read();
+void volatile_read(const void* code);
 
 /// The runtime changes its own records: the launch can be paused afterwards only.
 extern volatile std::sig_atomic_t runtime_busy;
 /// A pause was asked for while it was not possible.
 extern volatile std::sig_atomic_t pause_wanted;
+/// The place in the kernel of its last access or other call that can tell it.
+extern const void* last_call;
 /// Leaves the launch, on the running thread's stack, until sim_continue; `code` is where the kernel stands.
 void pause_launch(const void* code);
 
@@ -127,7 +129,7 @@ class Busy {
 public:
     explicit Busy(const void* code) : code_(code), before_(runtime_busy) {
         runtime_busy = 1;
-        current->code = code;
+        last_call = code;
     }
     ~Busy() {
         runtime_busy = before_;

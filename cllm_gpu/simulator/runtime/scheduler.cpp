@@ -23,6 +23,7 @@ Warp warps[maximum_warps];
 Thread threads[maximum_threads];
 Thread* current;
 volatile std::sig_atomic_t runtime_busy, pause_wanted;
+const void* last_call;
 
 namespace {
 Fiber host;
@@ -219,7 +220,7 @@ void resume_block() {
 
 /// Three places: where the kernel stood, and, if that has no line, where it called the runtime or waited last.
 int note_pause() {
-    launch->other_address_in_code = reinterpret_cast<std::uint64_t>(current->code);
+    launch->other_address_in_code = reinterpret_cast<std::uint64_t>(last_call);
     record_fault("time limit", current->site, "the launch was paused");
     launch->fault_address_in_code = reinterpret_cast<std::uint64_t>(paused_code);
     launch->fault_kind[0] = 0;
@@ -285,7 +286,8 @@ void let_others_run() {
     }
 }
 
-void volatile_read() {
+void volatile_read(const void* code) {
+    last_call = code;
     constexpr unsigned patience = 256;
     static const Thread* reader;
     static unsigned reads;
@@ -403,6 +405,7 @@ __attribute__((visibility("default"))) int sim_launch(sim::Launch* request) {
     request->fault_kind[0] = 0;
     runtime_busy = pause_wanted = 0;
     is_paused = false;
+    last_call = nullptr;
     checks_begin_launch();
     return run_blocks();
 }

@@ -5,16 +5,17 @@
 
 #include "runtime.hpp"
 
-#define SIM_ACCESSES(bytes)                                                   \
-    void __tsan_read##bytes(void*) {}                                         \
-    void __tsan_write##bytes(void*) {}                                        \
-    void __tsan_unaligned_read##bytes(void*) {}                               \
-    void __tsan_unaligned_write##bytes(void*) {}                              \
-    void __tsan_volatile_read##bytes(void*) { sim::volatile_read(); }         \
-    void __tsan_volatile_write##bytes(void*) {}                               \
-    void __tsan_unaligned_volatile_read##bytes(void*) { sim::volatile_read(); } \
-    void __tsan_unaligned_volatile_write##bytes(void*) {}                     \
-    void __tsan_read_write##bytes(void*) {}                                   \
+#define SIM_READ sim::volatile_read(__builtin_return_address(0))
+#define SIM_ACCESSES(bytes) \
+    void __tsan_read##bytes(void*) {} \
+    void __tsan_write##bytes(void*) {} \
+    void __tsan_unaligned_read##bytes(void*) {} \
+    void __tsan_unaligned_write##bytes(void*) {} \
+    void __tsan_volatile_read##bytes(void*) { SIM_READ; } \
+    void __tsan_volatile_write##bytes(void*) {} \
+    void __tsan_unaligned_volatile_read##bytes(void*) { SIM_READ; } \
+    void __tsan_unaligned_volatile_write##bytes(void*) {} \
+    void __tsan_read_write##bytes(void*) {} \
     void __tsan_unaligned_read_write##bytes(void*) {}
 
 extern "C" {

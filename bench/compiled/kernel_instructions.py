@@ -40,8 +40,8 @@ from cllm_gpu.ops.cuda import attention, attention_fused
 from cllm_gpu.ops.cuda.score_bias import term_defines
 from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreTerms
-from cllm_gpu.utils.compiler import cache_directory
 from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.library_cache import cache_directory
 from cllm_gpu.utils.versions import environment
 
 RESULT = RESULTS / "lattice_instructions.json"

@@ -21,8 +21,8 @@ from typing import Any
 
 from cllm_gpu.ops.cuda.kernel_source import load_source
 from cllm_gpu.ops.cuda.variant import Variant
-from cllm_gpu.utils.compiler import cache_directory
 from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.library_cache import cache_directory
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")

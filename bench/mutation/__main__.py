@@ -32,7 +32,8 @@ from bench.mutation.equivalent_mutants import EQUIVALENT
 from bench.paths import ROOT
 from cllm_gpu.ops.cuda import kernel_source
 from cllm_gpu.ops.registry import OPERATIONS, operations_on
-from cllm_gpu.utils.compiler import cache_directory, require_compiler
+from cllm_gpu.utils.compiler import require_compiler
+from cllm_gpu.utils.library_cache import cache_directory
 
 _PRELOADED = (
     "ml_dtypes",

@@ -29,8 +29,8 @@ from cllm_gpu.config import ModelConfig
 from cllm_gpu.data import Batches, open_dataset
 from cllm_gpu.data.tokenizers import load_tokenizer
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
-from cllm_gpu.utils.compiler import cache_directory
 from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.library_cache import cache_directory
 
 BYTES = "bytes"
 BATCH, BAR, WARMUP = 16, 1.10, 3

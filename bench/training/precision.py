@@ -28,8 +28,8 @@ from cllm_gpu.backend import get_backend
 from cllm_gpu.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import Dataset, open_dataset
 from cllm_gpu.training.trainer import Trainer
-from cllm_gpu.utils.compiler import cache_directory
 from cllm_gpu.utils.files import write_atomically
+from cllm_gpu.utils.library_cache import cache_directory
 from cllm_gpu.utils.versions import environment, package_version
 
 MODEL = ModelConfig(size="tiny", context=32, attention="standard")

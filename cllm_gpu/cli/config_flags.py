@@ -13,7 +13,7 @@ from cllm_gpu.config import Config, from_dict, load_toml, with_absolute_paths
 from cllm_gpu.data import Dataset, open_dataset
 from cllm_gpu.data.dataset import reopen_prepared
 from cllm_gpu.data.tokenizers import Tokenizer, tokenizer_from_dict
-from cllm_gpu.utils.compiler import cache_directory
+from cllm_gpu.utils.library_cache import cache_directory
 
 
 def early_flags(arguments: list[str]) -> argparse.Namespace:

@@ -12,8 +12,9 @@ from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
 from cllm_gpu.devices import driver as gpu
 from cllm_gpu.ops.registry import OPERATIONS
-from cllm_gpu.utils.compiler import cache_directory, compiler_version, find_compiler
+from cllm_gpu.utils.compiler import compiler_version, find_compiler
 from cllm_gpu.utils.files import readable_size
+from cllm_gpu.utils.library_cache import cache_directory
 from cllm_gpu.utils.system import usable_cores
 from cllm_gpu.utils.versions import package_version
 

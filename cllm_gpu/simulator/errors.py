@@ -16,6 +16,7 @@ KINDS = (
     "shared memory",
     "arithmetic",
     "trap",
+    "time limit",
     "crash",
 )
 """Every value of KernelError.kind."""

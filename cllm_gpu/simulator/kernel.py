@@ -182,7 +182,9 @@ class RawKernel:
             return
         function = self._function(self._module._checked())
         order = schedule or chosen.schedule
-        found = function.run(Launch(blocks, threads, tuple(args), shared_mem, order, chosen.count_traffic))
+        found = function.run(
+            Launch(blocks, threads, tuple(args), shared_mem, order, chosen.count_traffic, chosen.seconds)
+        )
         self.last_traffic = found or self.last_traffic
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cllm_gpu.simulator.source import KernelDeclaration
+from cllm_gpu.utils.library_cache import is_sound
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ def read(record: Path) -> CompiledSource | None:
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
         library = record.parent / found["library"]
-        if not library.exists() or any(_hash(Path(path)) != digest for path, digest in found["headers"].items()):
+        if library.parent != record.parent or not is_sound(library, [library]):
+            return None
+        if any(_hash(Path(path)) != digest for path, digest in found["headers"].items()):
             return None
         kernels = [
             KernelDeclaration(**entry | {"parameters": tuple(entry["parameters"])}) for entry in found["kernels"]

@@ -1,10 +1,10 @@
-"""Every operation that a model and an optimizer are made of, and where each side has it.
+"""The operations that models and optimizers are built from, and their implementations on each side.
 
 An operation is a function of `ops/reference/` marked with `@operation`. `ops/native/` (C++ for the CPU) and `ops/cuda/`
-(kernels, on a GPU or the simulator) have a function of the same name in a file of the same name: `gelu_forward` of
-reference/gelu.py is `gelu_forward` of native/gelu.py and of cuda/gelu.py. All take the same parameters after the first,
-which is what a side computes with: an array module, a library, a launcher. It is bound here, so that a model never
-sees it. A new operation is its reference function and one of that name on each side; a new file, one name in FILES.
+(kernels, on a GPU or the simulator) implement it under the same name in a file of the same name: `gelu_forward` is in
+reference/gelu.py, native/gelu.py and cuda/gelu.py. All signatures are equal but for the first parameter, which is what
+the side computes with: an array module, a `Library` or a `Launcher`. It is bound here, so a model never sees it.
+To add an operation, write its reference function and one of the same name on each side; list a new file in FILES.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ Side = Literal["reference", "native", "cuda"]
 
 
 class Operations:
-    """Every operation, ready to call with arrays, as an attribute of its name; immutable.
+    """All operations, each an attribute under its name, ready to call with arrays; immutable.
 
     Signatures and docstrings are those of `cllm_gpu.ops.reference`, without the first parameter.
     """
 
     def __init__(self, functions: Mapping[str, Operation]) -> None:
-        """One function for every name in OPERATIONS; TypeError otherwise."""
+        """functions: one for every name in OPERATIONS. Raises TypeError otherwise."""
         if different := set(functions) ^ set(OPERATIONS):
             raise TypeError(f"not one function for each operation: {', '.join(sorted(different))}")
         vars(self).update(functions)
 
     def replace(self, **functions: Operation) -> Operations:
-        """A copy with these functions in place of those of the same names; TypeError for a name of no operation."""
+        """A copy with the named operations replaced. Raises TypeError for an unknown name."""
         return Operations(vars(self) | functions)
 
     def __getattr__(self, name: str) -> Operation:
@@ -73,28 +73,28 @@ class Operations:
 
 
 def implementation(name: str, side: Side) -> Operation:
-    """The function of an operation on a side; AttributeError if its file there has none of this name."""
+    """The function that implements an operation on a side. Raises AttributeError if its module lacks one."""
     module = importlib.import_module(f"cllm_gpu.ops.{side}.{OPERATIONS[name].module}")
     function: Operation = getattr(module, name)
     return function
 
 
 def reference_operations(xp: Any, *, bfloat16: bool = False) -> Operations:
-    """The reference on arrays of the module `xp`; with `bfloat16`, as `cllm_gpu.ops.reference.bfloat16` has it."""
+    """The reference on arrays of module `xp`; `bfloat16` wraps it as in `cllm_gpu.ops.reference.bfloat16`."""
     plain = {name: found.reference for name, found in OPERATIONS.items()}
     functions = in_bfloat16(OPERATIONS.values()) if bfloat16 else plain
     return Operations({name: functools.partial(function, xp) for name, function in functions.items()})
 
 
 def native_operations(library: Library) -> Operations:
-    """The C++ side; what it leaves to the reference (`cllm_gpu.ops.native.LEFT_TO_REFERENCE`) on NumPy arrays."""
+    """The C++ operations; those in `cllm_gpu.ops.native.LEFT_TO_REFERENCE` are the reference on NumPy arrays."""
     written = [name for name in OPERATIONS if name not in LEFT_TO_REFERENCE]
     bound = {name: functools.partial(implementation(name, "native"), library) for name in written}
     return reference_operations(np).replace(**bound)
 
 
 def cuda_operations(launcher: Launcher, ranges: Ranges) -> Operations:
-    """The CUDA side launching through `launcher`, each operation in a profiler range of its name."""
+    """The CUDA operations, launching through `launcher`, each in a profiler range with its name."""
     bound = {name: functools.partial(implementation(name, "cuda"), launcher) for name in OPERATIONS}
     return Operations({name: _in_range(ranges, name, operation) for name, operation in bound.items()})
 

@@ -1,7 +1,7 @@
-"""What an operation is: its reference function, marked with `@operation`, is its specification.
+"""Specification of an operation: its reference function, marked with `@operation`.
 
-The function's name, signature and docstring are the operation's on every side (`cllm_gpu.ops.registry`); the decorator
-adds what a signature does not say.
+The function's name, signature and docstring hold for the implementations on all sides (`cllm_gpu.ops.registry`); the
+decorator adds what a signature does not say.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ class Specification:
     """One operation."""
 
     reference: Operation
-    """The function that defines it; takes the array module first."""
+    """The reference function; its first parameter is the array module."""
     writes: tuple[str, ...]
-    """Parameters whose arrays it writes to: outputs, and what is updated in place."""
+    """Parameters whose arrays are written: outputs and arrays updated in place."""
     flat: bool
-    """Whether it takes flat arrays (n,) of any part of a buffer, element by element, and returns a float64 sum; it
-    widens bfloat16 itself, a tile at a time."""
+    """Whether the operation works element by element on flat arrays (n,), any slice of a buffer, and returns a float64
+    sum. It upcasts bfloat16 itself, a tile at a time."""
 
     @property
     def name(self) -> str:
-        """Of the operation, its function on every side, and the attribute of `Operations`."""
+        """Name of the operation, of its function on every side, and of the attribute of `Operations`."""
         return self.reference.__name__
 
     @property
     def module(self) -> str:
-        """The file it stands in on every side, without .py."""
+        """Name of the module that holds it on every side."""
         return self.reference.__module__.rpartition(".")[2]
 
 
 def operation(*, writes: tuple[str, ...] = (), flat: bool = False) -> Callable[[_Function], _Function]:
-    """Mark a reference function as an operation: the function itself, with a `Specification` as its attribute.
+    """Decorator that marks a reference function as an operation: it attaches a `Specification`.
 
-    ValueError for a name in `writes` that is no parameter.
+    Raises ValueError if a name in `writes` is not a parameter.
     """
 
     def mark(function: _Function) -> _Function:

@@ -1,7 +1,6 @@
-"""The CUDA sources: where they lie, with their own includes spliced in, and the kernels' parameters read from them.
+"""Loads the CUDA sources with the project's headers inlined, and reads the kernels' parameters from them.
 
-Includes of our own headers become part of the source text, so that a compiler's cache that hashes the text sees a
-change of a header.
+Headers are inlined so that a compiler cache keyed by a hash of the source text notices changes in them.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _COMMENT = re.compile(r"//[^\n]*")
 
 
 def source_directory() -> Path:
-    """The folder of the .cu files: in an installed wheel, else in the checkout. UserError where neither is."""
+    """The folder of the .cu files, in an installed wheel or in the checkout. Raises UserError if there is neither."""
     for folder in (_PACKAGE / "cuda_sources", _PACKAGE.parent / "cuda"):
         if (folder / "common.cuh").is_file():
             return folder
@@ -30,7 +29,7 @@ def source_directory() -> Path:
 
 @functools.cache
 def load_source(name: str) -> str:
-    """Text of `name` (for example "adam.cu") with each of our headers spliced in at its first include."""
+    """Text of `name` (for example "adam.cu") with each of the project's headers inlined at its first include."""
     folder = source_directory()
     seen: set[str] = set()
 
@@ -51,19 +50,19 @@ def load_source(name: str) -> str:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a kernel as its source declares it."""
+    """A kernel parameter as declared in the source."""
 
     name: str
     type: str
-    """The C type without const and without the star: "real", "float", "int", "long long" …"""
+    """The C type without const and "*": "real", "float", "int", "long long" …"""
     pointer: bool
     constant: bool
-    """The kernel only reads what it points to."""
+    """Whether it is a pointer to const."""
 
 
 @functools.cache
 def kernel_parameters(source: str) -> dict[str, tuple[Parameter, ...]]:
-    """Every entry point `ENTRY(name)(…)` of a source with its parameters, in order."""
+    """The entry points `ENTRY(name)(…)` of a source and their parameters, in order."""
     text = _COMMENT.sub("", (source_directory() / source).read_text(encoding="utf-8"))
     return {
         match[1]: tuple(_parameter(part) for part in match[2].split(",") if part.strip())

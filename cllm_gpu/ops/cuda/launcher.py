@@ -1,7 +1,7 @@
 """Compiles the CUDA sources at first use and launches their kernels with checked, typed arguments.
 
-The same code drives an NVIDIA GPU (CuPy arrays, cupy.RawModule) and the simulator (NumPy arrays, its RawModule). What
-a kernel takes is read from its source, so the table cannot differ from it: pointers by dtype, scalars by C type.
+The same code drives an NVIDIA GPU (CuPy arrays, cupy.RawModule) and the simulator (NumPy arrays, its RawModule).
+Kernel signatures are read from the sources, so they cannot disagree: pointers are checked by dtype, scalars by C type.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _STORAGE = {_DTYPES[name]: name for name in ("float32", "bfloat16")}
 MAXIMUM_GRID = (2**31 - 1, 65535, 65535)
-"""Blocks along each axis (CUDA C++ programming guide, 16.2)."""
+"""Largest grid, in blocks along each axis (CUDA C++ programming guide, 16.2)."""
 MAXIMUM_SHARED_BYTES = 48 * 1024
-"""Dynamic shared memory a kernel may have without asking for more (CUDA C++ programming guide, 16.4)."""
+"""Dynamic shared memory available to a kernel without opt-in (CUDA C++ programming guide, 16.4)."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One compilation of one source: the dtype of `real`, the dtype of `gradient`, and further defines."""
+    """A compilation of a source: the dtype of `real`, the dtype of `gradient`, and further macros."""
 
     source: str
     storage: str
     gradient: str = ""
-    """dtype of parameter gradients: like `storage` (also when empty), or float32."""
+    """dtype of parameter gradients: that of `storage` (also if empty), or float32."""
     defines: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Variant:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Compiler options that make this variant of the source."""
+        """Compiler options of this variant."""
         flags = [f"-D{name}={value}" for name, value in self.defines]
         if self.storage == "bfloat16":
             flags.append("-DCLLM_BF16=1")
@@ -76,7 +76,7 @@ class Variant:
         return ("-std=c++17", *flags)
 
     def dtype_of(self, type_name: str) -> str:
-        """dtype name behind a pointer to `type_name`."""
+        """Name of the array dtype for a pointer to `type_name`."""
         if type_name == "real":
             return self.storage
         if type_name == "gradient":
@@ -86,12 +86,12 @@ class Variant:
         return _POINTED[type_name]
 
     def entry(self, name: str) -> str:
-        """The symbol of `ENTRY(name)` in this variant."""
+        """Symbol name of `ENTRY(name)` in this variant."""
         return f"{name}_{self.storage}"
 
 
 class Launcher:
-    """Launches kernels over arrays of `xp` with modules made by `module_class` (as cupy.RawModule is called)."""
+    """Launches kernels on arrays of module `xp`, compiled by `module_class` (with the interface of cupy.RawModule)."""
 
     def __init__(
         self,
@@ -105,24 +105,24 @@ class Launcher:
         watched: Watch = unwatched,
     ) -> None:
         self.xp = xp
-        self._empty = empty  # makes the arrays of `scratch`: (size, dtype=…); None: xp.empty
+        self._empty = empty  # allocates the arrays of `scratch`: (size, dtype=…); None for xp.empty
         self.library_call: Callable[..., Any] = library_call or _call
-        """Calls a function on arrays that computes with something else than a kernel of ours, as a device's queue
-        takes it: `library_call(function, *arguments, **named)`."""
+        """Calls a library function on arrays, in order with the device's queue of kernels:
+        `library_call(function, *arguments, **named)`."""
         self.tf32 = tf32
-        """Matrix products of float32 on a GPU round their factors to TF32; sums are fp32 either way."""
+        """Whether float32 matrix products on a GPU round their operands to TF32; accumulation is in fp32 either way."""
         self.lt = lt
-        """cuBLASLt for matrix products, where it can be had."""
+        """cuBLASLt for matrix products; None if it is not available."""
         self.watched = watched
-        """The range around one launch, by the kernel's name: `Ranges.kernel`."""
+        """Profiler range of one launch, by kernel name: `Ranges.kernel`."""
         self._module_class = module_class
         self._on_gpu = xp is not np
-        self._null = np.uint64(0) if self._on_gpu else None  # CuPy cannot pass None for a pointer
+        self._null = np.uint64(0) if self._on_gpu else None  # CuPy cannot pass None as a pointer
         self._kernels: dict[tuple[Variant, str], Any] = {}
         self._plans: dict[tuple[Variant, str], dict[str, tuple[Parameter, Any]]] = {}
         self._scratch: dict[tuple[str, str], Any] = {}
         self._counters: Any = None
-        self._outgrown: list[Any] = []  # kept, because a captured graph goes on using what it was captured with
+        self._outgrown: list[Any] = []  # kept alive, because captured graphs still use their addresses
 
     def launch(
         self,
@@ -135,10 +135,10 @@ class Launcher:
         shared_bytes: int = 0,
         strided: frozenset[str] = frozenset(),
     ) -> None:
-        """Run entry point `name` on `grid` blocks of `block` threads; nothing is launched for an empty grid.
+        """Launch entry point `name` on `grid` blocks of `block` threads; no effect for an empty grid.
 
-        `arguments` by the kernel's own parameter names; None is a null pointer. Arrays must have the declared dtype
-        and lie C-contiguous unless named in `strided`. UserError naming kernel and argument otherwise.
+        `arguments` are keyed by the kernel's parameter names; None is a null pointer. Arrays must have the declared
+        dtype and be C-contiguous unless named in `strided`. Raises UserError naming kernel and argument otherwise.
         """
         plan = self._plans.get((variant, name)) or self._plan(variant, name)
         if arguments.keys() != plan.keys():
@@ -165,11 +165,11 @@ class Launcher:
             with self.watched(name):
                 kernel(grid, (block,), tuple(values), shared_mem=shared_bytes)
         except BaseException:
-            self._counters = None  # a launch that ended midway leaves them anywhere
+            self._counters = None  # a launch that failed midway may leave them nonzero
             raise
 
     def scratch(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
-        """Uninitialised array of this shape that is reused by the next caller of this name: no steady allocation."""
+        """Uninitialised array of this shape, reused by the next call with this name; allocates only to grow."""
         size = math.prod(shape)
         flat = self._scratch.get((name, dtype))
         if flat is None or flat.size < size:
@@ -178,7 +178,7 @@ class Launcher:
         return flat[:size].reshape(shape)
 
     def on_device(self, name: str, values: Any, dtype: str) -> Any:
-        """Numbers as a flat array on the device: one that is there as it is, others in the scratch array `name`."""
+        """`values` as a flat device array: itself if it is one, else copied to the scratch array `name`."""
         if isinstance(values, self.xp.ndarray):
             return values
         host = np.array(values, dtype=dtype).reshape(-1)
@@ -187,12 +187,12 @@ class Launcher:
         return array
 
     def counters(self, count: int) -> Any:
-        """`count` uint32 zeros for a kernel that leaves them zero, so that they are cleared once and not at every call.
+        """`count` uint32 zeros for a kernel that resets them to zero, so that they are cleared once, not at every call.
 
-        New ones are made when more are needed and after a launch that failed. Like all scratch they are for launches
-        that follow one another on one stream; on two at once blocks could wait for each other for ever. The first call
-        must lie outside of a stream capture, which would record the clearing instead of doing it. A kernel that dies
-        on a GPU takes its context along, so there is no next call to find counters that it left behind.
+        Reallocated if more are needed and after a failed launch. Like all scratch arrays, they are for launches on one
+        stream, in order; on two streams at once, blocks could deadlock. The first call must not be in a stream capture,
+        which would record the clearing instead of executing it. A kernel that crashes on a GPU destroys its context, so
+        no later call can find the counters it left.
         """
         if self._counters is None or self._counters.size < count:
             self._outgrown += [] if self._counters is None else [self._counters]
@@ -204,7 +204,7 @@ class Launcher:
         return (self._empty or self.xp.empty)(size, dtype=dtype)
 
     def kernel(self, variant: Variant, name: str) -> Any:
-        """The compiled kernel `name`, as the array module's RawModule gives it."""
+        """The compiled kernel `name`, from `module_class`."""
         kernel = self._kernels.get((variant, name))
         if kernel is None:
             module = self._module_class(code=load_source(variant.source), options=variant.options)
@@ -214,7 +214,7 @@ class Launcher:
         return kernel
 
     def _plan(self, variant: Variant, name: str) -> dict[str, tuple[Parameter, Any]]:
-        """Each parameter with the dtype behind the pointer, or the NumPy scalar type; made once."""
+        """Each parameter with its array dtype if it is a pointer, else its NumPy scalar type; cached."""
         plan = {
             parameter.name: (
                 parameter,
@@ -228,7 +228,7 @@ class Launcher:
     def _check_array(
         self, kernel: str, parameter: Parameter, dtype: np.dtype[Any], array: Any, strided: bool, current: int
     ) -> None:
-        """UserError when the kernel would misread `array`. `current`: the GPU that will run it."""
+        """Raise UserError if `array` does not fit the parameter. `current`: the GPU that will run the kernel."""
         where = f"{kernel}: argument {parameter.name}"
         if not isinstance(array, self.xp.ndarray):
             raise UserError(f"{where} is a {type(array).__name__}; it must be a {self.xp.__name__} array")
@@ -257,7 +257,7 @@ def _scalar(kernel: str, parameter: Parameter, convert: Any, value: Any) -> Any:
 
 
 def storage_of(operation: str, name: str, array: Any) -> str:
-    """dtype name of an array of activations or weights: "float32" or "bfloat16"; UserError for another."""
+    """dtype name of an array of activations or weights, "float32" or "bfloat16". Raises UserError for another."""
     kind = _STORAGE.get(array.dtype)
     if kind is None:
         raise UserError(f"{operation}: argument {name} has dtype {array.dtype.name}; it must be float32 or bfloat16")
@@ -265,7 +265,7 @@ def storage_of(operation: str, name: str, array: Any) -> str:
 
 
 class Shapes:
-    """Checks the shapes of one call: a letter means the same number everywhere in it.
+    """Checks the shapes of one call: each letter stands for the same size throughout.
 
     >>> check = Shapes("linear_forward")
     >>> rows, columns = check("x", x, "N K")
@@ -276,7 +276,7 @@ class Shapes:
         self._sizes = dict(sizes)
 
     def __call__(self, name: str, array: Any, letters: str) -> tuple[int, ...]:
-        """Shape of `array`; UserError when it disagrees with the letters bound so far. None is let through."""
+        """Shape of `array`; () if it is None. Raises UserError if it contradicts the letters bound so far."""
         wanted = letters.split()
         if array is None:
             return ()
@@ -291,12 +291,12 @@ class Shapes:
 
 
 def blocks_for(elements: int, per_block: int) -> int:
-    """Blocks that cover `elements`."""
+    """Number of blocks that cover `elements`, `per_block` each."""
     return -(-elements // per_block)
 
 
 def is_wide(columns: int, *arrays: Any) -> bool:
-    """Rows of `columns` elements can be read 16 bytes at a time in every one of the arrays (None is left out)."""
+    """Whether rows of `columns` elements allow 16-byte loads in all of the arrays; None is ignored."""
     present = [array for array in arrays if array is not None]
     width = 16 // present[0].dtype.itemsize
     return columns % width == 0 and all(address_of(array) % 16 == 0 for array in present)
@@ -308,9 +308,9 @@ def address_of(array: Any) -> int:
 
 
 def element_strides(operation: str, name: str, array: Any) -> tuple[int, ...]:
-    """Strides in elements of all axes but the last, which must be contiguous; UserError otherwise.
+    """Strides in elements of all axes but the last. Raises UserError unless the last axis is contiguous.
 
-    The stride of an axis of one element, or of an empty array, is never used, so whatever it is, it is let through.
+    Strides of empty arrays and of axes of size 1 are never used and not checked.
     """
     size = array.dtype.itemsize
     if array.size and array.shape[-1] > 1 and array.strides[-1] != size:

@@ -8,13 +8,13 @@ from cllm_gpu.ops.cuda.launcher import Launcher, Shapes, Variant
 
 THREADS = 256  # STEP_THREADS in step.cu
 NUMBERS = 3
-"""float32 of one row of `numbers`: step size, inverse second correction, decoupled decay."""
+"""float32 values per row of `numbers`: step size, inverse second bias correction, decoupled weight decay."""
 
 
 def add_losses(launcher: Launcher, losses: Any, sums: Any, *, accumulate: bool, storage: str) -> None:
-    """sums[0] = Σ losses (n,) float32, summed in float64 in a fixed order, added to when accumulating.
+    """sums[0] = Σ losses (n,) float32, summed in float64 in a fixed order; added to if `accumulate`.
 
-    storage: dtype name of the run's activations, by which its kernels are compiled.
+    storage: dtype name of the run's activations, for which its kernels are compiled.
     """
     check = Shapes("add_losses", S=2)
     (count,) = check("losses", losses, "N")
@@ -43,14 +43,15 @@ def decide_step(
     maximum_skipped: int,
     storage: str,
 ) -> None:
-    """Whether a step is applied, how it is clipped, and what its optimizer multiplies by.
+    """Decide whether a step is applied, and compute its clipping factor and the optimizer's multipliers.
 
-    Read: sums (2,) float64, the losses and the squared gradient norm; rate (1,) float64. Counted on: counts (2,) int32,
-    updates and skips in a row. Written: numbers (2, 3) float32 for parameters of the rate and of `other_rate` times it,
-    clip (1,) float32, skip (1,) int32, draw (1,) uint32, outcome (1,) float64: 1 for a skipped step, else 0.
+    Inputs: sums (2,) float64, the losses and the squared gradient norm; rate (1,) float64. Updated: counts (2,) int32,
+    updates and skips in a row. Outputs: numbers (2, 3) float32, for parameters with learning rate `rate` and with
+    `other_rate` times it; clip (1,) float32; skip (1,) int32; draw (1,) uint32; outcome (1,) float64, 1 for a skipped
+    step, else 0.
 
-    Skipped: where losses or norm are not finite, where the norm after clipping reaches `largest`, and after
-    `maximum_skipped` skips in a row, whatever comes. Without bias corrections both betas are 0.
+    A step is skipped if the losses or the norm are not finite, if the norm after clipping reaches `largest`, and always
+    after `maximum_skipped` skips in a row. Without bias corrections both betas are 0.
     """
     check = Shapes("decide_step", one=1, two=2, three=NUMBERS)
     for name, array in (("rate", rate), ("clip", clip), ("skip", skip), ("draw", draw), ("outcome", outcome)):

@@ -19,7 +19,7 @@ template <class T> INLINE T row_maximum(index_t width, const T* x) {
     return best;
 }
 
-// Σ e^(x − shift) of a row; with KEEP the exponentials replace x.
+// Σ e^(x − shift) of a row; with KEEP, x is replaced by the exponentials.
 template <class T, bool KEEP> INLINE T exponential_sum(index_t width, T* x, T shift) {
     constexpr int n = lanes<T>;
     vec<T> total{};
@@ -38,8 +38,8 @@ template <class T, bool KEEP> INLINE T exponential_sum(index_t width, T* x, T sh
     return result;
 }
 
-// With `gradient` the logits become the gradient of gradient_scale·Σ losses. Returns false for a target that is
-// neither ignored nor a column.
+// With `gradient`, the logits become the gradient of gradient_scale·Σ losses. Returns false if a target is outside the
+// vocabulary and not ignored.
 template <class T> bool cross_entropy(
     index_t rows, index_t width, T* logits, const std::int32_t* targets, T* losses, std::int32_t ignored,
     bool gradient, T gradient_scale

@@ -3,7 +3,7 @@
 
 #include "column_sum.hpp"
 
-// Returns false for a token that is not a row of the table.
+// Returns false if a token is outside the table.
 template <class T> bool embedding_forward(
     index_t batch, index_t length, index_t width, index_t vocabulary, const std::int32_t* tokens, const T* table,
     const T* positions, T* out

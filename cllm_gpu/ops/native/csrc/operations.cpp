@@ -1,5 +1,5 @@
 // Entry points, each for float32 (suffix _f32) and float64 (_f64). Arrays are contiguous unless strides are given, in
-// elements. The caller (cllm_gpu/ops/native/*.py) has checked types and shapes. Returns: 0, or one of the errors below.
+// elements. The caller (cllm_gpu/ops/native/*.py) has checked types and shapes. Returns 0 or one of the errors below.
 #include "adam.hpp"
 #include "attention.hpp"
 #include "cross_entropy.hpp"
@@ -29,15 +29,15 @@ template <class T, class U> Heads<T> heads(U* data, const index_t* strides) {
     return {data, strides[0], strides[1], strides[2]};
 }
 
-// work(the tiles' terms), or work(null) without any
-template <class T, class F> int guarded_with(const ScoreTerms<T>* given, const AttentionShape& shape, T scale, F work) {
+// Calls work(&tile of the score bias), or work(null) without a bias
+template <class T, class F> int guarded_with(const ScoreBias<T>* given, const AttentionShape& shape, T scale, F work) {
     static thread_local Scratch memory;
     return guarded([&] {
         if (!given) {
             work(nullptr);
         } else {
-            TermTile<T> terms(*given, shape.keys, scale, memory);
-            work(&terms);
+            ScoreBiasTile<T> score_bias(*given, shape.keys, scale, memory);
+            work(&score_bias);
         }
         return DONE;
     });
@@ -46,13 +46,13 @@ template <class T, class F> int guarded_with(const ScoreTerms<T>* given, const A
 template <class T>
 int attention_forward(
     const index_t* sizes, int causal, const T* q, const T* k, const T* v, T* out, const index_t* strides, T* lse,
-    T scale, const ScoreTerms<T>* given
+    T scale, const ScoreBias<T>* given
 ) {
     const AttentionShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], causal != 0};
-    return guarded_with<T>(given, shape, scale, [&](TermTile<T>* terms) {
+    return guarded_with<T>(given, shape, scale, [&](ScoreBiasTile<T>* score_bias) {
         ::attention_forward<T>(
             shape, heads<const T>(q, strides), heads<const T>(k, strides + 3), heads<const T>(v, strides + 6),
-            heads<T>(out, strides + 9), lse, scale, terms
+            heads<T>(out, strides + 9), lse, scale, score_bias
         );
     });
 }
@@ -60,14 +60,14 @@ int attention_forward(
 template <class T>
 int attention_backward(
     const index_t* sizes, int causal, const T* dout, const T* q, const T* k, const T* v, const T* out, T* dq, T* dk,
-    T* dv, const index_t* strides, const T* lse, T scale, const ScoreTerms<T>* given
+    T* dv, const index_t* strides, const T* lse, T scale, const ScoreBias<T>* given
 ) {
     const AttentionShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], causal != 0};
-    return guarded_with<T>(given, shape, scale, [&](TermTile<T>* terms) {
+    return guarded_with<T>(given, shape, scale, [&](ScoreBiasTile<T>* score_bias) {
         ::attention_backward<T>(
             shape, heads<const T>(dout, strides), heads<const T>(q, strides + 3), heads<const T>(k, strides + 6),
             heads<const T>(v, strides + 9), heads<const T>(out, strides + 12), lse, heads<T>(dq, strides + 15),
-            heads<T>(dk, strides + 18), heads<T>(dv, strides + 21), scale, terms
+            heads<T>(dk, strides + 18), heads<T>(dv, strides + 21), scale, score_bias
         );
     });
 }
@@ -172,15 +172,15 @@ int symmetry(
     }                                                                                                                  \
     EXPORT int attention_forward_##name(                                                                               \
         const index_t* sizes, int causal, const T* q, const T* k, const T* v, T* out, const index_t* strides, T* lse,  \
-        T scale, const ScoreTerms<T>* terms                                                                            \
+        T scale, const ScoreBias<T>* score_bias                                                                        \
     ) {                                                                                                                \
-        return attention_forward<T>(sizes, causal, q, k, v, out, strides, lse, scale, terms);                          \
+        return attention_forward<T>(sizes, causal, q, k, v, out, strides, lse, scale, score_bias);                     \
     }                                                                                                                  \
     EXPORT int attention_backward_##name(                                                                              \
         const index_t* sizes, int causal, const T* dout, const T* q, const T* k, const T* v, const T* out, T* dq,      \
-        T* dk, T* dv, const index_t* strides, const T* lse, T scale, const ScoreTerms<T>* terms                        \
+        T* dk, T* dv, const index_t* strides, const T* lse, T scale, const ScoreBias<T>* score_bias                    \
     ) {                                                                                                                \
-        return attention_backward<T>(sizes, causal, dout, q, k, v, out, dq, dk, dv, strides, lse, scale, terms);       \
+        return attention_backward<T>(sizes, causal, dout, q, k, v, out, dq, dk, dv, strides, lse, scale, score_bias);  \
     }                                                                                                                  \
     EXPORT double adam_step_##name(                                                                                    \
         index_t size, index_t decayed, T* p, const T* g, T* m, T* v, const double* numbers, int decoupled              \

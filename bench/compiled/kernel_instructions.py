@@ -37,9 +37,9 @@ from bench.paths import RESULTS
 from cllm_gpu.data import open_dataset
 from cllm_gpu.data.tokenizers import Tokenizer, load_tokenizer
 from cllm_gpu.ops.cuda import attention, attention_fused
-from cllm_gpu.ops.cuda.score_bias import term_defines
+from cllm_gpu.ops.cuda.score_bias import score_bias_defines
 from cllm_gpu.ops.cuda.variant import Variant
-from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreBias
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.library_cache import cache_directory
 from cllm_gpu.utils.versions import environment
@@ -91,7 +91,7 @@ TOTALS = {"two kernels": (FORWARD, QUERIES, KEYS), "fused": (FORWARD, FUSED)}
 """Backward method → the kernels that process every pair once, including the forward."""
 
 
-def threads_and_rows(work: Work, head_size: int, terms: ScoreTerms | None) -> tuple[int, int]:
+def threads_and_rows(work: Work, head_size: int, score_bias: ScoreBias | None) -> tuple[int, int]:
     """Threads per block, and the rows that a block keeps while it iterates over those of the other side."""
     if work is FUSED:
         fused = attention_fused.tiles_of(STORAGE, head_size, score_bias)
@@ -110,9 +110,9 @@ def count(
     """
     loop = MainLoop(kernel)
     tiles, rest = divmod(loop.tensor_instructions, work.products * head_size // 16)
-    threads, rows = threads_and_rows(work, head_size, terms)
+    threads, rows = threads_and_rows(work, head_size, score_bias)
     moving = 8 * tiles * threads // 32 * 16 // rows  # rows of the other side per iteration
-    orders = terms.matches if terms else 0
+    orders = score_bias.matches if score_bias else 0
     expected = tiles * work.comparisons if orders > 1 else 0
     if rest or loop.ladders != expected or (expected and not orders - 2 <= loop.orders <= orders):
         raise UserError(
@@ -138,7 +138,7 @@ def kernels_of(source: str, head_size: int, choice: str) -> dict[str, Kernel]:
 
 def rows_of(choice: str, head_size: int, texts: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
     """A row per kernel with one choice of terms."""
-    terms = CHOICES[choice]
+    score_bias = CHOICES[choice]
     kernels = {source: kernels_of(source, head_size, choice) for source in dict.fromkeys(work.source for work in WORKS)}
     rows = []
     for work in WORKS:

@@ -174,7 +174,7 @@ def _symmetry(put: Put, tokens: Any, pairs: int) -> Symmetry | None:
 
 def _score_bias(
     put: Put, rng: np.random.Generator, chosen: dict[str, int], given: tuple[Any, Any, int], dtype: Any
-) -> ScoreTerms | None:
+) -> ScoreBias | None:
     """The variant's score terms; None if it has none. given: tokens (B, S), the same on the device, number of heads."""
     tokens, seen, heads = given
     names = ("TERM_DISTANCE", "TERM_PRIME_DISTANCE", "TERM_SAME_TOKEN", "TERM_MATCHES")

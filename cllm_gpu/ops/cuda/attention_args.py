@@ -16,7 +16,7 @@ from cllm_gpu.ops.cuda.score_bias import (
 )
 from cllm_gpu.ops.cuda.symmetry import check_symmetry, symmetry_arguments, symmetry_defines
 from cllm_gpu.ops.cuda.variant import Variant
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import Symmetry
 from cllm_gpu.utils.errors import UserError
 
@@ -99,7 +99,7 @@ class AttentionCall:
     def arguments(self, **operands: Any) -> dict[str, Any]:
         """Operands with their strides, sizes, symmetry and score terms, as a kernel's struct has them."""
         symmetry = symmetry_arguments(self._operation, self._symmetry)
-        terms = term_arguments(self._operation, self.terms, self._padded)
+        terms = score_bias_arguments(self._operation, self.score_bias, self._padded)
         return self.views(**operands) | {"sizes.wide": self.wide(**operands)} | symmetry | terms | self._sizes
 
     def views(self, **operands: Any) -> dict[str, Any]:

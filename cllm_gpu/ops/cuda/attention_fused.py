@@ -8,7 +8,7 @@ from typing import Any
 from cllm_gpu.ops.cuda.attention_args import AttentionCall
 from cllm_gpu.ops.cuda.checks import blocks_for
 from cllm_gpu.ops.cuda.launcher import Launcher
-from cllm_gpu.ops.reference.score_bias import ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias
 
 
 @dataclass(frozen=True)

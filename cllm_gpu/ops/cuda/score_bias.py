@@ -12,7 +12,7 @@ from typing import Any
 from cllm_gpu.ops.cuda.checks import Shapes, blocks_for, element_strides
 from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.variant import Variant
-from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreBias, ScoreBiasGradients
 from cllm_gpu.utils.errors import UserError
 
 STRIDED = frozenset({"terms.points"})
@@ -95,13 +95,13 @@ def padded_tokens(launcher: Launcher, variant: Variant, operation: str, tokens: 
     return padded
 
 
-def term_arguments(operation: str, terms: ScoreTerms | None, padded: Any) -> dict[str, Any]:
+def score_bias_arguments(operation: str, score_bias: ScoreBias | None, padded: Any) -> dict[str, Any]:
     """The terms and their `padded_tokens` as TermInputs of score_terms.cuh; null pointers if there are none."""
-    points = terms.points if terms is not None and terms.uses_points else None
+    points = score_bias.points if score_bias is not None and score_bias.uses_points else None
     return {
         "terms.padded": padded,
         "terms.points": points,
-        "terms.scalars": None if terms is None else terms.scalars,
+        "terms.scalars": None if score_bias is None else score_bias.scalars,
         "terms.padded_length": 0 if padded is None else padded.shape[2],
         "terms.points_batch": 0 if points is None else element_strides(operation, "terms.points", points)[0],
     }

@@ -55,7 +55,7 @@ class ScoreBias:
 
 
 @dataclass(frozen=True)
-class ScoreTermGradients:
+class ScoreBiasGradients:
     """Arrays that the gradients of the scalars (H, n) and of the points (B, S, 3; None: not computed) are added to."""
 
     scalars: Any

@@ -106,6 +106,8 @@ class DataConfig:
     .jsonl file, folder of prepared shards, or llm.c .bin shards."""
     tokenizer: str = "bytes"
     """"bytes", the path of a tokenizer.json, or "initial": that of the model in --initial."""
+    end_of_text: str | None = None
+    """The token of a tokenizer.json that ends a text (None: what the files beside it say, else the usual name)."""
     validation_fraction: float = 0.05
     """Share of the documents kept for validation."""
     seed: int = 1

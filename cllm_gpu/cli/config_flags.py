@@ -9,7 +9,7 @@ from cllm_gpu.checkpoint.finetune import find_origin, initial_configuration, req
 from cllm_gpu.cli.progress import ConsoleReporter
 from cllm_gpu.config import Config, load_toml
 from cllm_gpu.data import Dataset, open_dataset
-from cllm_gpu.data.tokenizers import Tokenizer
+from cllm_gpu.data.tokenizers import Tokenizer, load_tokenizer
 from cllm_gpu.utils.compiler import cache_directory
 
 
@@ -48,6 +48,8 @@ def open_data(config: Config, display: ConsoleReporter, resumed: Path | None = N
     `resumed`: the run that goes on. The tokenizer is the model's, where there is one to begin from or to go on with.
     """
     tokenizer: str | Tokenizer = config.data.tokenizer
+    if config.initial is None and config.data.end_of_text is not None:
+        tokenizer = load_tokenizer(config.data.tokenizer, config.data.end_of_text)
     if config.initial is not None:
         origin = find_origin(resumed, "last") if resumed else find_origin(config.initial)
         require_same_shape(config.model, origin)

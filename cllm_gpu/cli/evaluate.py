@@ -13,7 +13,7 @@ import tyro
 from cllm_gpu.backend import get_backend
 from cllm_gpu.checkpoint.pretrained import PretrainedModel, load_pretrained, require_tokenizer
 from cllm_gpu.cli.parsing import Command, Quietable
-from cllm_gpu.cli.progress import counting, say, terminal
+from cllm_gpu.cli.progress import LOSSY_BITS, counting, lossy_line, say, terminal
 from cllm_gpu.data import evaluation_batches, evaluation_windows, open_text
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.data.tokens import Batch
@@ -84,9 +84,12 @@ def _text(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokeniz
         losses = model_losses(trained.model)
         found = evaluate(losses, _told(batches, total, progress), bytes_per_token, trained.model.backend.to_host)
     if options.json:
-        print(json.dumps(found.as_dict()))
+        print(json.dumps(found.as_dict() | ({"characters_lost": source.lost} if source.lost else {})))
         return 0
-    bits = f"  {found.bits_per_byte:.4f} bits/byte" if found.bits_per_byte is not None else ""
+    if source.lost:
+        say(lossy_line(source.lost), terminal(quiet=options.quiet, errors=True))
+    unit = LOSSY_BITS if source.lost else "bits/byte"
+    bits = f"  {found.bits_per_byte:.4f} {unit}" if found.bits_per_byte is not None else ""
     say(
         f"loss {found.loss:.4f} nats/token  perplexity {found.perplexity:.3f}{bits}  "
         f"accuracy {found.accuracy:.2%}  ({found.tokens:,} tokens, step {trained.step})"

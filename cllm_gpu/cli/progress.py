@@ -38,6 +38,8 @@ WIDE, NARROW = 120, 80
 """Columns from which on the live line is written out in full, and below which only what matters most is shown."""
 WITH_MFU, WITH_POWER = 130, 140
 """Columns from which on it has room for these too."""
+LOSSY_BITS = "bits/byte (lossy tokenizer)"
+"""How bits per byte are marked of text that does not come back from its tokens."""
 PLAIN_LINES = 40
 """Lines of progress a whole run prints where there is no terminal."""
 PLAIN_SECONDS = 10.0
@@ -93,6 +95,12 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
         yield progress
 
 
+def lossy_line(lost: float) -> str:
+    """What is said of a tokenizer from which a share of the text's characters does not come back."""
+    share = f"{lost:.2%}" if lost >= 1e-4 else f"{lost:.0e}"
+    return f"lossy tokenizer: {share} of the characters of the text do not come back; bits per byte are of what is left"
+
+
 def levels_line(plan: MemoryPlan) -> str:
     """The recompute level of a run, and what the activations would take at each."""
     levels = ", ".join(f"{level} {readable_size(size)}" for level, size in plan.activations_at)
@@ -109,6 +117,7 @@ class ConsoleReporter:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._memory_held = memory_held
+        self._bits = "bits/byte"
         self._before: int | None = None
         self._most = 0
         self._speeds: list[tuple[float, float]] = []  # of the steps of a run with an MFU: tokens/s, MFU
@@ -131,6 +140,11 @@ class ConsoleReporter:
         self.message(
             f"data: {len(dataset.train):,} training and {len(dataset.validation):,} validation tokens{skipped}"
         )
+        for line in dataset.tokenizer.notes if dataset.tokenizer else ():
+            self.message(line)
+        if dataset.lost:
+            self.message(lossy_line(dataset.lost))
+            self._bits = LOSSY_BITS
         table = Table(title="memory plan", title_justify="left", show_header=False, box=None)
         for name, size in plan.rows():
             table.add_row(name, readable_size(size), style="bold" if name == "total" else "")
@@ -209,7 +223,7 @@ class ConsoleReporter:
         """Show an evaluation."""
         self._note_memory()
         bits = record["bits_per_byte"]
-        per_byte = f"  {bits:.4f} bits/byte" if bits is not None else ""
+        per_byte = f"  {bits:.4f} {self._bits}" if bits is not None else ""
         say(
             f"evaluation at step {record['step']}: loss {record['loss']:.4f}  perplexity {record['perplexity']:.3f}"
             f"{per_byte}  accuracy {record['accuracy']:.1%}",

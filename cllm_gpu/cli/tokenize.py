@@ -12,14 +12,14 @@ import tyro
 from rich.console import Console
 
 from cllm_gpu.cli.parsing import Command, Quietable
-from cllm_gpu.cli.progress import reading_text, say, terminal
+from cllm_gpu.cli.progress import lossy_line, reading_text, say, terminal
 from cllm_gpu.config import DataConfig
 from cllm_gpu.data.bpe import Reading, learn_bpe, measure, require_vocabulary
 from cllm_gpu.data.dataset import open_prepared, text_corpus
 from cllm_gpu.data.prepare import new_folder
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part, require_fraction
-from cllm_gpu.data.tokenizers import HuggingFaceTokenizer, Tokenizer, identified, load_tokenizer
+from cllm_gpu.data.tokenizers import HuggingFaceTokenizer, Tokenizer, identified, load_tokenizer, lost_share
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors, readable_size, write_atomically
 
@@ -70,6 +70,10 @@ def main(arguments: list[str]) -> int:
     console = terminal(quiet=options.quiet)
     corpus = text_corpus(options.source)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _learn(options, corpus, console)
+    for line in tokenizer.notes:
+        say(line, console)
+    if lost := lost_share(tokenizer, corpus.sample()):
+        say(lossy_line(lost), console)
     if options.shards:
         _prepare(options, options.shards, tokenizer, console)
     elif options.tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from cllm_gpu.data.prepare import SHARD_NAMES, Progress, prepared_folder
 from cllm_gpu.data.shards import ShardHeader, is_shard, open_shard
 from cllm_gpu.data.sources import Corpus, find_corpus
 from cllm_gpu.data.split import Part, require_fraction
-from cllm_gpu.data.tokenizers import Tokenizer, identified, load_tokenizer
+from cllm_gpu.data.tokenizers import Tokenizer, identified, load_tokenizer, lost_share
 from cllm_gpu.data.tokens import TokenSource
 from cllm_gpu.utils.errors import UserError
 
@@ -27,6 +28,8 @@ class Dataset:
     vocabulary:       every token id is below it
     bytes_per_token:  UTF-8 bytes of the validation text per token, for bits per byte; None where unknown
     skipped_files:    files of the source left out because they are not text
+    lost:             share of the characters of a sample of the text that its tokens do not give back; None where there
+                      is no text
     """
 
     train: TokenSource
@@ -35,6 +38,7 @@ class Dataset:
     vocabulary: int
     bytes_per_token: float | None
     skipped_files: int = 0
+    lost: float | None = None
 
     @property
     def identity(self) -> str:
@@ -76,6 +80,7 @@ def open_dataset(
                 *(corpus, chosen), fraction=validation_fraction, seed=seed, cache=cache_folder, progress=progress
             )
             dataset = open_prepared(folder, chosen, corpus.name, identity)
+            dataset = dataclasses.replace(dataset, lost=lost_share(chosen, corpus.sample()))
     require_length(dataset.train, context)
     require_length(dataset.validation, 1)
     return dataset
@@ -95,11 +100,17 @@ def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes
     opened = {part: open_shard(folder / SHARD_NAMES[part]) for part in Part}
     headers: dict[Part, ShardHeader] = {part: header for part, (header, _) in opened.items()}
     for part, header in headers.items():
-        if header.fingerprint.hex() != tokenizer.fingerprint:
+        if header.fingerprint.hex() not in (tokenizer.fingerprint, *tokenizer.earlier_fingerprints):
             found = identified(header.tokenizer, header.fingerprint.hex())
             raise UserError(
                 f"{folder / SHARD_NAMES[part]} was made with another tokenizer: {found}, here it is "
                 f"{identified(tokenizer.name, tokenizer.fingerprint)}; give that one, or prepare the text again"
+            )
+        if header.end_of_text != tokenizer.end_of_text:
+            raise UserError(
+                f"{folder / SHARD_NAMES[part]} ends its documents with token {header.end_of_text}, "
+                f"{tokenizer.name} with {tokenizer.end_of_text}: name the first with --data.end-of-text, "
+                "or prepare the text again"
             )
         if header.part != part or header.identity != (identity or headers[Part.TRAIN].identity):
             raise UserError(f"{folder / SHARD_NAMES[part]} belongs to another set: delete {folder} and prepare again")

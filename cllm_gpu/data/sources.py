@@ -5,8 +5,10 @@ A document is a text file, a line of a JSON-lines file (its field `text`), or a 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
+import itertools
 import os
 import sys
 import sysconfig
@@ -64,6 +66,14 @@ class Corpus:
         for file in self.files:
             yield from self._file(file, base)
             base += file.size
+
+    def sample(self, most: int = 16) -> list[str]:
+        """The first piece of text of up to `most` files, spread evenly; of what cannot be read, nothing."""
+        texts = []
+        for file in self.files[:: -(-len(self.files) // most)]:
+            with contextlib.suppress(UserError):
+                texts += [piece.text for piece in itertools.islice(self._file(file, 0), 1)]
+        return texts
 
     def _file(self, file: SourceFile, base: int) -> Iterator[Piece]:
         if file.is_json_lines:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cllm_gpu.data.dataset import text_corpus
-from cllm_gpu.data.tokenizers import Tokenizer
+from cllm_gpu.data.tokenizers import Tokenizer, lost_share
 from cllm_gpu.data.tokens import Tokens, TokenSource, narrow
 from cllm_gpu.utils.errors import UserError
 
@@ -28,4 +28,5 @@ def open_text(source: str, tokenizer: Tokenizer) -> TokenSource:
             arrays.append(end)
     if text_bytes == 0:
         raise UserError(f"{corpus.name} holds no text to evaluate")
-    return TokenSource(corpus.name, arrays, vocabulary=tokenizer.vocabulary, text_bytes=text_bytes)
+    lost = lost_share(tokenizer, corpus.sample())
+    return TokenSource(corpus.name, arrays, vocabulary=tokenizer.vocabulary, text_bytes=text_bytes, lost=lost)

@@ -27,6 +27,7 @@ class TokenSource:
     text_bytes:       UTF-8 bytes of the text behind the stream, or None where unknown
     documents:        number of documents, or None where unknown
     digest:           checksum of the tokens, where the source has one
+    lost:             share of the text's characters that the tokens do not give back; None where unknown
     pattern_end:      for the set `patterns`, its end-of-text id: targets that nothing visible determines are
                       IGNORE_INDEX (see cllm_gpu/data/patterns.py); None for text
     """
@@ -44,8 +45,10 @@ class TokenSource:
         pattern_end: int | None = None,
         trusted: bool = True,
         digest: str = "",
+        lost: float | None = None,
     ) -> None:
         self.name, self.vocabulary, self.digest = name, vocabulary, digest
+        self.lost = lost
         self.text_bytes, self.documents, self.pattern_end = text_bytes, documents, pattern_end
         self._arrays = [np.asarray(array) for array in arrays]
         self._ends = np.cumsum([len(array) for array in self._arrays], dtype=np.int64)

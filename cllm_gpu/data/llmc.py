@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cllm_gpu.data.split import Part
+from cllm_gpu.data.token_file import TokenFile
 from cllm_gpu.data.tokens import Tokens, TokenSource
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors
@@ -56,15 +57,15 @@ def open_llmc(
         parts[_part(path)].append(tokens)
     if all(parts.values()):
         train, validation = (
-            TokenSource(f"{name} ({part.name.lower()})", parts[part], vocabulary=size, trusted=False) for part in Part
+            TokenSource(f"{name} ({part.name.lower()})", parts[part], vocabulary=size) for part in Part
         )
         return train, validation
     arrays = [*parts[Part.TRAIN], *parts[Part.VALIDATION]]
     total = sum(len(array) for array in arrays)
     cut = total - max(1, int(total * fraction))
     return (
-        TokenSource(f"{name} (train)", arrays, vocabulary=size, stop=cut, trusted=False),
-        TokenSource(f"{name} (validation)", arrays, vocabulary=size, start=cut, trusted=False),
+        TokenSource(f"{name} (train)", arrays, vocabulary=size, stop=cut),
+        TokenSource(f"{name} (validation)", arrays, vocabulary=size, start=cut),
     )
 
 
@@ -98,4 +99,4 @@ def _open(path: Path) -> tuple[Kind, Tokens]:
     if count < 1 or size != wanted:
         raise UserError(f"{path} says it holds {count} tokens, which are {wanted} bytes, but it has {size}: truncated?")
     with clear_errors("read", path):
-        return kind, np.memmap(path, dtype=dtype, mode="r", offset=_HEADER_BYTES, shape=(count,))
+        return kind, TokenFile(path, dtype=dtype, offset=_HEADER_BYTES, count=count)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from cllm_gpu.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from cllm_gpu.checkpoint.finetune import begin_from
 from cllm_gpu.config import Config
 from cllm_gpu.data import Batches, Dataset, evaluation_batches
+from cllm_gpu.data.token_file import DataError
 from cllm_gpu.inference.evaluate import Evaluation, evaluate
 from cllm_gpu.model.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.model.transformer import Transformer
@@ -118,11 +119,14 @@ class Trainer:
                 self.reporter.message(how_steps_run(self.config.training, self.optimizer, self.backend.device))
             if (line := self._timer.begin()) is not None:
                 self.reporter.message(line)
-            if self.state.due:
-                self._after_step()
-            while self._goes_on():
-                self._one_step()
-                self._after_step()
+            try:
+                if self.state.due:
+                    self._after_step()
+                while self._goes_on():
+                    self._one_step()
+                    self._after_step()
+            except DataError as error:
+                self._stop_without_data(error)
             if self._interrupts.requested and self._saved_step != self.state.step:
                 self._checkpoint(best=False)
         return Outcome(
@@ -158,6 +162,10 @@ class Trainer:
         """Finish a step; further ones are issued before its result is read, unless something stops between them."""
         while self._may_issue():
             self.step.issue(self.state.step + self.step.under_way)
+        self._finish_step()
+
+    def _finish_step(self) -> None:
+        """Take the result of the oldest step under way."""
         result = self.step.take()
         self.guard.count(result.skipped, result.loss, result.gradient_norm)
         self.state.step += 1
@@ -165,6 +173,15 @@ class Trainer:
         self._record(result)
         if result.skipped is not None:
             self._refuse(result.skipped)
+
+    def _stop_without_data(self, error: DataError) -> NoReturn:
+        """Finish and save the steps whose data was sound; UserError, one line."""
+        while self.step.under_way:
+            self._finish_step()
+        if self.state.step and self.folder is not None and self._saved_step != self.state.step:
+            self._checkpoint(best=False)
+        saved = f"; step {self.state.step} is saved: resume when the data is back" if self.state.step else ""
+        raise UserError(f"{error}{saved if self.folder is not None else ''}") from error
 
     def _may_issue(self) -> bool:
         """Whether another step may begin before the result of the oldest one under way is read."""

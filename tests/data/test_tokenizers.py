@@ -279,7 +279,7 @@ def test_added_tokens_beside_the_file_are_read(bpe_json: str, bpe_path: Path) ->
         load_tokenizer(str(bpe_path))
     (folder / "added_tokens.json").write_text(json.dumps({"<cat>": known}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"999": {"content": "<dog>"}}}))
-    with pytest.raises(UserError, match="'<dog>' the id 999, .*: added tokens are numbered behind"):
+    with pytest.raises(UserError, match=r"'<dog>' the id 999, .*: added tokens are numbered behind"):
         load_tokenizer(str(bpe_path))
 
 

@@ -9,6 +9,7 @@ from cllm_gpu.checkpoint.finetune import find_origin, initial_configuration, req
 from cllm_gpu.cli.progress import ConsoleReporter
 from cllm_gpu.config import Config, load_toml
 from cllm_gpu.data import Dataset, open_dataset
+from cllm_gpu.data.text import TextOptions
 from cllm_gpu.data.tokenizers import Tokenizer, load_tokenizer
 from cllm_gpu.utils.compiler import cache_directory
 
@@ -64,4 +65,7 @@ def open_data(config: Config, display: ConsoleReporter, resumed: Path | None = N
             cache_folder=config.data.cache or cache_directory() / "data",
             context=context,
             progress=progress,
+            options=TextOptions(config.data.text_field, config.data.separator),
+            validation=config.data.validation,
+            dtype=config.data.dtype,
         )

@@ -15,6 +15,7 @@ from cllm_gpu.checkpoint.pretrained import PretrainedModel, load_pretrained, req
 from cllm_gpu.cli.parsing import Command, Quietable
 from cllm_gpu.cli.progress import LOSSY_BITS, counting, lossy_line, say, terminal
 from cllm_gpu.data import evaluation_batches, evaluation_windows, open_text
+from cllm_gpu.data.text import TEXT_FIELD, TextOptions
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.data.tokens import Batch
 from cllm_gpu.inference.evaluate import evaluate, model_losses
@@ -39,6 +40,10 @@ class EvaluateOptions(Quietable):
     """Sequences computed at a time."""
     batches: int = 0
     """At most this many batches, spread evenly over the text; 0: the whole text. Not for tasks."""
+    text_field: str = TEXT_FIELD
+    """Of records, the field that holds the text, as --data.text-field."""
+    separator: str | None = None
+    """Text between documents, as --data.separator."""
     json: bool = False
     """Print JSON instead of a line."""
     backend: str | None = None
@@ -75,7 +80,7 @@ def main(arguments: list[str]) -> int:
 
 def _text(options: EvaluateOptions, trained: PretrainedModel, tokenizer: Tokenizer) -> int:
     """The loss on a text."""
-    source = open_text(options.source, tokenizer)
+    source = open_text(options.source, tokenizer, TextOptions(options.text_field, options.separator))
     bytes_per_token = source.text_bytes / (len(source) - 1) if source.text_bytes else None  # the first is no target
     batch, context, limit = options.batch, trained.model.architecture.context, options.batches or None
     total = evaluation_windows(source, batch=batch, context=context, limit=limit)

@@ -140,7 +140,7 @@ class ConsoleReporter:
         self.message(
             f"data: {len(dataset.train):,} training and {len(dataset.validation):,} validation tokens{skipped}"
         )
-        for line in dataset.tokenizer.notes if dataset.tokenizer else ():
+        for line in (*dataset.notes, *(dataset.tokenizer.notes if dataset.tokenizer else ())):
             self.message(line)
         if dataset.lost:
             self.message(lossy_line(dataset.lost))

@@ -19,6 +19,7 @@ from cllm_gpu.data.dataset import open_prepared, text_corpus
 from cllm_gpu.data.prepare import new_folder
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part, require_fraction
+from cllm_gpu.data.text import TextOptions
 from cllm_gpu.data.tokenizers import HuggingFaceTokenizer, Tokenizer, identified, load_tokenizer, lost_share
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors, readable_size, write_atomically
@@ -43,6 +44,10 @@ class TokenizeOptions(Quietable):
     """New folder for the text's tokens, to train from with --data.source FOLDER."""
     validation_fraction: float = DataConfig.validation_fraction
     """Share of the documents kept for validation, as --data.validation-fraction; not learnt from."""
+    text_field: str = DataConfig.text_field
+    """Of records, the field that holds the text, as --data.text-field."""
+    separator: str | None = None
+    """Text between documents, as --data.separator."""
     seed: int = DataConfig.seed
     """Of the choice of documents for validation, as --data.seed."""
     megabytes: int = 500
@@ -68,7 +73,7 @@ def main(arguments: list[str]) -> int:
     options = COMMAND.parse(arguments)
     _require_sense(options)
     console = terminal(quiet=options.quiet)
-    corpus = text_corpus(options.source)
+    corpus = _corpus(options)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _learn(options, corpus, console)
     for line in tokenizer.notes:
         say(line, console)
@@ -112,6 +117,10 @@ def _require_free(path: Path, flag: str) -> None:
         pass
 
 
+def _corpus(options: TokenizeOptions) -> Corpus:
+    return text_corpus(options.source, TextOptions(options.text_field, options.separator))
+
+
 def _vocabulary(options: TokenizeOptions) -> int:
     return VOCABULARY if options.vocabulary is None else options.vocabulary
 
@@ -148,7 +157,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _prepare(options: TokenizeOptions, folder: Path, tokenizer: Tokenizer, console: Console) -> None:
-    corpus = text_corpus(options.source)  # a fresh one, which counts the files it skips from zero
+    corpus = _corpus(options)  # a fresh one, which counts the files it skips from zero
     with reading_text(console, "preparing shards") as progress:
         new_folder(
             *(corpus, tokenizer, folder),
@@ -172,4 +181,8 @@ def _training_command(options: TokenizeOptions, tokenizer: Tokenizer) -> str:
             words += ["--data.validation-fraction", f"{options.validation_fraction}"]
         if options.seed != DataConfig.seed:
             words += ["--data.seed", f"{options.seed}"]
+        if options.text_field != DataConfig.text_field:
+            words += ["--data.text-field", options.text_field]
+        if options.separator is not None:
+            words += ["--data.separator", options.separator]
     return shlex.join(words)

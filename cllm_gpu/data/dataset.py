@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,13 @@ from cllm_gpu.data.prepare import SHARD_NAMES, Progress, prepared_folder
 from cllm_gpu.data.shards import ShardHeader, is_shard, open_shard
 from cllm_gpu.data.sources import Corpus, find_corpus
 from cllm_gpu.data.split import Part, require_fraction
-from cllm_gpu.data.tokenizers import Tokenizer, identified, load_tokenizer, lost_share
+from cllm_gpu.data.text import TextOptions
+from cllm_gpu.data.tokenizers import END_OF_TEXT_NAMES, Tokenizer, identified, load_tokenizer, lost_share
 from cllm_gpu.data.tokens import TokenSource
 from cllm_gpu.utils.errors import UserError
+
+_SPLIT_NAME = re.compile(r"(train|val)\.bin")
+"""nanoGPT's files, which begin with no magic number."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Dataset:
     skipped_files:    files of the source left out because they are not text
     lost:             share of the characters of a sample of the text that its tokens do not give back; None where there
                       is no text
+    notes:            lines to be said of the text
     """
 
     train: TokenSource
@@ -39,6 +45,7 @@ class Dataset:
     bytes_per_token: float | None
     skipped_files: int = 0
     lost: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -55,44 +62,85 @@ def open_dataset(
     cache_folder: Path,
     context: int,
     progress: Progress | None = None,
+    options: TextOptions | None = None,
+    validation: str | None = None,
+    dtype: str | None = None,
 ) -> Dataset:
     """Open `source`, preparing its shards in `cache_folder` where they are not there yet.
 
-    source:     "stdlib" (the standard library's .py files), "patterns", a text file, a folder of them, a glob, a .jsonl
-                file, a folder with prepared shards, or llm.c's .bin shards (file, folder or glob)
+    source:     "stdlib" (the standard library's .py files), "patterns", a file of text or records (JSON lines, JSON,
+                CSV, Parquet; compressed or not), a folder of them, a glob, a folder with prepared shards, or .bin files
+                of token ids (file, folder or glob)
     tokenizer:  one, or its name (see `load_tokenizer`); "bytes" is none for llm.c shards
     context:    tokens in a window; a training part too short for one is an error
+    options:    how texts are read (None: as they are)
+    validation: a source like `source`, all of it for validation (None: a share of `source`)
+    dtype:      "uint16" or "uint32": .bin files are bare token ids, as nanoGPT writes them (None: llm.c's shards)
     progress:   called with (bytes done, bytes in all) while text is prepared
     Raises UserError, one line, for whatever is wrong with the source.
     """
     require_fraction(validation_fraction)
     if (found := _llmc_files(source)) is not None:
-        dataset = _open_foreign(source, found, tokenizer, validation_fraction)
+        held_out = _validation_files(validation)
+        dataset = _open_foreign(source, found, tokenizer, validation_fraction, held_out, dtype)
     else:
         chosen = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        if dtype is not None:
+            raise UserError(f"data.dtype is for .bin files of token ids; {source} is none")
+        if source == "patterns" or _shard_folder(source) is not None:
+            _require_no_validation(source, validation)
         if source == "patterns":
             dataset = _open_patterns(chosen, seed)
         elif (folder := _shard_folder(source)) is not None:
             dataset = open_prepared(folder, chosen, source)
         else:
-            corpus = find_corpus(source)
+            corpus = find_corpus(source, options)
+            if validation is not None:
+                corpus.held_out = text_corpus(validation, options)
             folder, identity = prepared_folder(
                 *(corpus, chosen), fraction=validation_fraction, seed=seed, cache=cache_folder, progress=progress
             )
             dataset = open_prepared(folder, chosen, corpus.name, identity)
-            dataset = dataclasses.replace(dataset, lost=lost_share(chosen, corpus.sample()))
+            sample = corpus.sample()
+            notes = _notes(sample, corpus.options)
+            dataset = dataclasses.replace(dataset, lost=lost_share(chosen, sample), notes=notes)
     require_length(dataset.train, context)
     require_length(dataset.validation, 1)
     return dataset
 
 
-def text_corpus(source: str) -> Corpus:
+def _require_no_validation(source: str, validation: str | None) -> None:
+    if validation is not None:
+        raise UserError(f"data.validation is {validation!r}, but {source} has its own validation part: leave it out")
+
+
+def _validation_files(validation: str | None) -> list[Path]:
+    """The .bin files of a validation source."""
+    if validation is None:
+        return []
+    found = _llmc_files(validation)
+    if found is None:
+        raise UserError(f"data.validation is {validation!r}, which is no .bin file of token ids like data.source")
+    return found
+
+
+def _notes(sample: list[str], options: TextOptions) -> tuple[str, ...]:
+    """What is said of a text in which an end of text is written out."""
+    for mark in END_OF_TEXT_NAMES[:1] if options.separator is None else ():
+        if count := sum(text.count(mark) for text in sample):
+            times = f"{count} times" if count > 1 else "once"
+            return (f"{mark} stands in a sample of the text {times}, read as plain text; documents end there with "
+                    f"--data.separator '{mark}'",)  # fmt: skip
+    return ()
+
+
+def text_corpus(source: str, options: TextOptions | None = None) -> Corpus:
     """`find_corpus` for what needs text; UserError for a source that is tokens already."""
     if source == "patterns":
         raise UserError("patterns is no text: its letters are made as tokens, for --data.tokenizer patterns")
     if _llmc_files(source) is not None or _shard_folder(source) is not None:
         raise UserError(f"{source} holds tokens, not text: give the text they were made from")
-    return find_corpus(source)
+    return find_corpus(source, options)
 
 
 def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes | None = None) -> Dataset:
@@ -137,12 +185,21 @@ def _open_patterns(tokenizer: Tokenizer, seed: int) -> Dataset:
     return Dataset(train, validation, tokenizer, tokenizer.vocabulary, None)
 
 
-def _open_foreign(source: str, paths: list[Path], tokenizer: str | Tokenizer, fraction: float) -> Dataset:
+def _open_foreign(
+    source: str,
+    paths: list[Path],
+    tokenizer: str | Tokenizer,
+    fraction: float,
+    validation_files: list[Path],
+    dtype: str | None,
+) -> Dataset:
     chosen = load_tokenizer(tokenizer) if isinstance(tokenizer, str) and tokenizer != "bytes" else None
     if not isinstance(tokenizer, str):
         chosen = tokenizer
     vocabulary = chosen.vocabulary if chosen else None
-    train, validation = open_llmc(source, paths, fraction=fraction, vocabulary=vocabulary)
+    train, validation = open_llmc(
+        source, paths, fraction=fraction, vocabulary=vocabulary, held_out=validation_files, dtype=dtype
+    )
     return Dataset(train, validation, chosen, train.vocabulary, None)
 
 
@@ -163,7 +220,8 @@ def _llmc_files(source: str) -> list[Path] | None:
         return [path] if path.suffix == ".bin" or is_llmc(path) else None
     if path.is_dir():
         found = sorted(path.glob("*.bin"))
-        return found if found and all(is_llmc(file) for file in found) else None
+        known = [is_llmc(file) or _SPLIT_NAME.fullmatch(file.name) is not None for file in found]
+        return found if found and all(known) else None
     if glob.has_magic(source) and source.endswith(".bin"):
         return [Path(match) for match in sorted(glob.glob(os.path.expanduser(source), recursive=True))] or None
     return None

@@ -319,3 +319,28 @@ def test_a_text_replaced_with_same_size_and_time_is_noticed(tmp_path: Path) -> N
         short += len(found) != 3
     print(f"replaced texts: {tried} tried, {short} fell short")
     assert not short
+
+
+def test_parquet_by_pyarrow(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"n": list(range(400)), "text": TEXTS}), path, row_group_size=50)
+    assert documents(path) == TEXTS
+    with pytest.raises(UserError, match=r'no text in the field "body" \(fields: n, text\)'):
+        documents(path, field="body")
+    with pytest.raises(UserError, match=r'row 1: no text in the field "n"'):
+        documents(path, field="n")
+    generator, whole = random.Random(13), path.read_bytes()
+    tried, short = 0, []
+    for _ in range(60):
+        at = generator.randrange(9, len(whole))
+        path.write_bytes(whole[:at])
+        tried += 1
+        try:
+            documents(path)
+            short.append((at, "read"))
+        except UserError as error:
+            if "\n" in str(error):
+                short.append((at, str(error)))
+    print(f"Parquet cut off: {tried} tried, {len(short)} fell short")
+    assert not short

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import glob
 import hashlib
-import itertools
 import os
 import sys
 import sysconfig
@@ -85,11 +84,16 @@ class Corpus:
             base += file.size
 
     def sample(self, most: int = 16) -> list[str]:
-        """The first piece of text of up to `most` files, spread evenly; of what cannot be read, nothing."""
+        """The first 64 KiB or so of up to `most` files, spread evenly; of what cannot be read, nothing."""
         texts = []
         for file in self.files[:: -(-len(self.files) // most)]:
+            taken = 0
             with contextlib.suppress(UserError):
-                texts += [piece.text for piece in itertools.islice(self._file(file, 0), 1)]
+                for piece in self._file(file, 0):
+                    texts.append(piece.text)
+                    taken += piece.text_bytes
+                    if taken >= _BLOCK_BYTES * _BLOCKS // 2:
+                        break
         return texts
 
     def _file(self, file: SourceFile, base: int) -> Iterator[Piece]:

@@ -1,15 +1,15 @@
-# make train   set up and train the embedded default (on a GPU where there is one)
-# make test    set up and run the tests that need no card, without the slow ones: minutes
-# make test-all    the slow ones too
+# make train   set up and train the embedded default (on a GPU if there is one)
+# make test    set up and run the tests that need no GPU, without the slow ones: minutes
+# make test-all    the same with the slow ones
 # make docs    set up, build docs/ as a site in build/docs and check every link
 # make gpu-check   check everything that needs an NVIDIA card, in under ten minutes; installs nothing
-#                  make gpu-check ARGS="--only training": train GPT-2 beside PyTorch, in another ten
+#                  make gpu-check ARGS="--only training": train GPT-2 here and in PyTorch, in another ten
 # make profile     profile training steps with Nsight Systems; installs nothing
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Where nothing is installed: the Python that was asked for, else .venv's where it is made, else python3.
+# For targets that install nothing: the given Python, else that of .venv if it exists, else python3.
 CARD_PYTHON = $(if $(filter file,$(origin PYTHON)),$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)),$(PYTHON))
 
 .PHONY: train test test-all lint docs clean gpu-check profile
@@ -49,7 +49,7 @@ lint: $(VENV)/ready-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Not with --quiet: MkDocs would not count the warnings, which mkdocs.yml makes errors.
+# Without --quiet, with which MkDocs would not count the warnings that mkdocs.yml turns into errors.
 docs: $(VENV)/ready-docs
 	$(BIN)/python -m mkdocs build
 

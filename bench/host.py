@@ -1,4 +1,4 @@
-"""The machine that figures were measured on."""
+"""Describes the machine on which results are measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cllm_gpu.utils.versions import environment, package_version
 
 
 def processor() -> str:
-    """The processor's name where the system tells it."""
+    """The name of the processor, if the system provides it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []:
         if line.startswith("model name"):
@@ -20,10 +20,10 @@ def processor() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Versions and processor of a measurement of our own training on the CPU."""
+    """Versions and processor, for a measurement of this package's training on a CPU."""
     return {**environment(), "processor": processor(), "mkl": package_version("mkl")}
 
 
 def load() -> float | None:
-    """Processes that want to run, the mean over the last minute; None where the system does not say."""
+    """The load average over the last minute; None if the system does not provide it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -1,4 +1,4 @@
-"""Where the repository and its measured results are."""
+"""Paths of the repository and of the measured results."""
 
 from __future__ import annotations
 

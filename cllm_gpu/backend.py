@@ -61,9 +61,9 @@ class Backend:
     logit_chunks: LogitChunks = ON_HOST
     """How many logits a model on this backend holds at a time."""
     memory_held: Callable[[], int | None] = anonymous_bytes
-    """Bytes of the device's memory this process holds now; None where the system does not say."""
+    """Bytes of the device's memory this process holds now; None if the system does not say."""
     memory_free: Callable[[], int | None] = available_bytes
-    """Bytes of the device's memory that may still be taken; None where the system does not say."""
+    """Bytes of the device's memory that may still be taken; None if the system does not say."""
     memory_reserved: float = 0.25
     """Share of `memory_free` that a plan made to fill it leaves: on a CPU to other programs."""
     precision: Precision = "fp32"
@@ -111,7 +111,7 @@ class Backend:
 
 
 def get_backend(name: str | None = None, *, workers: int | None = None, precision: Precision = "fp32") -> Backend:
-    """The backend called `name`, or by $CLLM_BACKEND, or "auto". UserError in one line when it cannot be had.
+    """The backend called `name`, or by $CLLM_BACKEND, or "auto". Raises UserError if it is not available.
 
     `workers`: threads a CPU backend splits a batch over; None means one per core. `precision`: what it trains in.
     """
@@ -139,7 +139,7 @@ def _automatic(workers: int | None, precision: Precision) -> Backend:
             return _cupy_backend("an NVIDIA GPU and CuPy are here", precision)
         except UserError as error:
             obstacle = str(error)
-    if precision != "fp32":  # on a CPU it is slower than fp32: to fall back to it would help nobody
+    if precision != "fp32":  # on a CPU it is slower than fp32, so auto does not fall back to it
         otherwise = ", or slowly with backend numpy" if precision == "bf16" else ""
         raise UserError(
             f"precision {precision} is for a GPU, and there is none to use ({obstacle}): train in fp32{otherwise}"
@@ -153,13 +153,13 @@ def _automatic(workers: int | None, precision: Precision) -> Backend:
 def _cupy_backend(reason: str, precision: Precision = "fp32") -> Backend:
     obstacle = driver.missing(driver.find_driver(), has_cupy=driver.has_cupy())
     if obstacle is not None:
-        raise UserError(f"backend cupy cannot be had: {obstacle}")
+        raise UserError(f"backend cupy is not available: {obstacle}")
     try:
         cupy = importlib.import_module("cupy")
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
         device, generation = properties["name"].decode(), properties["major"]
     except Exception as error:  # CuPy raises its own kinds: a broken install, a driver that is too old, no permission
-        raise UserError(f"backend cupy cannot be had: {type(error).__name__}: {error}") from error
+        raise UserError(f"backend cupy is not available: {type(error).__name__}: {error}") from error
     precisions = BACKENDS["cupy"].trains_in if generation >= LEAST_GENERATION else ("fp32",)
     if precision not in precisions:
         raise UserError(f"{device} has no tensor cores for {precision} (Ampere and newer have): train in fp32")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,13 @@ SizeName = Literal["tiny", "mini", "small", "gpt2", "gpt2-medium", "gpt2-large",
 Auto = Literal["auto"]
 INITIAL = "initial"
 """Name of the tokenizer of the model that training begins from."""
+NO_PATHS = ("stdlib", "patterns", "bytes", INITIAL)
+"""Names of sources and tokenizers that are no paths."""
+
+
+LEAST_FLOAT32, LARGEST_FLOAT32 = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""Absolute values that float32 holds with all its digits, 0 aside."""
+_RANGE = f"in float32 it must be 0 or lie between {LEAST_FLOAT32:.3g} and {LARGEST_FLOAT32:.3g}"
 
 
 @dataclass(frozen=True)
@@ -176,6 +184,9 @@ class TrainingConfig:
     """Optimizer steps in all."""
     batch: int | Auto = 16
     """Sequences per step. auto: the most for which the device has memory."""
+    minutes: float | None = None
+    """Minutes of a command after which training saves and stops, to be resumed: a little less than a batch system's
+    limit (None: no limit)."""
     micro_batch: int | Auto | None = None
     """Sequences computed at a time, gradients accumulated over them (None: the whole batch); divides the batch; auto:
     the most for which the device has memory."""
@@ -302,6 +313,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             t.recompute == "none" or t.diagnose_every == 0,
             f"training.diagnose_every needs training.recompute none: with {t.recompute} no layer keeps all it looks at",
         ),
+        (t.minutes is None or _positive(t.minutes), f"training.minutes is {t.minutes}; it must be above 0"),
         (t.workers is None or t.workers >= 1, f"training.workers is {t.workers}; it must be at least 1"),
         (_positive(t.spike_deviations), f"training.spike_deviations is {t.spike_deviations}; it must be above 0"),
         (
@@ -321,7 +333,28 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         for name, bound in least.items()
         for value in [getattr(t, name)]
     ]
+    rules += [(not words, words) for words in _unrepresentable(c, "")]
+    shares = {"momentum": o.momentum, "beta1": o.beta1, "beta2": o.beta2}
+    rules += [
+        (value < 1 - 2.0**-25, f"optimizer.{name} is {value}, which in float32 is 1; it must be below")
+        for name, value in shares.items()
+    ]
+    largest = o.rate * max(1.0, o.lattice_rate)
+    rules.append((largest <= LARGEST_FLOAT32, f"optimizer.lattice_rate times optimizer.rate is {largest}: {_RANGE}"))
     return rules
+
+
+def _unrepresentable(section: Any, prefix: str) -> Iterator[str]:
+    """A line for every real setting that float32, in which models train, cannot hold."""
+    for field_ in dataclasses.fields(section):
+        value, name = getattr(section, field_.name), f"{prefix}{field_.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _unrepresentable(value, f"{name}.")
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                yield f"{name} is {value}; it must be a finite number"
+            elif value and not LEAST_FLOAT32 <= abs(value) <= LARGEST_FLOAT32:
+                yield f"{name} is {value}: {_RANGE}"
 
 
 def _divides(part: int, whole: int) -> bool:
@@ -358,6 +391,38 @@ def load_toml(path: Path, under: Config | None = None) -> Config:
 def from_dict(values: dict[str, Any], under: Config | None = None) -> Config:
     """Configuration from plain data, the inverse of `as_dict`; missing keys are as in `under` (None: the defaults)."""
     return dataclass_from_dict(under or Config(), in_full(values), "")
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same configuration with absolute paths, so that it means the same from another working directory."""
+    data = dataclasses.replace(
+        config.data,
+        source=config.data.source if config.data.source in NO_PATHS else _absolute(config.data.source),
+        tokenizer=config.data.tokenizer if config.data.tokenizer in NO_PATHS else _absolute(config.data.tokenizer),
+        validation=config.data.validation and _absolute(config.data.validation),
+        cache=config.data.cache and Path(_absolute(config.data.cache)),
+    )
+    output, initial = (path and Path(_absolute(path)) for path in (config.output, config.initial))
+    return dataclasses.replace(config, data=data, output=output, initial=initial)
+
+
+def _absolute(path: str | Path) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Every setting under its dotted name, such as "training.steps", as plain data."""
+    found: dict[str, Any] = {}
+
+    def collect(values: dict[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = value
+
+    collect(as_dict(config), "")
+    return found
 
 
 def as_dict(config: Config) -> dict[str, Any]:

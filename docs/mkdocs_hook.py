@@ -1,9 +1,9 @@
-"""What MkDocs is told besides mkdocs.yml, so that pages which read well on a code host make a sound site.
+"""MkDocs hooks that turn pages written for a code host into a site.
 
-- The README is a page of the site, `readme.md`.
-- A link to another file of the repository (`../bench/results/x.png`) leads to a copy in the site, below `repository/`.
-  One to a file that does not exist is left as it is, and MkDocs reports it.
-- Formulas ($…$ in a line, $$…$$ alone) become MathML, which browsers show without a script.
+- The README becomes the page `readme.md`.
+- A link to another file of the repository (`../bench/results/x.png`) becomes a link to a copy in the site, below
+  `repository/`. A link to a file that does not exist is not changed, and MkDocs reports it.
+- Formulas (inline $…$, display $$…$$) become MathML, which browsers render without scripts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[1]
 README = "readme.md"
 COPIES = "repository"
 CODE = r"^(?:```.*?^```|    .*?)$|`[^`\n]+`"
-"""Blocks and words in which nothing is a link or a formula."""
+"""Matches code, in which nothing is a link or a formula."""
 LINK = re.compile(rf"{CODE}|(?P<before>\]\()(?P<target>[^)\s#]+)", re.S | re.M)
 FORMULA = re.compile(rf"{CODE}|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+)\$", re.S | re.M)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """The README, and every file of the repository that a page links to."""
+    """Add the README, and every file of the repository that a page links to."""
     files.append(File.generated(config, README, abs_src_path=str(ROOT / "README.md")))
     linked = {place for page in files.documentation_pages() for place in _places(page)}
     for place in sorted(linked):
@@ -36,7 +36,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links and formulas of one page."""
+    """Rewrite the links and formulas of a page."""
 
     def rewritten(link: re.Match[str]) -> str:
         place = link["target"] and _place(page.file, link["target"])
@@ -46,15 +46,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def _places(page: File) -> set[str]:
-    """Where the links of a page lead in the site, as far as they are of this repository."""
+    """Targets in the site of a page's links to files of this repository."""
     links = LINK.finditer(page.content_string)
     return {place for link in links if link["target"] and (place := _place(page, link["target"]))}
 
 
 def _place(page: File, target: str) -> str | None:
-    """The path below the site's root of what a page's link means; None for an address, or what is not there.
+    """Path below the site's root of a link's target; None for a URL, or if the file does not exist.
 
-    All pages lie at the root of the site, so this is also the link to write.
+    All pages are at the root of the site, so this is also the new link.
     """
     folder = "" if page.src_uri == README else "docs"
     path = posixpath.normpath(posixpath.join(folder, target))
@@ -68,5 +68,5 @@ def _place(page: File, target: str) -> str | None:
 def _mathml(found: re.Match[str]) -> str:
     if found["block"]:
         return f"<p>{convert(found['block'], display='block')}</p>"
-    # in a span: a line that begins with <math> would be a block to Markdown
+    # in a span: Markdown would treat a line that begins with <math> as a block
     return f"<span>{convert(found['inline'])}</span>" if found["inline"] else found[0]

@@ -1,4 +1,4 @@
-"""Which backend is taken, what is said when one cannot be had, and that the code above mixes no arrays."""
+"""Which backend is taken, what is said when one is not available, and that the code above mixes no arrays."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_what_is_missing_for_cupy(
 ) -> None:
     monkeypatch.setattr(gpu, "find_driver", lambda: driver)
     monkeypatch.setattr(gpu, "has_cupy", lambda: has_cupy)
-    with pytest.raises(UserError, match=r"^backend cupy cannot be had: ") as caught:
+    with pytest.raises(UserError, match=r"^backend cupy is not available: ") as caught:
         get_backend("cupy")
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -40,13 +40,15 @@ configs = st.builds(
         ModelConfig,
         size=st.sampled_from(sorted(SIZES)),
         layers=st.none() | st.integers(1, 99),
-        dropout=st.floats(0, 0.99),
+        dropout=st.floats(0, 0.75, width=32, allow_subnormal=False),
         bias=st.booleans(),
         attention=st.sampled_from(["standard", "crystalline"]),
-        lattice=st.builds(LatticeTerms, matches=st.integers(0, 8), symmetry_fraction=st.floats(0, 1)),
+        lattice=st.builds(
+            LatticeTerms, matches=st.integers(0, 8), symmetry_fraction=st.floats(0, 1, width=32, allow_subnormal=False)
+        ),
     ),
     data=st.builds(DataConfig, source=texts.filter(str.strip), cache=st.none() | st.just(Path("a b/ä\"'\\c"))),
-    optimizer=st.builds(OptimizerConfig, rate=st.floats(1e-12, 1e6), epsilon=st.floats(1e-300, 1.0)),
+    optimizer=st.builds(OptimizerConfig, rate=st.floats(1e-12, 1e6), epsilon=st.floats(2.0**-126, 1.0)),
     training=st.builds(
         TrainingConfig,
         batch=st.just("auto") | st.integers(1, 999),
@@ -224,3 +226,18 @@ def test_aliases_stand_for_settings_and_are_none_themselves() -> None:
         assert set(settings) <= names
         assert not names & set(aliases)
         assert len(aliases) == len(set(aliases))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("epsilon", 1e-50, "optimizer.epsilon is 1e-50: in float32 it must be 0 or lie between 1.18e-38 and 3.4e+38"),
+        ("rate", 1e39, "optimizer.rate is 1e+39: in float32 it must be 0 or lie between 1.18e-38 and 3.4e+38"),
+        ("beta2", 1 - 1e-10, "optimizer.beta2 is 0.9999999999, which in float32 is 1; it must be below"),
+        ("rate", 3e38, "optimizer.lattice_rate times optimizer.rate is 9e+39: in float32 it must be 0 or lie between "),
+    ],
+)
+def test_settings_that_float32_cannot_hold_are_refused(name: str, value: float, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Config(optimizer=OptimizerConfig(**{name: value}))  # type: ignore[arg-type]
+    assert str(caught.value).startswith(words)

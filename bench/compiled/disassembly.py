@@ -1,10 +1,10 @@
-"""Counts the instructions of a kernel's main loop from what nvdisasm prints of it, without running anything.
+"""Counts the instructions in a kernel's main loop from the output of nvdisasm, without running the kernel.
 
-The loop is the one that holds the tensor-core instructions. Of the ways through its body the one is counted that a
-steady iteration takes: through the most tensor-core instructions, 16-byte copies (the next tile exists and lies
-aligned) and 16-byte reads of shared memory (a thread has a share of what the lattice's symmetry turns), and of those
-the shortest (no mask, no rescaled sums, nobody to wait for). A branch behind the vote on score terms' matches goes on
-with the share of groups that still match; every other branch goes one way only.
+The main loop is the one with the tensor-core instructions. The counted path through its body is that of a steady
+iteration: the path with the most tensor-core instructions, 16-byte copies (the next tile exists and is aligned) and
+16-byte reads of shared memory (the thread has data for the lattice's symmetry), and among these the shortest (no mask,
+no rescaling, no waiting). A branch after the vote on matches of the score terms is weighted with the fraction of groups
+that still match; every other branch is taken either always or never.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from cllm_gpu.utils.errors import UserError
 
-INSTALL = "nvdisasm is not here: pip install nvidia-cuda-nvdisasm (or put a CUDA toolkit's bin folder on the PATH)"
+INSTALL = "nvdisasm is not installed: pip install nvidia-cuda-nvdisasm (or add a CUDA toolkit's bin folder to the PATH)"
 TENSOR, COPY = "HMMA", "LDGSTS"
 CLASSES: dict[str, str] = {
     "tensor core": r"HMMA",
@@ -34,7 +34,7 @@ CLASSES: dict[str, str] = {
     "branch, vote, exchange": r"BRA|BSSY|BSYNC|VOTE|SHFL|BAR|WARPSYNC|EXIT|CALL|RET|NANOSLEEP|BREAK|YIELD",
     "other": r"\w+",
 }
-"""Class → opcodes, up to their first point; the first class that fits counts."""
+"""Class → pattern of opcodes, without modifiers; the first class that matches applies."""
 _CLASS = re.compile("|".join(f"(?P<c{i}>(?:{opcodes})$)" for i, opcodes in enumerate(CLASSES.values())))
 _FUNCTION = re.compile(r"^\.text\.(\w+):")
 _LABEL = re.compile(r"^(\.L\w*):")
@@ -44,50 +44,50 @@ _TARGET = re.compile(r"`\((\.L\w*)\)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One machine instruction."""
+    """A machine instruction."""
 
     opcode: str
     operands: tuple[str, ...]
     predicate: str
-    """The predicate register that guards it, without its sign; empty where none does."""
+    """The guarding predicate register, without negation; empty if there is none."""
     target: str
-    """The label that a branch goes to; empty where it does not branch."""
+    """The target label of a branch; empty for other instructions."""
 
     @property
     def is_branch(self) -> bool:
-        """A jump inside the kernel. BRA.DIV is none: it is for warps whose lanes have parted, and here none do."""
+        """Whether it is a branch within the kernel; BRA.DIV, for divergent warps (which do not occur here), is not."""
         return self.opcode == "BRA"
 
     @property
     def is_conditional(self) -> bool:
-        """Guarded by one predicate or by two."""
+        """Whether it is guarded by one or two predicates."""
         return bool(self.predicate) or len(self.operands) > 1
 
     @property
-    def is_wanted(self) -> bool:
-        """A steady iteration comes past here."""
+    def is_steady(self) -> bool:
+        """Whether a steady iteration executes it."""
         return self.opcode.startswith(TENSOR) or self.is_copy or self.is_chunk
 
     @property
     def is_copy(self) -> bool:
-        """Starts a copy of 16 bytes to shared memory."""
+        """Whether it is a 16-byte asynchronous copy to shared memory."""
         return self.opcode.startswith(COPY) and self.opcode.endswith(".128")
 
     @property
     def is_chunk(self) -> bool:
-        """Reads 16 bytes of shared memory: what the lattice's symmetry turns."""
+        """Whether it reads 16 bytes of shared memory, as for the lattice's symmetry."""
         return self.opcode.startswith("LDS.") and self.opcode.endswith(".128")
 
     @property
     def kind(self) -> str:
-        """Its entry of CLASSES."""
+        """Its class in CLASSES."""
         found = _CLASS.match(self.opcode.partition(".")[0])
         return list(CLASSES)[int(str(found.lastgroup if found else "c")[1:])]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel's instructions in order, and where its labels stand: label → index."""
+    """The instructions of a kernel in order, and its labels: label → index of the next instruction."""
 
     name: str
     instructions: list[Instruction]
@@ -95,7 +95,7 @@ class Kernel:
 
 
 def find_nvdisasm() -> str | None:
-    """The program: on the PATH, in a CUDA toolkit, or in the wheel nvidia-cuda-nvdisasm; None where it is not."""
+    """Find nvdisasm on the PATH, in a CUDA toolkit, or in the wheel nvidia-cuda-nvdisasm. None if it is not found."""
     name = "nvdisasm.exe" if os.name == "nt" else "nvdisasm"
     homes = [os.environ[key] for key in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(key)]
     installed = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
@@ -114,13 +114,13 @@ def _run(*arguments: str) -> str:
 
 
 def nvdisasm_version() -> str:
-    """Such as "13.5.37"; UserError where there is no nvdisasm."""
+    """The version, such as "13.5.37". Raises UserError if nvdisasm is not installed."""
     found = re.search(r"\bV(\d[\d.]*)", _run("--version"))
     return found[1] if found else "unknown"
 
 
 def disassemble(machine_code: bytes) -> dict[str, Kernel]:
-    """The kernels of a compiled module (a cubin), by name. UserError where nvdisasm is missing or cannot read it."""
+    """The kernels of a compiled module (a cubin), by name. Raises UserError if nvdisasm is missing or fails."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.cubin"
         path.write_bytes(machine_code)
@@ -128,7 +128,7 @@ def disassemble(machine_code: bytes) -> dict[str, Kernel]:
 
 
 def parse(text: str) -> dict[str, Kernel]:
-    """The kernels in the text that `nvdisasm -c` prints, by name."""
+    """Parse the output of `nvdisasm -c`. Returns its kernels by name."""
     kernels: dict[str, Kernel] = {}
     kernel = None
     for line in text.splitlines():
@@ -147,40 +147,40 @@ def parse(text: str) -> dict[str, Kernel]:
 
 
 @dataclass(frozen=True)
-class _Way:
-    """The rest of an iteration from some instruction on."""
+class _Path:
+    """A path from an instruction to the end of the iteration."""
 
-    wanted: int
+    steady: int
     counts: tuple[float, ...]
-    """Instructions of every class."""
+    """Number of instructions of every class."""
 
-    def __lt__(self, other: _Way) -> bool:
-        return (self.wanted, -sum(self.counts)) < (other.wanted, -sum(other.counts))
+    def __lt__(self, other: _Path) -> bool:
+        return (self.steady, -sum(self.counts)) < (other.steady, -sum(other.counts))
 
-    def after(self, instruction: Instruction, times: int) -> _Way:
-        """The same with one instruction before it, executed `times` times."""
+    def after(self, instruction: Instruction, times: int) -> _Path:
+        """This path preceded by one instruction, executed `times` times."""
         counts = list(self.counts)
         counts[list(CLASSES).index(instruction.kind)] += times
-        return _Way(self.wanted + instruction.is_wanted, tuple(counts))
+        return _Path(self.steady + instruction.is_steady, tuple(counts))
 
-    def mixed(self, other: _Way, share: float) -> _Way:
-        """This way, but the other one in a share of the cases."""
+    def mixed(self, other: _Path, share: float) -> _Path:
+        """The weighted mean of this path and `other`, which has the weight `share`."""
         pairs = zip(self.counts, other.counts, strict=True)
-        return _Way(self.wanted, tuple((1.0 - share) * own + share * its for own, its in pairs))
+        return _Path(self.steady, tuple((1.0 - share) * own + share * its for own, its in pairs))
 
 
 class MainLoop:
-    """The loop over the tiles of one kernel."""
+    """The loop over tiles in a kernel."""
 
     def __init__(self, kernel: Kernel) -> None:
-        """UserError where the kernel has no loop with tensor-core instructions."""
+        """Raises UserError if the kernel has no loop with tensor-core instructions."""
         self._kernel = kernel
         ends = [i for i, instruction in enumerate(kernel.instructions) if self._goes_back(i, instruction)]
         loops = [(self._target(end), end) for end in ends]
         best = max(loops, key=lambda loop: (self._count(TENSOR, *loop), loop[0] - loop[1]), default=(0, 0))
         self.start, self.end = best
         self.tensor_instructions = self._count(TENSOR, self.start, self.end)
-        """Per iteration and warp."""
+        """Number of tensor-core instructions per iteration and warp."""
         if not self.tensor_instructions:
             raise UserError(f"{kernel.name} has no loop with {TENSOR} instructions")
         self._inner = [(start, end) for start, end in loops if self.start <= start and end < self.end]
@@ -188,31 +188,31 @@ class MainLoop:
 
     @property
     def ladders(self) -> int:
-        """Groups of pairs of an iteration whose matches are tried order by order, with branches between."""
+        """Number of groups of pairs per iteration whose matches are tried order by order, with branches in between."""
         return sum(order == 1 for order in self._orders.values())
 
     @property
     def orders(self) -> int:
-        """The most branches of a ladder."""
+        """Maximum number of branches of a ladder."""
         return max(self._orders.values(), default=0)
 
     def counts(self, copies: int, shares: Sequence[float] = ()) -> dict[str, float]:
         """Class → instructions that a warp issues in a steady iteration.
 
-        copies: 16-byte copies that a thread starts in it: says how often the loops around them run
-        shares: of all groups, those in which some pair matches in 1, 2, … tokens; past the end 0
-        UserError where the copies do not come out.
+        copies: 16-byte copies per thread, which determine the trip count of the inner loops that contain them
+        shares: fraction of groups in which some pair matches in 1, 2, … tokens; 0 past the end
+        Raises UserError if the number of copies is inconsistent with the code.
         """
         times = self._times(copies)
         body = self._kernel.instructions[self.start : self.end + 1]
-        ways = [_Way(0, (0.0,) * len(CLASSES))] * (len(body) + 1)
+        ways = [_Path(0, (0.0,) * len(CLASSES))] * (len(body) + 1)
         for i in reversed(range(len(body))):
             rest = self._rest(self.start + i, ways, shares)
-            ways[i] = rest.after(body[i], times[i]) if rest else _Way(-1, ways[-1].counts)
+            ways[i] = rest.after(body[i], times[i]) if rest else _Path(-1, ways[-1].counts)
         return dict(zip(CLASSES, ways[0].counts, strict=True))
 
-    def _rest(self, i: int, ways: list[_Way], shares: Sequence[float]) -> _Way | None:
-        """The best way on after instruction i; None where it leads out of the loop only."""
+    def _rest(self, i: int, ways: list[_Path], shares: Sequence[float]) -> _Path | None:
+        """The best path after instruction i; None if it always leaves the loop."""
         instruction, on = self._kernel.instructions[i], ways[i + 1 - self.start]
         if i == self.end or not instruction.is_branch or self._goes_back(i, instruction):
             return on
@@ -229,7 +229,7 @@ class MainLoop:
         return max(on, there)
 
     def _times(self, copies: int) -> list[int]:
-        """How often each instruction of the body runs: once, and in the loops that copy as often as the copies need."""
+        """How often each instruction of the body runs: once, or in a loop with copies as often as `copies` requires."""
         times = [1] * (self.end + 1 - self.start)
         loops = [(start, end) for start, end in self._inner if self._copies(start, end)]
         inside = sum(self._copies(start, end) for start, end in loops)
@@ -244,7 +244,7 @@ class MainLoop:
         return times
 
     def _match_orders(self) -> dict[int, int]:
-        """Branch behind a vote on matches → the order voted on. The branches of a group go to one place, in order."""
+        """Branch after a vote on matches → the order voted on; the branches of a group have one target."""
         orders: dict[int, int] = {}
         ladders: dict[str, int] = {}
         for i in range(self.start, self.end):
@@ -254,7 +254,7 @@ class MainLoop:
         return orders
 
     def _votes_on_matches(self, i: int) -> bool:
-        """Whether the branch depends on a vote that was not on the outcome of a comparison of floats."""
+        """Whether the branch depends on a vote, unless it is a vote on a floating-point comparison."""
         instruction = self._kernel.instructions[i]
         vote = self._writer(i, instruction.predicate) if instruction.predicate else None
         if vote is None or not self._kernel.instructions[vote].opcode.startswith("VOTE"):
@@ -264,7 +264,7 @@ class MainLoop:
         return source is not None and not self._kernel.instructions[source].opcode.startswith("FSETP")
 
     def _writer(self, i: int, predicate: str) -> int | None:
-        """The last instruction of the body before i that sets the predicate register."""
+        """Index of the last instruction of the body before i that sets the predicate register; None if none does."""
         for at in reversed(range(self.start, i)):
             instruction = self._kernel.instructions[at]
             count = 2 if re.match(r"[IF]SETP|PLOP3", instruction.opcode) else 1

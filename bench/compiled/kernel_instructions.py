@@ -1,19 +1,19 @@
-"""What the lattice adds to the attention kernels, in instructions of the compiled code: no GPU needed.
+"""Counts the instructions that the lattice adds to the attention kernels in the compiled code; no GPU needed.
 
     python -m bench.compiled.kernel_instructions --bpe FILE        writes bench/results/lattice_instructions.json
 
 FILE: python -m cllm_gpu tokenize stdlib --vocabulary 8192 --output FILE. Needs the wheels nvidia-cuda-nvrtc-cu12 and
-nvidia-cuda-nvdisasm. The bf16 kernels are compiled for sm_90 with several choices of terms, and with the symmetry;
-counted is what a warp issues in a steady iteration of the main loop (`disassembly`), divided by the pairs of query and
-key that a thread has in it. The code of longer matches runs only while a group of 128 pairs still matches, so there are
-several numbers:
+nvidia-cuda-nvdisasm. The bf16 kernels are compiled for sm_90 with several choices of terms, and with the symmetry. The
+count is the instructions that a warp issues in a steady iteration of the main loop (`disassembly`), divided by the
+query-key pairs of a thread in it. The code for longer matches runs only while a group of 128 pairs still matches, so
+there are several counts:
 
     least       no pair matches
-    a text      as many groups match as in sequences of the standard library, by bytes or by a BPE vocabulary
+    a text      the fraction of matching groups in sequences of the standard library, as bytes or BPE tokens
     most        every group matches in all orders
 
-No time is measured. A ratio of two counts says how much longer a kernel takes if the issue of instructions is what
-holds up both; waiting for memory, tensor cores, or the slower pipes of integers and special functions is not in it.
+No time is measured. The ratio of two counts is the slowdown if both kernels are limited by instruction issue; it does
+not include waiting for memory, tensor cores, or the slower pipes of integers and special functions.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from cllm_gpu.ops.cuda import attention, attention_fused
 from cllm_gpu.ops.cuda.score_bias import term_defines
 from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreTerms
-from cllm_gpu.utils.compiler import cache_directory
 from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.library_cache import cache_directory
 from cllm_gpu.utils.versions import environment
 
 RESULT = RESULTS / "lattice_instructions.json"
 ARCHITECTURE, STORAGE, HEAD_SIZES = "sm_90", "bfloat16", (64, 128)
 TILE_PAIRS = 4
-"""Pairs that a thread has of a warp's 16×8 tile of scores."""
+"""Pairs per thread in a warp's 16×8 tile of scores."""
 LEAST, MOST = "least", "most"
 
 
@@ -70,14 +70,14 @@ CHOICES: dict[str, ScoreTerms | None] = {
 
 @dataclass(frozen=True)
 class Work:
-    """How one kernel goes about a tile of scores."""
+    """How a kernel processes a tile of scores."""
 
     source: str
     kernel: str
     products: int
     """Matrix products over the head size: each takes D/16 tensor-core instructions for a 16×8 tile of scores."""
     comparisons: int
-    """How often the tokens of a tile are compared: for the scores, and for the gradients of the scalars."""
+    """How often the tokens of a tile are compared, for the scores and for the gradients of the scalars."""
     group: tuple[int, int]
     """Queries and keys of a 16×8 tile."""
 
@@ -88,11 +88,11 @@ KEYS = Work("attention.cu", "attention_backward_keys", 4, 1, (8, 16))
 FUSED = Work("attention_fused.cu", "attention_backward_fused", 5, 2, (8, 16))
 WORKS = (FORWARD, QUERIES, KEYS, FUSED)
 TOTALS = {"two kernels": (FORWARD, QUERIES, KEYS), "fused": (FORWARD, FUSED)}
-"""Method of the backward → the kernels that meet every pair once, forward included."""
+"""Backward method → the kernels that process every pair once, including the forward."""
 
 
 def threads_and_rows(work: Work, head_size: int, terms: ScoreTerms | None) -> tuple[int, int]:
-    """Threads of a block, and the rows that it keeps while those of the other side go by."""
+    """Threads per block, and the rows that a block keeps while it iterates over those of the other side."""
     if work is FUSED:
         fused = attention_fused.tiles_of(STORAGE, head_size, terms)
         return fused.threads, fused.keys
@@ -104,14 +104,14 @@ def threads_and_rows(work: Work, head_size: int, terms: ScoreTerms | None) -> tu
 def count(
     work: Work, kernel: Kernel, head_size: int, terms: ScoreTerms | None, cases: dict[str, list[float]]
 ) -> dict[str, Any]:
-    """Case → class → instructions per pair, and the size of an iteration.
+    """Case → class → instructions per pair, and the tiles per iteration.
 
-    UserError where the loop is not what the sources make it.
+    Raises UserError if the loop does not have the structure expected from the sources.
     """
     loop = MainLoop(kernel)
     tiles, rest = divmod(loop.tensor_instructions, work.products * head_size // 16)
     threads, rows = threads_and_rows(work, head_size, terms)
-    moving = 8 * tiles * threads // 32 * 16 // rows  # rows of the other side in an iteration
+    moving = 8 * tiles * threads // 32 * 16 // rows  # rows of the other side per iteration
     orders = terms.matches if terms else 0
     expected = tiles * work.comparisons if orders > 1 else 0
     if rest or loop.ladders != expected or (expected and not orders - 2 <= loop.orders <= orders):
@@ -130,14 +130,14 @@ def count(
 
 
 def kernels_of(source: str, head_size: int, choice: str) -> dict[str, Kernel]:
-    """The compiled kernels of one source with one of CHOICES, by name. UserError where a tool is missing."""
+    """The compiled kernels of one source with one of CHOICES, by name. Raises UserError if a tool is missing."""
     turned = (("SYMMETRY_PAIRS", head_size // 8),) if choice == SYMMETRY else ()
     defines = (("HEAD_SIZE", head_size), *term_defines(CHOICES[choice]), *turned)
     return disassemble(machine_code_of(Variant(source, STORAGE, defines=defines), ARCHITECTURE))
 
 
 def rows_of(choice: str, head_size: int, texts: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
-    """A row for each kernel with one choice of terms."""
+    """A row per kernel with one choice of terms."""
     terms = CHOICES[choice]
     kernels = {source: kernels_of(source, head_size, choice) for source in dict.fromkeys(work.source for work in WORKS)}
     rows = []
@@ -150,7 +150,7 @@ def rows_of(choice: str, head_size: int, texts: dict[str, dict[str, list[float]]
 
 
 def totals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Forward and backward together: instructions per pair in every case, and their ratios to standard's."""
+    """Forward and backward together: instructions per pair in every case, and ratios to standard attention."""
     sums: dict[tuple[int, str, str], dict[str, float]] = {}
     for row in rows:
         for method, works in TOTALS.items():
@@ -173,12 +173,12 @@ def totals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def shape_name(group: tuple[int, int]) -> str:
-    """Such as "16 queries by 8 keys"."""
+    """The name of a group's shape, such as "16 queries by 8 keys"."""
     return f"{group[0]} queries by {group[1]} keys"
 
 
 def sequences(tokenizer: Tokenizer, count: int, length: int) -> list[npt.NDArray[np.int32]]:
-    """`count` sequences of the standard library's tokens, evenly over its validation part."""
+    """`count` token sequences of the standard library, spread evenly over its validation part."""
     data = open_dataset(
         "stdlib",
         tokenizer=tokenizer,
@@ -192,7 +192,7 @@ def sequences(tokenizer: Tokenizer, count: int, length: int) -> list[npt.NDArray
 
 
 def measure(bpe: Path, count: int, length: int) -> dict[str, Any]:
-    """The whole report; two compilations at a time. UserError where a tool is missing."""
+    """The content of the result file; two compilations at a time. Raises UserError if a tool is missing."""
     nvrtc, nvdisasm = ".".join(map(str, nvrtc_version())), nvdisasm_version()
     tokenizers = {"bytes": load_tokenizer("bytes"), "BPE": load_tokenizer(str(bpe))}
     texts = {}
@@ -218,7 +218,7 @@ def measure(bpe: Path, count: int, length: int) -> dict[str, Any]:
 
 
 def print_totals(found: list[dict[str, Any]]) -> None:
-    """A line for each choice of terms."""
+    """Print a line per choice of terms."""
     for row in found:
         numbers = "".join(
             f"{case:>8}{number:8.1f} ({row['ratio_to_standard'][case]:.2f})"
@@ -228,7 +228,7 @@ def print_totals(found: list[dict[str, Any]]) -> None:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report as JSON, a line for each row of its tables."""
+    """The report as JSON, with a line per row of its tables."""
     parts = {}
     for name, value in report.items():
         rows = ",\n  ".join(json.dumps(row) for row in value) if isinstance(value, list) else ""
@@ -237,7 +237,7 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Compile, count, write, print; exit status."""
+    """Compile, count, write and print. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bpe", type=Path, required=True, help="tokenizer.json of the BPE vocabulary")
     parser.add_argument("--sequences", type=int, default=8, help="of each text, for the share of matches")

@@ -1,7 +1,7 @@
-"""How often the attention kernels go on looking for longer matches, counted on real token sequences.
+"""Counts on real token sequences how often the attention kernels compare longer matches.
 
-A warp takes its pairs 16×8 at a time and tries one order of matches after the other on all 128, for as long as one of
-them still matches (`for_matches` in cuda/score_terms.cuh).
+A warp processes groups of 16×8 pairs and tries increasing orders of matches on all 128 while at least one of them still
+matches (`for_matches` in cuda/score_terms.cuh).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, match_lengths
 
 
 def longest_in_groups(tokens: npt.NDArray[Any], queries: int, keys: int) -> npt.NDArray[np.uint8]:
-    """The longest match, at most 8, in every group of `queries` by `keys` neighbouring pairs of tokens (T,).
+    """The longest match, at most 8, in every group of `queries` by `keys` adjacent pairs of tokens (T,).
 
-    Of the groups (T/queries, T/keys), whole multiples, those in which some query sees some key; pairs above the
-    diagonal of such a group count too, since the kernels compare them before the mask.
+    T must be a multiple of both. Only the groups (T/queries, T/keys) with a visible pair are returned; masked pairs of
+    such a group count too, since the kernels compare them before the mask.
     """
     positions = slice(0, len(tokens))
     lengths = match_lengths(np, tokens, positions, positions, MAXIMUM_MATCHES)
@@ -30,6 +30,6 @@ def longest_in_groups(tokens: npt.NDArray[Any], queries: int, keys: int) -> npt.
 
 
 def shares(sequences: Iterable[npt.NDArray[Any]], queries: int, keys: int) -> list[float]:
-    """The share of all groups in which some pair matches in at least 1, 2, … 8 tokens."""
+    """The fraction of groups in which some pair matches in at least 1, 2, … 8 tokens."""
     found = np.concatenate([longest_in_groups(tokens, queries, keys) for tokens in sequences])
     return [round(float((found >= order).mean()), 5) for order in range(1, MAXIMUM_MATCHES + 1)]

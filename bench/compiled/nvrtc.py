@@ -1,4 +1,4 @@
-"""Compiles kernels with NVIDIA's run-time compiler (NVRTC) where there is no GPU, and reads what they would need.
+"""Compiles kernels with NVIDIA's runtime compiler (NVRTC) without a GPU, and parses their resource usage.
 
 NVRTC is a library of the wheel `nvidia-cuda-nvrtc-cu12` (or -cu13), or of a CUDA toolkit; it needs no driver. Used by
 the tests and by bench/compiled/kernel_resources.py.
@@ -21,8 +21,8 @@ from typing import Any
 
 from cllm_gpu.ops.cuda.kernel_source import load_source
 from cllm_gpu.ops.cuda.variant import Variant
-from cllm_gpu.utils.compiler import cache_directory
 from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.library_cache import cache_directory
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
@@ -34,7 +34,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel needs on one architecture, by the compiler's own report."""
+    """The resource usage of a kernel on one architecture, from the compiler's report."""
 
     kernel: str
     architecture: str
@@ -44,7 +44,7 @@ class Resources:
     """Static shared memory per block."""
     stack_bytes: int
     spill_bytes: int
-    """Stores plus loads of registers that did not fit."""
+    """Bytes of spill stores plus spill loads per thread."""
 
 
 def _candidates() -> list[str]:
@@ -58,7 +58,7 @@ def _candidates() -> list[str]:
 
 @functools.cache
 def load_nvrtc() -> Any | None:
-    """The NVRTC library, or None where there is none."""
+    """The NVRTC library, or None if there is none."""
     for name in _candidates():
         try:
             return ctypes.CDLL(name)
@@ -70,20 +70,20 @@ def load_nvrtc() -> Any | None:
 def _require() -> Any:
     library = load_nvrtc()
     if library is None:
-        raise UserError("NVRTC is not here: pip install nvidia-cuda-nvrtc-cu12")
+        raise UserError("NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12")
     return library
 
 
 def compile_kernels(source: str, name: str, options: Sequence[str], architecture: str) -> list[Resources]:
-    """Compile `source` to machine code for `architecture`; the resources of each kernel in it.
+    """Compile `source` to machine code for `architecture`. Returns the resources of each of its kernels.
 
-    Raises UserError with the compiler's first error, or when there is no NVRTC.
+    Raises UserError with the compiler's first error, or if NVRTC is not installed.
     """
     return parse_report(_compile(source, name, options, architecture)[0])
 
 
 def machine_code_of(variant: Variant, architecture: str) -> bytes:
-    """One variant of our sources as a cubin, an ELF image that nvdisasm reads. UserError as `compile_kernels`."""
+    """One variant of our sources as a cubin (an ELF image for nvdisasm). Raises UserError as `compile_kernels`."""
     return _compile(load_source(variant.source), variant.source, variant.options, architecture)[1]
 
 
@@ -129,7 +129,7 @@ def _check(library: Any, status: int, what: str) -> None:
 
 
 def parse_report(log: str) -> list[Resources]:
-    """The entries of ptxas's verbose report."""
+    """Parse the verbose report of ptxas."""
     parts = list(_ENTRY.finditer(log))
     found = []
     for index, match in enumerate(parts):
@@ -152,7 +152,7 @@ def parse_report(log: str) -> list[Resources]:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """(major, minor) of the library; UserError when there is none."""
+    """(major, minor) version of NVRTC. Raises UserError if it is not installed."""
     library = _require()
     major, minor = ctypes.c_int(), ctypes.c_int()
     _check(library, library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "version")
@@ -174,7 +174,7 @@ def declared_name(variant: Variant, kernel: str) -> str:
 
 
 def resources_of(variant: Variant, architecture: str) -> list[Resources]:
-    """As `compile_kernels` for one variant of our sources, from the cache where nothing changed."""
+    """`compile_kernels` for one variant of our sources; cached."""
     text = load_source(variant.source)
     code = _COMMENT.sub("", text)  # so that a comment that changes does not compile everything again
     key = "\0".join([code, *variant.options, architecture, *map(str, nvrtc_version())])

@@ -1,4 +1,4 @@
-"""The tables of training on a card, from the newest result of bench/training/gpt2_training.py; see readme_tables.py."""
+"""The tables of training on a GPU, from the newest result of bench/training/gpt2_training.py; used by fill.py."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from bench.paths import RESULTS
 from bench.training.roofline import gaps_sentence
 
-NOT_MEASURED = 'Not measured: no card has run `make gpu-check ARGS="--only training"` yet.'
+NOT_MEASURED = 'Not measured: `make gpu-check ARGS="--only training"` has not been run on a GPU yet.'
 
 
 def newest_result() -> dict[str, Any] | None:
-    """Of all results there are, the one measured last; None where there is none."""
+    """The most recent result; None if there is none."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("gpt2_training-*.json")]
     return max(found, key=lambda result: result["machine"]["date"], default=None)
 
 
 def training() -> str:
-    """Both sides at every batch, the bars, and the kernels of a step by class."""
+    """Both sides at every batch size, the targets, and the kernels of a step by class."""
     found = newest_result()
     if found is None:
         return NOT_MEASURED
@@ -27,7 +27,7 @@ def training() -> str:
     lines = [*_rows(found["rows"]), "", *_bars(found["bars"])]
     if found["profile"] is not None and found["profile"]["rows"]:
         lines += ["", *_profile(found["profile"])]
-    made = f"{machine['card']}, driver {machine['driver']}, CuPy {machine['cupy']}, beside {machine['beside']}"
+    made = f"{machine['card']}, driver {machine['driver']}, CuPy {machine['cupy']}, {machine['beside']}"
     return "\n".join([*lines, "", f"{made}; commit {machine['commit']}, {machine['date'][:10]}."])
 
 
@@ -58,7 +58,7 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _bars(bars: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = ["| bar | measured | required | verdict |", "|---|--:|--:|---|"]
+    lines = ["| target | measured | required | verdict |", "|---|--:|--:|---|"]
     for bar in bars:
         cells = [bar["what"], _cell(bar["measured"], ".3g"), f"{bar['required']:g} {bar['unit']}", bar["verdict"]]
         lines.append(f"| {' | '.join(cells)} |")

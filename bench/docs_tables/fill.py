@@ -1,4 +1,4 @@
-"""Fills the tables of the README and of docs/ from the committed result files; `--check` only says whether they agree.
+"""Fills in the tables of the README and docs/ from the committed result files; `--check` only compares them.
 
 usage: python -m bench.docs_tables.fill [--check]
 """
@@ -18,12 +18,12 @@ from bench.paths import RESULTS, ROOT
 
 
 def load(name: str) -> Any:
-    """A result file as plain data."""
+    """Read a result file as plain data."""
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
 def first_run() -> str:
-    """What `make train` printed, as it was recorded; the configuration and most steps left out."""
+    """The recorded output of `make train`, without the configuration and most steps."""
     lines = (RESULTS / "first_run.txt").read_text(encoding="utf-8").splitlines()
     steps = [number for number, line in enumerate(lines) if line.startswith("step ")]
     begin = next(number for number, line in enumerate(lines) if line.startswith("model: "))
@@ -32,12 +32,12 @@ def first_run() -> str:
 
 
 def comparison() -> str:
-    """The table of `cllm-gpu compare`, as it wrote it."""
+    """The table written by `cllm-gpu compare`."""
     return (RESULTS / "comparison.md").read_text(encoding="utf-8").strip()
 
 
 def prepare_memory() -> str:
-    """One sentence on preparing a large text."""
+    """A sentence on preparing a large text."""
     found = load("prepare_memory.json")
     prepare, text = found["prepare"], found["text_bytes"] / 1e9
     return (
@@ -48,7 +48,7 @@ def prepare_memory() -> str:
 
 
 def cpu_training() -> str:
-    """Both sizes side by side with PyTorch, and the time to the first step."""
+    """Both sizes compared with PyTorch, and the time to the first step."""
     found = load("cpu_training.json")
     machine, shapes = found["machine"], found["shapes"]
     lines = [
@@ -56,18 +56,18 @@ def cpu_training() -> str:
     ]
     for size, rows in found["sizes"].items():
         shape = ", ".join(f"{name}={value}" for name, value in shapes[size].items())
-        lines += ["", f"| {shape} | tokens/s | against PyTorch | peak memory |", "|---|---:|---:|---:|"]
+        lines += ["", f"| {shape} | tokens/s | relative to PyTorch | peak memory |", "|---|---:|---:|---:|"]
         lines += [
             f"| {name} | {row['tokens_per_second']:,.0f} | {row['speed_ratio']:.2f}× | {row['peak_megabytes']:.0f} MB |"
             for name, row in rows.items()
         ]
     first = {name: statistics.median(taken) for name, taken in found["command_to_first_step_seconds"].items()}
     spoken = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in first.items())
-    return "\n".join([*lines, "", f"From the command to the first step done: {spoken}."])
+    return "\n".join([*lines, "", f"Time from the command to the end of the first step: {spoken}."])
 
 
 def experiment(name: str) -> str:
-    """Loss and gain of every variant over the seeds; step times are measured in pairs elsewhere (lattice_cpu.py)."""
+    """Loss and gain of every variant over the seeds; lattice_cpu.py measures step times."""
     found = load(f"{name}.json")
     lines = [
         "| attention | parameters | validation loss (nats/token) | gain | least gain |",
@@ -91,10 +91,10 @@ def _with_spread(values: list[float], form: str) -> str:
 
 
 def lattice_cpu() -> str:
-    """What the terms add to a training step on a CPU, by bytes and by tokens of a larger vocabulary."""
+    """The cost of the terms in a training step on a CPU, with bytes and with a larger vocabulary."""
     found = [load("lattice_cpu.json"), load("lattice_cpu_bpe.json")]
-    heads = [f"a step, V = {report['vocabulary']:,}" for report in found]
-    lines = [f"| terms | {heads[0]} | against standard | {heads[1]} | against standard |", "|---|---:|---:|---:|---:|"]
+    heads = [f"step, V = {report['vocabulary']:,} | relative to standard" for report in found]
+    lines = [f"| terms | {heads[0]} | {heads[1]} |", "|---|---:|---:|---:|---:|"]
     for name in found[0]["step_milliseconds"]:
         cells = [f"{r['step_milliseconds'][name]:.1f} ms | {r['ratio_to_standard'][name]:.2f}×" for r in found]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -104,10 +104,10 @@ def lattice_cpu() -> str:
 
 
 def recompute() -> str:
-    """Time and memory of the recompute levels, and tokens per second by the batch, on a CPU."""
+    """Time and memory of the recompute levels, and tokens per second by batch size, on a CPU."""
     found = load("recompute.json")
     lines = [
-        "| recompute | activations | time of a step | processor time |",
+        "| recompute | activations | step time | processor time |",
         "|---|---:|---:|---:|",
     ]
     lines += [
@@ -118,19 +118,19 @@ def recompute() -> str:
     best = max(row["tokens_per_processor_second"] for row in rows.values())
     lines += ["", f"| sequences per worker | {' | '.join(rows)} |", "|---|" + "---:|" * len(rows)]
     shares = (f"{row['tokens_per_processor_second'] / best:.2f}" for row in rows.values())
-    lines += [f"| tokens per second of processor time, of the most | {' | '.join(shares)} |"]
+    lines += [f"| tokens per second of processor time, relative to the best | {' | '.join(shares)} |"]
     machine = found["machine"]
     made = f"{machine['processor']}, {found['workers']} workers, {found['date'][:10]}"
     return "\n".join(
-        [*lines, "", f"Medians of {found['rounds']} alternating steps, backend native; {made}. Not a card."]
+        [*lines, "", f"Medians of {found['rounds']} alternating steps, backend native; {made}. Not a GPU."]
     )
 
 
 def precision() -> str:
-    """Last losses of bf16 beside fp32's, and how far its curves are from fp32's."""
+    """Final losses of each precision, and the distance of its curves from those of fp32."""
     found = load("precision.json")
     lines = [
-        "| precision | last validation loss (nats/byte) | farthest mean from fp32 | farthest run of one seed |",
+        "| precision | final validation loss (nats/byte) | largest distance of means | largest distance, same seed |",
         "|---|---:|---:|---:|",
     ]
     for mode, row in found["modes"].items():
@@ -139,16 +139,16 @@ def precision() -> str:
             distances = "– | –"
         lines.append(f"| {mode} | {_with_spread(row['last'], '.4f')} | {distances} |")
     machine, seeds = found["machine"], ", ".join(map(str, found["seeds"]))
-    spread = f"fp32's seeds lie {min(found['spread']):.4f} to {max(found['spread']):.4f} apart"
+    spread = f"distances are from fp32, whose seeds differ by {min(found['spread']):.4f} to {max(found['spread']):.4f}"
     made = f"{machine['processor']}, {machine['system']}, {found['date'][:10]}"
     return "\n".join([*lines, "", f"{found['steps'][-1]} steps, seeds {seeds}; {spread}. {made}."])
 
 
 def lattice_instructions() -> str:
-    """What the terms add to the attention kernels, in instructions: ratios, then where they are."""
+    """The instructions that the terms add to the attention kernels: ratios, then counts by class."""
     found = load("lattice_instructions.json")
     lines = [
-        "| D | terms | instructions a pair, no match | no match | bytes | BPE | all match | fused backward, bytes |",
+        "| D | terms | instructions per pair, no match | no match | bytes | BPE | all match | fused backward, bytes |",
         "|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     fused = {(row["head_size"], row["terms"]): row for row in found["totals"] if row["backward"] == "fused"}
@@ -167,7 +167,7 @@ def lattice_instructions() -> str:
     return "\n".join(
         [
             *lines,
-            f"Share of the groups of 128 pairs in which some pair matches in 1, 2, … 8 tokens: {shares} "
+            f"Fraction of the groups of 128 pairs in which some pair matches in 1, 2, … 8 tokens: {shares} "
             f"({text['sequences']} sequences of {text['length']:,} tokens of the standard library; the BPE vocabulary "
             f"has {vocabulary:,}).",
             "",
@@ -178,7 +178,7 @@ def lattice_instructions() -> str:
 
 
 def _instructions_by_kind(found: dict[str, Any], head_size: int, terms: str) -> list[str]:
-    """Instructions per pair of each kind, forward and the backward's two kernels together."""
+    """Instructions per pair by class, for the forward and the two backward kernels together."""
 
     def sums(choice: str, case: str) -> dict[str, float]:
         rows = [row for row in found["kernels"] if row["head_size"] == head_size and row["terms"] == choice]
@@ -187,7 +187,7 @@ def _instructions_by_kind(found: dict[str, Any], head_size: int, terms: str) -> 
 
     columns = [sums("standard", "least"), sums(terms, "least"), sums(terms, "bytes")]
     return [
-        f"| instructions a pair, D = {head_size} | standard | {terms}: no match | bytes |",
+        f"| instructions per pair, D = {head_size} | standard | {terms}: no match | bytes |",
         "|---|---:|---:|---:|",
         *(f"| {kind} | {' | '.join(f'{column[kind]:.1f}' for column in columns)} |" for kind in columns[0]),
     ]
@@ -222,11 +222,11 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "lattice_instructions": lattice_instructions,
     },
 }
-"""Document → block → what stands in it."""
+"""Document → name of a generated block → function that renders it."""
 
 
 def filled(document: str) -> str:
-    """The document with every block between its markers replaced by what the results say."""
+    """The document with every generated block rendered from the results."""
     text = (ROOT / document).read_text(encoding="utf-8")
     for name, render in BLOCKS[document].items():
         before, after = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
@@ -239,7 +239,7 @@ def filled(document: str) -> str:
 
 
 def main() -> int:
-    """Write the documents, or with --check compare; exit status 1 when one differs."""
+    """Write the documents, or with --check compare them. Returns exit status 1 if one differs."""
     differing = 0
     for document in BLOCKS:
         path, after = ROOT / document, filled(document)

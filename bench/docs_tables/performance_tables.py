@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, from the committed result files; see readme_tables.py."""
+"""The tables of docs/performance.md, from the committed result files; used by fill.py."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ WARM_UP = ", warm-up"
 
 
 def load(name: str) -> Any:
-    """A result file as plain data, its infinities and NaNs included."""
+    """Read a result file as plain data, including infinities and NaNs."""
     return exact_json.loads((RESULTS / f"{name}.json").read_bytes())
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, its first column set to the left."""
+    """The lines of a Markdown table with a left-aligned first column."""
     rule = ["---", *("---:" for _ in header[1:])]
     return [f"| {' | '.join(header)} |", f"|{'|'.join(rule)}|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def over_seeds(values: Sequence[float], form: str) -> str:
-    """Mean ± standard deviation (n − 1); for one seed the value; a dash where a run has none."""
+    """Mean ± standard deviation (n − 1); the value for one seed; a dash if any value is not finite."""
     if not all(map(math.isfinite, values)):
         return "–"
     mean = format(statistics.fmean(values), form)
@@ -35,7 +35,7 @@ def over_seeds(values: Sequence[float], form: str) -> str:
 
 
 def made(found: Mapping[str, Any]) -> str:
-    """Steps, seeds, machine and date of an experiment, in a sentence."""
+    """A sentence with the steps, seeds, machine and date of an experiment."""
     seeds, steps = found["seeds"], found["config"]["training"]["steps"]
     said = f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "one seed"
     return f"{steps} steps, {said}; {found['made']['system']}, {found['made']['date']}."
@@ -45,7 +45,7 @@ def made(found: Mapping[str, Any]) -> str:
 
 
 def losses(name: str) -> str:
-    """Loss of every variant of an experiment, and how many of its steps were clipped or skipped."""
+    """A table of every variant's loss, and of its clipped and skipped steps."""
     found = load(name)
     rows = []
     for summary in found["summaries"]:
@@ -65,7 +65,7 @@ def _counted(runs: Sequence[Mapping[str, Any]], of: str) -> int | None:
 
 
 def schedule_effects(name: str) -> str:
-    """What a warm-up and a decay are each worth, seed by seed, by what else the schedule has."""
+    """A table of the separate effects of warmup and decay, seed by seed, with and without the other."""
     found = load(name)
     by_variant = {summary["variant"]: summary["losses"] for summary in found["summaries"]}
     rows = []
@@ -81,7 +81,7 @@ def schedule_effects(name: str) -> str:
     header = (
         "", "warm-up, constant rate", "warm-up, cosine decay", "cosine decay, no warm-up", "cosine decay, warm-up"
     )  # fmt: skip
-    spoken = "Loss without it less loss with it, seed by seed: above 0 it helped."
+    spoken = "Loss without it minus loss with it, seed by seed; positive: an improvement."
     return "\n".join([*table(header, rows), "", f"{spoken} {made(found)[0].upper()}{made(found)[1:]}"])
 
 
@@ -89,11 +89,11 @@ def _gain(without: Sequence[float], having: Sequence[float]) -> str:
     return over_seeds([a - b for a, b in zip(without, having, strict=True)], "+.4f")
 
 
-# ---- inside the runs
+# ---- diagnostics
 
 
 def gradient_flow() -> str:
-    """A table by layer for each run."""
+    """A table by layer per run."""
     found = load("gradient_flow")
     lines: list[str] = []
     for run in found["runs"]:
@@ -101,11 +101,11 @@ def gradient_flow() -> str:
         header = (run["variant"], *GRADIENTS, *ACTIVATIONS)
         lines += [*table(header, [layer_row(inside, name) for name in inside["gradient_norm"]]), ""]
         lines += [f"Loss {run['loss']:.4f}; {_events(run)}", ""]
-    return "\n".join([*lines, _looked(found)])
+    return "\n".join([*lines, _provenance(found)])
 
 
 def stability() -> str:
-    """A row for each run: the largest activations of all layers and looks, and what was refused."""
+    """A row per run: the largest activations over all layers and steps, and clipped and skipped steps."""
     found = load("stability")
     rows = []
     for run in found["runs"]:
@@ -117,7 +117,7 @@ def stability() -> str:
         rows.append((run["variant"], str(run["steps"]), loss, *peaks, zeros, clipped, skipped))
     header = ("run", "steps", "loss", *ACTIVATIONS, GRADIENTS[-1], "clipped", "skipped")
     stops = [f"{run['variant']}: {_reason(run['stopped'])}." for run in found["runs"] if run["stopped"]]
-    return "\n".join([*table(header, rows), "", " ".join([_looked(found), *stops])])
+    return "\n".join([*table(header, rows), "", " ".join([_provenance(found), *stops])])
 
 
 def _peak(by_layer: Mapping[str, Sequence[float]]) -> float:
@@ -129,11 +129,11 @@ def _events(run: Mapping[str, Any]) -> str:
 
 
 def _reason(stopped: str) -> str:
-    """The reason without the advice."""
+    """The reason for a stop, without the advice."""
     return re.sub(r"; the weights are .*", "", stopped)
 
 
-def _looked(found: Mapping[str, Any]) -> str:
+def _provenance(found: Mapping[str, Any]) -> str:
     runs = found["runs"]
     seeds = {run["seed"] for run in runs}
     said = "one seed" if len(seeds) == 1 else f"seeds {', '.join(map(str, sorted(seeds)))}"
@@ -141,25 +141,25 @@ def _looked(found: Mapping[str, Any]) -> str:
     return f"{said[0].upper()}{said[1:]}; {machine['processor']}, {machine['system']}, {machine['date']}."
 
 
-# ---- gathered from other results
+# ---- other results
 
 
 def kernels() -> str:
-    """One sentence on the resources of the CUDA kernels, and one on what their tests catch."""
+    """A sentence on the resources of the CUDA kernels, and one on mutation testing."""
     resources, mutants = load("kernel_resources"), load("mutation")["total"]
     rows = resources["kernels"]
     names = {row["declared"] for row in rows}
     architectures = sorted({row["architecture"] for row in rows}, key=lambda name: int(name.removeprefix("sm_")))
     spilling = {row["declared"] for row in rows if row["spill_bytes"]}
     worst, most = (max(rows, key=lambda row: row[of]) for of in ("spill_bytes", "registers"))
-    spills = "none spills"
+    spills = "no kernel spills registers"
     if spilling:
-        size = f"{worst['spill_bytes']} bytes a thread"
-        spills = f"{len(spilling)} spill on one of them at least, `{worst['declared']}` the most ({size})"
-    compiled = f"{len(names)} kernels, variants counted, for {', '.join(architectures)}"
+        size = f"{worst['spill_bytes']} bytes per thread"
+        spills = f"{len(spilling)} spill registers on at least one of them, `{worst['declared']}` the most ({size})"
+    compiled = f"{len(names)} kernels, including variants, for {', '.join(architectures)}"
     caught = f"the tests catch {mutants['caught']} of the others, {mutants['share']:.1%}"
     return (
-        f"NVRTC {resources['nvrtc']} compiles {compiled}: {spills}; the most registers a thread has are "
-        f"{most['registers']}. Of {mutants['tried']} damaged copies of the kernels {mutants['equivalent']} compute the "
-        f"same as before; {caught}."
+        f"NVRTC {resources['nvrtc']} compiles {compiled}: {spills}; the maximum number of registers per thread is "
+        f"{most['registers']}. Of {mutants['tried']} mutants of the kernels, {mutants['equivalent']} are equivalent to "
+        f"the original; {caught}."
     )

@@ -1,15 +1,15 @@
-"""Checks everything that needs a card, in under ten minutes: make gpu-check
+"""Checks everything that needs a GPU, in under ten minutes: make gpu-check
 
     python -m bench.gpu_check [--minutes 10] [--only PART …] [--output FOLDER]
 
-With an NVIDIA card and CuPy: every test on CuPy, 1000 repeats for equal bits, training against NumPy, compute-sanitizer
-over every kernel, the kernels' benchmarks, and in what time is left training beside PyTorch; with `--only training`
-that alone, and all of it. Writes bench/results/<card>-<date>.json and gpt2_training-<card>-<date>.json beside it, and
-prints tables against the bars. Needs no network: numpy, ml_dtypes, cupy and pytest, and this checkout. Logs of every
-part lie in build/gpu-check.
+With an NVIDIA GPU and CuPy: every test on CuPy, 1000 repeats for equal bits, training against NumPy, compute-sanitizer
+over every kernel, the kernel benchmarks, and in the remaining time training compared with PyTorch; `--only training`
+runs all of the latter alone. Writes bench/results/<card>-<date>.json and gpt2_training-<card>-<date>.json, and prints
+tables with the targets. Needs numpy, ml_dtypes, cupy, pytest and this checkout, but no network. Logs of every part are
+in build/gpu-check.
 
-Without a card: what needs none runs on the simulator, and one line says what was left out. That is a success, unless
-CLLM_REQUIRE_GPU=1. A bar that is not reached is reported and is no failure; a part that fails is.
+Without a GPU: runs the parts that need none on the simulator, and prints one line on the others. That is a success,
+unless CLLM_REQUIRE_GPU=1. A missed target is reported and is not a failure; a part that fails is.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ NEEDED = ("numpy", "ml_dtypes", "pytest")
 
 
 def missing_packages() -> str | None:
-    """What must be carried to a bare image, in one line; None when all is there."""
+    """A one-line message naming the missing packages; None if none are missing."""
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if not absent:
         return None
     return f"{', '.join(absent)} not installed here; unpack the wheels into a folder and name it in PYTHONPATH"
 
 
-if __name__ == "__main__" and (absent := missing_packages()) is not None:  # before anything that imports them
+if __name__ == "__main__" and (absent := missing_packages()) is not None:  # before the modules that import them
     sys.exit(f"error: {absent}")
 
 from bench.gpu_check import machine  # noqa: E402
@@ -62,19 +62,19 @@ from cllm_gpu.utils.compiler import find_compiler  # noqa: E402
 LOGS = ROOT / "build" / "gpu-check"
 REPEATS, TRAINED = "tests/gpu/test_repeats.py", ("tests/gpu/test_training.py", "tests/ops/cuda/test_training.py")
 TRAINING = "training"
-"""The part that trains whole models; it has a result file of its own."""
+"""The part that trains whole models, with a separate result file."""
 WHOLE_TRAINING = 400.0
-"""Seconds from which on it tries more than one batch of every model."""
+"""Seconds from which on it runs more than one batch size of every model."""
 
 
 def pytest_part(name: str, seconds: float, *selection: str) -> Part:
-    """Tests that need a card; side by side where pytest-xdist is installed, since compiling takes most of the time."""
+    """Tests that need a GPU; in parallel if pytest-xdist is installed, since compilation takes most of the time."""
 
     def run(limit: float) -> Outcome:
         xml = LOGS / f"{name.replace(' ', '-')}.xml"
         xml.unlink(missing_ok=True)
         parallel = ["-n", "4"] if importlib.util.find_spec("xdist") else []
-        # a warning of a library on a machine not seen before must not hide what is tested
+        # warnings of libraries on an unknown machine must not fail the tests
         options = ["--device", "cupy", "-W", "default", "-p", "no:cacheprovider", f"--junitxml={xml}", *parallel]
         log = xml.with_suffix(".log")
         done = run_program(module("pytest", *options, *selection), limit, log)
@@ -102,7 +102,7 @@ def sanitizer_part(tool: str, seconds: float) -> Part:
 
 
 def benchmark_part(seconds: float) -> Part:
-    """bench/kernels; what it measured before its time was over is kept."""
+    """bench/kernels; if it runs out of time, its measurements so far are kept."""
 
     def run(limit: float) -> Outcome:
         path = LOGS / "kernels.json"
@@ -121,7 +121,7 @@ def benchmark_part(seconds: float) -> Part:
 
 
 def training_part(seconds: float, output: Path) -> Part:
-    """bench/training/gpt2_training.py, which ends by itself: what it has no time for it leaves out, and says so."""
+    """bench/training/gpt2_training.py, which ends in time by itself and reports what it did not measure."""
 
     def run(limit: float) -> Outcome:
         minutes = str(max(0.1, (limit - 10) / 60))
@@ -144,7 +144,7 @@ def training_part(seconds: float, output: Path) -> Part:
 
 
 def compile_part(seconds: float) -> Part:
-    """Every kernel compiled for this card into CuPy's cache, which the other parts read."""
+    """Compiles every kernel for this GPU into CuPy's cache, which the other parts use."""
 
     def run(limit: float) -> Outcome:
         return outcome_of("compile", run_program(module("bench.gpu_check.precompile"), limit, LOGS / "compile.log"))
@@ -153,7 +153,7 @@ def compile_part(seconds: float) -> Part:
 
 
 def host_part(name: str, seconds: float, *command: str) -> Part:
-    """What the simulator can stand in for: needs a C++ compiler and no card."""
+    """A part that runs on the simulator: needs a C++ compiler and no GPU."""
 
     def run(limit: float) -> Outcome:
         if find_compiler() is None:
@@ -164,7 +164,7 @@ def host_part(name: str, seconds: float, *command: str) -> Part:
 
 
 def all_parts(output: Path = RESULTS) -> list[Part]:
-    """In the order they run; the seconds add up to less than ten minutes with a card. output: folder of results."""
+    """All parts in order; with a GPU their seconds add up to less than ten minutes. output: folder of results."""
     others = [f"--ignore={path}" for path in (REPEATS, *TRAINED)]
     return [
         host_part(
@@ -183,9 +183,9 @@ def all_parts(output: Path = RESULTS) -> list[Part]:
 
 
 def run_parts(parts: list[Part], *, card: bool, seconds: float, obstacle: str | None) -> list[Outcome]:
-    """Run what this machine can, within `seconds` altogether, and say so of the rest.
+    """Run the parts that this machine supports within `seconds` in total; the others are reported as not run.
 
-    What a part leaves of its time is the next one's, and what all together do not claim is the first's that wants it.
+    Unused time of a part passes to the next one, and time that no part claims to the first that needs it.
     """
     begun, outcomes, allotted = time.monotonic(), [], 0.0
     for number, part in enumerate(parts):
@@ -205,13 +205,13 @@ def run_parts(parts: list[Part], *, card: bool, seconds: float, obstacle: str | 
 
 
 def outcome_table(outcomes: list[Outcome]) -> str:
-    """Part, status, seconds, detail."""
+    """A table of part, status, seconds and detail."""
     lines = [[o.name, o.status, f"{o.seconds:.0f}" if o.seconds else "-", o.detail] for o in outcomes]
     return report.table(["part", "status", "s", "detail"], lines)
 
 
 def result_of(about: dict[str, Any], outcomes: list[Outcome]) -> dict[str, Any]:
-    """The result file: the machine, how each part ended, the measured rows, and the bars."""
+    """The content of the result file: the machine, the outcome of each part, the measured rows, and the targets."""
     measured: dict[str, Any] = next((o.data for o in outcomes if o.name == "benchmarks"), {})
     rows: list[dict[str, Any]] = measured.get("rows", [])
     about = about | {name: measured.get("machine", {}).get(name) for name in ("beside", "products")}
@@ -224,15 +224,15 @@ def result_of(about: dict[str, Any], outcomes: list[Outcome]) -> dict[str, Any]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     names = [part.name for part in all_parts()]
-    parser = argparse.ArgumentParser(description="Check everything that needs a card, in under ten minutes.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for everything together")
+    parser = argparse.ArgumentParser(description="Check everything that needs a GPU, in under ten minutes.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="total time limit")
     parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"of: {', '.join(names)}")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
     return parser.parse_args(arguments)
 
 
 def report_card(outcomes: list[Outcome], folder: Path) -> None:
-    """Write the result file of everything but training, which wrote its own, and print the tables against the bars."""
+    """Write the result file (except for training, which has its own), and print the tables with the targets."""
     training = next((o.data.get("tables") for o in outcomes if o.name == TRAINING), None)
     if training:
         print("\n" + training)
@@ -248,14 +248,14 @@ def report_card(outcomes: list[Outcome], folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; exit status 0 when nothing that was to run failed."""
+    """Run the command line. Returns exit status 0 if no part failed."""
     options = parse(arguments)
     obstacle = driver.missing(driver.find_driver(), has_cupy=driver.has_cupy())
     card = obstacle is None
     parts = all_parts(options.output)
     chosen = [part for part in parts if part.name in options.only] if options.only else parts
     if card and not options.only:
-        chosen = [part for part in chosen if part.needs_card]  # the simulator's parts are in `make test`
+        chosen = [part for part in chosen if part.needs_card]  # `make test` covers the simulator's parts
     outcomes = run_parts(chosen, card=card, seconds=60 * options.minutes, obstacle=obstacle)
     if card:
         report_card(outcomes, options.output)

@@ -1,10 +1,10 @@
-"""Launches every kernel of every source at small and odd sizes, once: what the sanitizers watch.
+"""Launches every kernel of every source once at small and odd sizes, to be run under the sanitizers.
 
     python -m bench.gpu_check.launch_all [--device cupy | simulator] [--quick]
 
-On a card each array is an allocation of its own, so that a sanitizer sees an access one element beyond it. On the
-simulator every memory access is checked by the simulator itself. Exit status 1 when a kernel was not launched or a
-result is not a number.
+On a GPU, each array is a separate allocation, so that a sanitizer detects an access one element past its end. On the
+simulator, every memory access is checked by the simulator itself. Exit status 1 if a kernel was not launched or a
+result is not finite.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.kernels.cases import DTYPES, ODD, SMALL, Bound
+from bench.kernels.cases import DTYPES, ODD, SMALL, BoundCase
 from bench.kernels.operation_cases import NAMES, cuda_side, make_case
 from cllm_gpu.model.lattice import lattice_points, symmetry_turns
 from cllm_gpu.ops.cuda.adam import adam_step_on_device
@@ -56,18 +56,18 @@ class CountingLauncher(Launcher):
 
 
 def all_kernels() -> set[tuple[str, str]]:
-    """(source, kernel) of every entry point there is."""
+    """(source, kernel) of every entry point."""
     sources = sorted(path.name for path in source_directory().glob("*.cu"))
     return {(source, kernel) for source in sources for kernel in kernel_parameters(source)}
 
 
 def exercise(launcher: Launcher, put: Put, *, quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(what was called, its results) for every operation and every variant of a kernel; `quick`: fewer head sizes."""
+    """Yields (description of the call, results) for every operation and kernel variant. quick: fewer head sizes."""
     for storage in DTYPES:
         for sizes in (SMALL, ODD):
             for name in NAMES:
                 case = make_case(name, storage, sizes)
-                bound = Bound(case, cuda_side(case, launcher), put)
+                bound = BoundCase(case, cuda_side(case, launcher), put)
                 bound.call()
                 yield f"{name} {storage}", bound.results()
         yield from _optimizer(launcher, put, storage)
@@ -81,21 +81,23 @@ def exercise(launcher: Launcher, put: Put, *, quick: bool) -> Iterator[tuple[str
 def _decide(
     launcher: Launcher, put: Put, storage: str, gradients: Any, clip: Any, skip: Any
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Norm, clipping factor and skip flag on the device, after more losses than one block has threads."""
+    """Gradient norm, clipping factor and skip flag on the device, with more losses than a block has threads."""
     losses, sums = put(np.ones(700, np.float32)), put(np.zeros(2))
     add_losses(launcher, losses, sums, accumulate=False, storage=storage)
     squared_norm_on_device(launcher, gradients, total=sums[1:])
     rate, counts = put(np.full(1, 1e-3)), put(np.array([4, 0], np.int32))
     numbers, draw, outcome = (put(x) for x in (np.zeros((2, NUMBERS), np.float32), np.zeros(1, np.uint32), np.zeros(1)))
+    norms = (put(np.zeros(2)), put(np.ones(2)))
     decide_step(
-        launcher, sums, rate, counts, numbers, clip, skip, draw, outcome, beta1=0.9, beta2=0.95, decay=0.1,
-        other_rate=30.0, clip_norm=1.0, largest=1e19, maximum_skipped=5, storage=storage,
+        launcher, sums, rate, counts, numbers, clip, skip, draw, outcome, *norms,
+        beta1=0.9, beta2=0.95, decay=0.1, other_rate=30.0, clip_norm=1.0, largest=1e19, limit=1e38,
+        carry=0.9, gain=0.1, amplification=1e8, coupled_decay=0.0, maximum_skipped=5, storage=storage,
     )  # fmt: skip
     yield f"decide_step {storage}", {"sums": sums, "counts": counts, "numbers": numbers, "clip": clip}
 
 
 def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What a step decides, then the step with a copy; a column sum into float32."""
+    """The decisions of a step; optimizer steps with a copy and without master weights; a float32 column sum."""
     rng = np.random.default_rng(3)
     size = 4099
     gradients = put(rng.standard_normal(size, np.float32).astype(DTYPES[storage]))
@@ -109,7 +111,7 @@ def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str
         zero_gradients=True,
     )  # fmt: skip
     yield f"mixed adam_step {storage}", {"parameters": state[0], "copy": copy, "clip": clip}
-    if storage == "bfloat16":  # the copy alone, as weights without masters
+    if storage == "bfloat16":  # without master weights
         options: dict[str, Any] = {"rate": 1e-3, "weight_decay": 0.1, "decayed": 1000, "gradient_scale": 1.0}
         options["rounding"] = StochasticRounding(seed=5, step=2)
         sgd_step(launcher, copy, gradients, state[1], momentum=0.9, **options)
@@ -122,7 +124,7 @@ def _optimizer(launcher: Launcher, put: Put, storage: str) -> Iterator[tuple[str
 
 
 def _attention(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple[str, dict[str, Any]]]:
-    """More than one tile of queries and keys, packed operands, the variant's score terms; every backward."""
+    """More than one tile of queries and keys, packed operands, the variant's score terms; every backward method."""
     chosen, dtype = dict(variant.defines), DTYPES[variant.storage]
     gradient = DTYPES[variant.gradient or variant.storage]
     size = chosen["HEAD_SIZE"]
@@ -140,7 +142,7 @@ def _attention(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple
     options["symmetry"] = _symmetry(put, seen, chosen.get("SYMMETRY_PAIRS", 0))
     attention_forward(launcher, q, k, v, out, lse, **options)
     learned = "TERM_POINT_GRADIENTS" in chosen
-    for method in METHODS[:1] if learned else METHODS:  # the first has the gradients of points
+    for method in METHODS[:1] if learned else METHODS:  # only the first computes gradients of points
         gradients = put(np.full_like(whole, np.nan, dtype))
         dq, dk, dv = (gradients[:, :, i * heads : (i + 1) * heads] for i in range(3))
         if terms is not None:
@@ -154,7 +156,7 @@ def _attention(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple
 
 
 def _rotary(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rotation after the variant's symmetry, and back; heads that fill a block and a part of one."""
+    """Rotary embedding with the variant's symmetry, forward and backward, on heads that fill 1 + a fraction blocks."""
     pairs, (length, half) = dict(variant.defines)["SYMMETRY_PAIRS"], (17, 12)
     x = put(
         np.random.default_rng(4).standard_normal((2, length, 3, 2 * half), np.float32).astype(DTYPES[variant.storage])
@@ -173,7 +175,7 @@ def _symmetry(put: Put, tokens: Any, pairs: int) -> Symmetry | None:
 def _terms(
     put: Put, rng: np.random.Generator, chosen: dict[str, int], given: tuple[Any, Any, int], dtype: Any
 ) -> ScoreTerms | None:
-    """The variant's score terms over `given`: tokens (B, S), the same on the device, heads; None where it has none."""
+    """The variant's score terms; None if it has none. given: tokens (B, S), the same on the device, number of heads."""
     tokens, seen, heads = given
     names = ("TERM_DISTANCE", "TERM_PRIME_DISTANCE", "TERM_SAME_TOKEN", "TERM_MATCHES")
     distance, prime_distance, same_token, matches = (chosen.get(name, 0) for name in names)
@@ -194,7 +196,7 @@ def _launcher(device: str) -> tuple[CountingLauncher, Put, Callable[[Any], Any]]
         os.environ["CLLM_SIMULATOR_CHECK"] = "1"
         return CountingLauncher(np, RawModule), lambda x: np.array(x, copy=True), np.asarray
     cupy = importlib.import_module("cupy")
-    cupy.cuda.set_allocator(None)  # no pool: an allocation of its own for each array
+    cupy.cuda.set_allocator(None)  # no memory pool: a separate allocation for each array
     return CountingLauncher(cupy, cupy.RawModule), cupy.asarray, cupy.asnumpy
 
 
@@ -203,7 +205,7 @@ def _is_number(x: Any) -> bool:
 
 
 def run(device: str, *, quick: bool) -> int:
-    """Exercise everything on `device`; exit status."""
+    """Launch everything on `device`. Returns the exit status."""
     launcher, put, get = _launcher(device)
     bad = [
         f"{what}: {name}"

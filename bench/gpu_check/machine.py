@@ -1,4 +1,4 @@
-"""What a result was measured on: card, driver, CUDA, packages, commit, date."""
+"""Facts about the machine of a measurement: GPU, driver, CUDA, packages, commit, date."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("cllm-gpu", "numpy", "ml_dtypes", "torch", "triton", "pytest", "nvtx
 
 
 def _first_line(command: list[str]) -> str | None:
-    """First line a command prints, or None where it is not there or fails."""
+    """The first line of a command's output; None if the command is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
@@ -34,7 +34,7 @@ def _version(package: str) -> str | None:
 
 
 def card_facts(cupy: Any) -> dict[str, Any]:
-    """The current device, as CUDA describes it."""
+    """The properties of the current device."""
     runtime = cupy.cuda.runtime
     properties = runtime.getDeviceProperties(cupy.cuda.Device().id)
     return {
@@ -51,7 +51,7 @@ def card_facts(cupy: Any) -> dict[str, Any]:
 
 
 def cuda_version(number: int) -> str:
-    """CUDA's 13000 is 13.0.
+    """The version that CUDA encodes as a number.
 
     >>> cuda_version(12090)
     '12.9'
@@ -60,7 +60,7 @@ def cuda_version(number: int) -> str:
 
 
 def host_facts() -> dict[str, Any]:
-    """Python, packages, the source's commit and the time of the measurement."""
+    """Python, packages, commit and time of the measurement."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _first_line(["git", "describe", "--always", "--dirty"]),
@@ -71,12 +71,12 @@ def host_facts() -> dict[str, Any]:
 
 
 def facts() -> dict[str, Any]:
-    """Everything about this machine; there must be a card."""
+    """All facts about this machine, which must have a GPU."""
     return card_facts(importlib.import_module("cupy")) | host_facts()
 
 
 def slug(card: str) -> str:
-    """A card's name as part of a file name.
+    """The name of a GPU as part of a file name.
 
     >>> slug("NVIDIA H200")
     'nvidia-h200'

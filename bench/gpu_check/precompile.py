@@ -1,8 +1,8 @@
-"""Compiles every variant of every kernel for this machine's card, side by side, into CuPy's cache on disk.
+"""Compiles every variant of every kernel for this machine's GPU, in parallel, into CuPy's cache on disk.
 
     python -m bench.gpu_check.precompile
 
-What follows finds the compiled kernels there; compiling them one by one would take most of the check's time.
+Later parts of the check read the compiled kernels from there; compiling them one by one would take most of its time.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.cuda.variants import all_variants
 
 TEST_HEAD_SIZES = (8, 16, 17, 18, 19)
-"""Head sizes of the tests that are not among the published ones."""
+"""Head sizes in tests that are not among those of `all_variants`."""
 MOST_PROCESSES = 12
 
 
 def variants_of_the_check() -> list[Variant]:
-    """Every variant there is, and attention at the tests' own head sizes; the slowest to compile first."""
+    """All variants, and attention at the additional head sizes of the tests; the slowest to compile first."""
     variants = all_variants()
     plain = [v for v in variants if ("HEAD_SIZE", 32) in v.defines]
     for size in TEST_HEAD_SIZES:
@@ -35,7 +35,7 @@ def variants_of_the_check() -> list[Variant]:
 
 
 def compile_variant(variant: Variant, module_class: Any = None) -> float:
-    """Compile one as the launcher does; seconds it took."""
+    """Compile a variant as the launcher does. Returns the seconds it took."""
     if module_class is None:
         module_class = importlib.import_module("cupy").RawModule
     begun = time.monotonic()
@@ -44,16 +44,16 @@ def compile_variant(variant: Variant, module_class: Any = None) -> float:
 
 
 def compile_all(pool: Executor, variants: list[Variant], *module_class: Any) -> list[tuple[float, Variant]]:
-    """(seconds, variant) of each. Whatever the compiler raises is raised here."""
+    """(seconds, variant) of each. Raises the errors of the compiler."""
     futures = [(pool.submit(compile_variant, variant, *module_class), variant) for variant in variants]
     return [(future.result(), variant) for future, variant in futures]
 
 
 def main() -> int:
-    """Compile everything; exit status 0 unless the compiler refuses something."""
+    """Compile everything. Returns exit status 0."""
     processes = min(MOST_PROCESSES, max(1, (os.cpu_count() or 1) - 1))
     begun = time.monotonic()
-    # CUDA does not survive a fork: each process starts afresh
+    # CUDA does not support fork
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         taken = compile_all(pool, variants_of_the_check())
     slowest, variant = max(taken, key=lambda pair: pair[0])

@@ -1,4 +1,4 @@
-"""compute-sanitizer over every kernel: finds the tool, runs it, reads its verdict."""
+"""compute-sanitizer: finds the tool, builds its command line, and reads its output."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FOUND_EXIT = 86
-"""Exit status compute-sanitizer is told to give when it finds anything."""
+"""Exit status of compute-sanitizer if it finds an error, set by an option."""
 OUR_KERNELS = r"regex=_(float32|bfloat16)$"
-"""Every entry point's name ends like this; kernels of libraries are not watched."""
+"""Matches the names of our entry points; kernels of libraries are not checked."""
 INSTALL = (
-    "compute-sanitizer is not here: it comes with the CUDA toolkit (name the toolkit's folder in "
-    "CUDA_HOME) and with the wheel nvidia-cuda-sanitizer-api-cu12"
+    "compute-sanitizer is not installed: it is part of the CUDA toolkit (set CUDA_HOME to the toolkit's folder) and of "
+    "the wheel nvidia-cuda-sanitizer-api-cu12"
 )
 _SUMMARIES = {
     "memcheck": re.compile(r"ERROR SUMMARY: (\d+) error"),
@@ -31,7 +31,7 @@ _DETAIL = re.compile(r"^=========\s+(?!COMPUTE-SANITIZER|ERROR SUMMARY|RACECHECK
 
 @dataclass(frozen=True)
 class Sanitizer:
-    """The program, and the folder of its libraries where it does not find them itself."""
+    """The program, and the folder of its libraries (None if it finds them itself)."""
 
     program: Path
     libraries: Path | None = None
@@ -42,7 +42,7 @@ class Sanitizer:
         if tool == "memcheck":
             options += ["--padding", "64", "--report-api-errors", "no"]
         if tool == "initcheck":
-            options += ["--check-api-memory-access", "no"]  # copies of arrays that are written in part
+            options += ["--check-api-memory-access", "no"]  # arrays are copied although only partly written
         if self.libraries is not None:
             options += ["--injection-path", str(self.libraries)]
         return [str(self.program), *options, *program]
@@ -61,7 +61,7 @@ def _folders() -> Iterator[Path]:
 
 
 def find_sanitizer() -> Sanitizer | None:
-    """On PATH, in a CUDA toolkit, or in NVIDIA's wheel; None where it is in none of them."""
+    """Find the tool on the PATH, in a CUDA toolkit, or in NVIDIA's wheel. None if it is not found."""
     found = shutil.which("compute-sanitizer")
     if found is not None:
         return Sanitizer(Path(found))
@@ -73,7 +73,7 @@ def find_sanitizer() -> Sanitizer | None:
 
 
 def _from_wheel() -> Sanitizer | None:
-    """The wheel's program has no execute permission as installed; it is given one where that is allowed."""
+    """The program in NVIDIA's wheel, which is installed without execute permission; sets it if possible."""
     package = importlib.util.find_spec("nvidia")
     for place in (package.submodule_search_locations or []) if package else []:
         folder = Path(place) / "cuda_sanitizer_api"
@@ -90,14 +90,14 @@ def _from_wheel() -> Sanitizer | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one tool found."""
+    """The result of one tool."""
 
     passed: bool
     detail: str
 
 
 def read_verdict(tool: str, status: int, output: str) -> Verdict:
-    """Passed only with the tool's own summary of no findings and exit status 0."""
+    """Passed only if the tool printed a summary without findings and the exit status is 0."""
     found = _SUMMARIES[tool].findall(output)
     first = _DETAIL.search(output)
     said = f": {first[1][:160]}" if first else ""

@@ -1,4 +1,4 @@
-"""The parts of a check: each a program with a time of its own, so that one that hangs leaves the others their turn."""
+"""The parts of a check: subprocesses with a time limit each, so that one that hangs does not block the others."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TIMED_OUT = 124
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one part ended."""
+    """The outcome of one part."""
 
     name: str
     status: str
-    """passed, failed or not run."""
+    """PASSED, FAILED or NOT_RUN."""
     detail: str
-    """One line."""
+    """One line of detail."""
     seconds: float = 0.0
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -44,7 +44,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that ended, or was ended after its time (exit status 124)."""
+    """A finished program, or one terminated at its time limit (exit status 124)."""
 
     status: int
     output: str
@@ -53,18 +53,18 @@ class Finished:
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that is checked."""
+    """One part of the check."""
 
     name: str
     seconds: float
-    """What it may take."""
+    """Its share of the time."""
     needs_card: bool
     run: Callable[[float], Outcome]
-    """Called with the seconds it has."""
+    """Called with its time limit in seconds."""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a program and every program it started: one that lives on would share the card with the next part."""
+    """Kill a program and all its child processes, which would otherwise share the GPU with the next part."""
     if sys.platform == "win32":
         process.kill()
     else:
@@ -72,7 +72,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_program(command: list[str], seconds: float, log: Path | None = None, **environment: str) -> Finished:
-    """Run in the project's folder, importable from there; ended after `seconds`. The output goes to `log` as well."""
+    """Run a program in the project's folder with the project on its PYTHONPATH, for at most `seconds`.
+
+    log: file for a copy of the output; environment: additional variables.
+    """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"} | environment
     begun, status = time.monotonic(), TIMED_OUT
@@ -85,7 +88,7 @@ def run_program(command: list[str], seconds: float, log: Path | None = None, **e
     except subprocess.TimeoutExpired:
         _end(process)
         output = process.communicate()[0]
-    except BaseException:  # Ctrl-C reaches only us: the program has a session of its own
+    except BaseException:  # Ctrl-C reaches only this process: the program has its own session
         _end(process)
         raise
     text = output.decode(errors="replace")
@@ -96,18 +99,18 @@ def run_program(command: list[str], seconds: float, log: Path | None = None, **e
 
 
 def last_line(finished: Finished) -> str:
-    """The last line that says anything."""
+    """The last nonblank line of the output."""
     lines = [line for line in finished.output.splitlines() if line.strip()]
     return lines[-1].strip()[:200] if lines else f"exit status {finished.status}, no output"
 
 
 def module(name: str, *arguments: str) -> list[str]:
-    """Command line of a module under this Python."""
+    """The command line that runs a module with this Python."""
     return [sys.executable, "-m", name, *arguments]
 
 
 def outcome_of(name: str, finished: Finished, detail: str | None = None) -> Outcome:
-    """Passed with exit status 0; the last line of the output says the rest."""
+    """PASSED for exit status 0. detail: default is the last line of the output."""
     if finished.status == TIMED_OUT:
         return Outcome(name, FAILED, f"out of time after {finished.seconds:.0f} s", finished.seconds)
     status = PASSED if finished.status == 0 else FAILED
@@ -115,7 +118,7 @@ def outcome_of(name: str, finished: Finished, detail: str | None = None) -> Outc
 
 
 def read_junit(path: Path) -> dict[str, int]:
-    """Counts of a pytest run: passed, failed, errors, skipped. Empty where there is no report."""
+    """Counts of a pytest run: passed, failed, errors, skipped. Empty if there is no report."""
     if not path.is_file():
         return {}
     suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
@@ -127,7 +130,7 @@ def read_junit(path: Path) -> dict[str, int]:
 
 
 def tests_outcome(name: str, finished: Finished, counts: dict[str, int]) -> Outcome:
-    """Passed when pytest says so, some test ran and none was skipped."""
+    """PASSED if pytest succeeded and at least one test passed."""
     if finished.status == TIMED_OUT or not counts:
         return outcome_of(name, Finished(finished.status or 1, finished.output, finished.seconds))
     detail = ", ".join(f"{count} {what}" for what, count in counts.items())

@@ -1,10 +1,11 @@
-"""Measures every kernel beside what a user would take instead (PyTorch), on one card, in one run.
+"""Benchmarks every kernel against PyTorch's, on one GPU, in one run.
 
     python -m bench.kernels                 prints the tables and writes bench/results/kernels-<card>-<date>.json
-    python -m bench.kernels --rehearse      runs every line on the simulator at toy sizes; times and writes nothing
+    python -m bench.kernels --rehearse      runs everything on the simulator at toy sizes; times and writes nothing
 
-Without PyTorch our kernels are measured alone. Times are medians by CUDA events with a cold L2 cache. FLOP are counted
-by FlashAttention's convention; bandwidth and rate stand beside a copy and a matrix product measured in the same run.
+Without PyTorch, only our kernels are measured. Times are medians of CUDA event times with a cold L2 cache. FLOP are
+counted by FlashAttention's convention; bandwidths and rates are compared with a copy and a matrix product of the same
+run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from bench.gpu_check import machine
 from bench.kernels import attention_and_adamw, lattice, linear, lm_head, norm_loss_gelu, report
-from bench.kernels.jobs import measure, trouble
+from bench.kernels.jobs import failures, measure
 from bench.kernels.targets import all_bars
 from bench.kernels.timing import Card, Device, Rehearsal
 from bench.kernels.torch_side import TorchSide, load_torch
@@ -33,13 +34,13 @@ MODULES = (attention_and_adamw, lattice, norm_loss_gelu, linear, lm_head)
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Measure the kernels beside PyTorch's, on this machine's card.")
+    parser = argparse.ArgumentParser(description="Benchmark the kernels against PyTorch's on this machine's GPU.")
     parser.add_argument("--rehearse", action="store_true", help="run everything on the simulator, time nothing")
-    parser.add_argument("--only", default="", help="problems whose name holds this text")
-    parser.add_argument("--minutes", type=_positive, default=15.0, help="start no problem after this long")
-    parser.add_argument("--seconds", type=_positive, default=0.4, help="of one measurement")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--no-torch", action="store_true", help="measure our kernels alone")
+    parser.add_argument("--only", default="", help="only problems whose name contains this text")
+    parser.add_argument("--minutes", type=_positive, default=15.0, help="start no new problem after this time")
+    parser.add_argument("--seconds", type=_positive, default=0.4, help="duration of one measurement")
+    parser.add_argument("--no-compile", action="store_true", help="do not measure torch.compile")
+    parser.add_argument("--no-torch", action="store_true", help="measure only our kernels")
     parser.add_argument("--output", type=Path, help="result file (default: bench/results/kernels-<card>-<date>.json)")
     return parser.parse_args(arguments)
 
@@ -52,7 +53,7 @@ def _positive(text: str) -> float:
 
 
 def open_device(options: argparse.Namespace) -> Device:
-    """The card, or the simulator for a rehearsal. UserError where it is not there."""
+    """The GPU, or the simulator for a rehearsal. Raises UserError if it is not available."""
     if options.rehearse:
         return Rehearsal()
     obstacle = driver.missing(driver.find_driver(), has_cupy=driver.has_cupy())
@@ -62,7 +63,7 @@ def open_device(options: argparse.Namespace) -> Device:
 
 
 def run(options: argparse.Namespace, device: Device, torch: TorchSide | None, about: dict[str, Any]) -> int:
-    """Measure every problem, print the tables; exit status 1 when a kernel of ours fails or results differ."""
+    """Measure every problem and print the tables. Returns exit status 1 if a kernel of ours fails or results differ."""
     begun, rows = time.monotonic(), []
     module_problems = [
         found
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace, device: Device, torch: TorchSide | None, ab
         rows += measure(problem, device, torch)
         _write(options, about, rows)
     print("\n" + report.kernel_table(rows))
-    wrong = trouble(rows) + device.refused()
+    wrong = failures(rows) + device.refused()
     for line in wrong:
         print(f"wrong: {line}")
     if device.rehearsal:
@@ -99,7 +100,7 @@ def _left_out(name: str) -> dict[str, Any]:
 
 
 def _write(options: argparse.Namespace, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """The result so far: a run that is cut short keeps what it measured."""
+    """Write the results so far, so that an interrupted run keeps its measurements."""
     if options.rehearse:
         return
     path = options.output or RESULTS / f"kernels-{machine.result_path(Path(), about).name}"
@@ -117,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    warnings.simplefilter("ignore")  # of torch and its compiler
+    warnings.simplefilter("ignore")  # warnings of torch and its compiler
     torch, line = None, "PyTorch is left out"
     if not options.no_torch:
         compiled = not options.no_compile and not options.rehearse

@@ -1,4 +1,4 @@
-"""The ceilings, attention and AdamW: ours and what PyTorch has."""
+"""Benchmarks of attention and AdamW, ours and PyTorch's, and of the ceilings: a copy and a matrix product."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ADAM_OPTIONS: dict[str, Any] = {"rate": 1e-3, "beta1": 0.9, "beta2": 0.95, "epsi
 
 @dataclass(frozen=True)
 class CopyCeiling:
-    """A large copy on the device; bytes read plus bytes written."""
+    """A large device-to-device copy; bytes read plus bytes written."""
 
     size: int
     name: str = COPY
@@ -48,7 +48,7 @@ class CopyCeiling:
 
 @dataclass(frozen=True)
 class GemmCeiling:
-    """A large square bf16 product by the library the trainer uses."""
+    """A large square bf16 matrix product with the library that training uses."""
 
     size: int
     name: str = GEMM
@@ -126,7 +126,7 @@ class Attention:
 
         def backward() -> None:
             if "out" not in kept:
-                forward()  # fails as it did before, and says why
+                forward()  # if the forward failed, raise its error again
             kept["gradients"] = torch.torch.autograd.grad(kept["out"], (q, k, v), given, retain_graph=True)
 
         yield self._job("forward", side, forward, lambda: torch.take(kept["out"].transpose(1, 2)))
@@ -135,13 +135,13 @@ class Attention:
 
 
 def _joined(xp: Any, *arrays: Any) -> Any:
-    """The beginnings of several arrays, so that a comparison looks at each."""
+    """The first elements of several arrays, so that a comparison covers each."""
     return xp.concatenate([xp.ravel(x)[: COMPARED // 4] for x in arrays])
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """One AdamW step over all parameters of a model; its tensors are separate for torch, one flat array for us."""
+    """One AdamW step on all parameters of a model: separate tensors for torch, one flat array for ours."""
 
     model: str
     architecture: Architecture
@@ -186,7 +186,7 @@ class AdamW:
         return self._job("ours, float32", layout, counts.ADAM_FLOAT32, call, lambda: state[0][:COMPARED] - begin)
 
     def _mixed(self, device: Device, layout: Layout, state: list[Any], gradients: Any) -> Job:
-        """As in bf16 training: clipped by a scalar on the device, skipped by a flag, with a bf16 copy."""
+        """As in bf16 training: with a clipping factor and a skip flag on the device, and a bf16 copy."""
         copy = device.empty((layout.size,), "bfloat16")
         clip, skip = device.xp.ones(1, dtype="float32"), device.xp.zeros(1, dtype="int32")
         steps, decayed = itertools.count(1), _decayed(layout)
@@ -221,12 +221,12 @@ class AdamW:
 
 
 def _decayed(layout: Layout) -> int:
-    """Elements of the flat prefix that weight decay applies to."""
+    """Number of elements with weight decay, a prefix of the flat array."""
     return segments(layout, parameter_groups(OptimizerConfig()))[0].decayed
 
 
 def full_problems() -> list[Any]:
-    """What is measured on a card: 16,384 tokens and 2048 channels for attention, as FlashAttention's papers do."""
+    """The problems on a GPU: attention with 16,384 tokens and 2048 channels, as in the FlashAttention papers."""
     attention = [Attention(16384 // t, t, 2048 // d, d) for d in (64, 128) for t in LENGTHS]
     models = (("gpt2", "124M"), ("gpt2-xl", "1.5B"))
     adam = [AdamW(label, Architecture(vocabulary=GPT2_VOCABULARY, **_model(name))) for name, label in models]
@@ -239,6 +239,6 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def rehearsal_problems() -> list[Any]:
-    """The same at sizes a CPU takes in seconds."""
+    """The same at sizes that a CPU computes in seconds."""
     tiny = Architecture(vocabulary=60, context=16, layers=1, heads=2, kv_heads=2, width=32, mlp_width=64)
     return [CopyCeiling(1 << 12), GemmCeiling(32), Attention(1, 70, 2, 64), AdamW("tiny", tiny)]

@@ -1,6 +1,6 @@
-"""One call of every operation: its operands on the host, which of them it writes, and how exact it must be.
+"""Test cases, a call of each operation: operands on the host, which of them it writes, and the required accuracy.
 
-The sanitizer runs them, the tests compare them with the reference on the same device and repeat them for equal bits.
+Used by the sanitizer, and by tests that compare with the reference on the same device and repeat calls for equal bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the operands are. Letters as everywhere: B, T, C, H, K (key/value heads), D, V, M."""
+    """The sizes of the operands: B, T, C, H, K (key/value heads), D, V, M."""
 
     batch: int = 2
     length: int = 24
@@ -37,14 +37,14 @@ class Sizes:
 
 SMALL = Sizes()
 ODD = Sizes(batch=1, length=37, width=33, heads=3, kv_heads=3, head_size=19, vocabulary=101, mlp_width=35)
-"""No size is a multiple of a vector's: the kernels' scalar paths."""
+"""No size is a multiple of a vector length: tests the scalar paths of the kernels."""
 LARGE = Sizes(batch=4, length=512, width=768, heads=12, kv_heads=4, head_size=64, vocabulary=50257, mlp_width=3072)
-"""Several waves of blocks on a large card."""
+"""Several waves of blocks on a large GPU."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the operation `name`, by parameter names in the order of the operation's signature."""
+    """A call of the operation `name`; operands by parameter name, in the order of the operation's signature."""
 
     name: str
     operands: dict[str, Array]
@@ -54,17 +54,17 @@ class Case:
     """Operands that are read and written."""
     options: dict[str, Any] = field(default_factory=dict)
     cuda_options: dict[str, Any] = field(default_factory=dict)
-    """Options that only the CUDA side has: which of its kernels to take."""
+    """Options that only the CUDA implementation has: which of its kernels to use."""
     growth: float = 1.0
-    """Roundings of a float32 (of the largest value) that a result may be wrong by."""
+    """Allowed error in units of float32 rounding of the largest value."""
     roundings: float = 1.0
-    """With bf16 operands: roundings to bf16 (half an ulp of the largest value) on the way to a result."""
+    """With bf16 operands: number of roundings to bf16 (half an ulp of the largest value) in the computation."""
     least: float = 0.0
-    """Errors are measured against at least this value: what was added and taken away again."""
+    """Lower bound on the value that errors are relative to, for results with cancellation."""
 
 
 class Draw:
-    """Random operands of one dtype; the same numbers at every run."""
+    """Draws random operands of one dtype; deterministic."""
 
     def __init__(self, storage: str, sizes: Sizes, seed: int = 7) -> None:
         self.sizes, self.dtype = sizes, DTYPES[storage]
@@ -77,20 +77,20 @@ class Draw:
         return self.generator.standard_normal(shape, np.float32)
 
     def empty(self, *shape: int) -> Array:
-        """For what is written: not-a-number everywhere, so that an element left out shows."""
+        """An output operand filled with NaN, so that elements that are not written are detected."""
         return np.full(shape, np.nan, self.dtype)
 
     def statistics(self) -> Array:
         return np.full(self.sizes.rows, np.nan, np.float32)
 
     def tokens(self) -> Array:
-        """(B, T) int32, drawn so that some are frequent and some never occur."""
+        """Tokens (B, T) int32, of which some are frequent and some never occur."""
         draws = self.generator.zipf(1.3, (self.sizes.batch, self.sizes.length)) % self.sizes.vocabulary
         return draws.astype(np.int32)
 
 
-class Bound:
-    """A case with its operands on a device, ready to be called any number of times."""
+class BoundCase:
+    """A case with its operands on a device, which can be called repeatedly."""
 
     def __init__(self, case: Case, operation: Callable[..., Any], put: Callable[[Array], Any]) -> None:
         self.case = case
@@ -98,10 +98,10 @@ class Bound:
         self._start = {name: put(x) for name, x in case.operands.items() if name in case.updated}
         self.arrays = {name: put(x) for name, x in case.operands.items()}
         self.value: Any = None
-        """What the last call returned."""
+        """The return value of the last call."""
 
     def reset(self) -> None:
-        """Put updated operands back; poison what is to be written with 0xFF, which is not a number."""
+        """Restore updated operands, and fill written ones with the bytes 0xFF, which are NaN."""
         for name in self.case.updated:
             self.arrays[name][...] = self._start[name]
         for name in self.case.written:
@@ -112,6 +112,6 @@ class Bound:
         self.value = self._operation(*self.arrays.values(), **self.case.options)
 
     def results(self) -> dict[str, Any]:
-        """Arrays (or a number) that the call gave."""
+        """The written and updated arrays, and the return value unless it is None."""
         found = {name: self.arrays[name] for name in (*self.case.written, *self.case.updated)}
         return found if self.value is None else found | {"value": self.value}

@@ -1,16 +1,16 @@
-"""Operations and bytes of a kernel: what a time is divided into.
+"""FLOP and bytes of kernels, for rates.
 
-Bytes are the least a kernel must move: each input read once, each output written once; small vectors (biases, weights
-and statistics of a row or column) are left out. So extra traffic never flatters a fraction
-of the copy bandwidth.
+Bytes are the minimum a kernel must move: each input read once, each output written once, without small vectors (biases,
+weights and statistics of rows or columns). Additional traffic therefore never improves a fraction of the copy
+bandwidth.
 """
 
 from __future__ import annotations
 
 ADAM_FLOAT32 = 4 * 4 + 3 * 4
-"""Per parameter: gradient, parameter and both moments read, the last three written."""
+"""Bytes per parameter: gradient, parameter and both moments read, the last three written."""
 ADAM_BFLOAT16 = 2 + 3 * 4 + 3 * 4 + 2
-"""Per parameter: bf16 gradient, fp32 master and moments read; the last three and a bf16 copy written."""
+"""Bytes per parameter: bf16 gradient, fp32 master weight and moments read; the last three and a bf16 copy written."""
 
 
 def attention_forward_flops(batch: int, heads: int, length: int, head_size: int, *, causal: bool) -> float:
@@ -23,12 +23,12 @@ def attention_forward_flops(batch: int, heads: int, length: int, head_size: int,
 
 
 def attention_backward_flops(batch: int, heads: int, length: int, head_size: int, *, causal: bool) -> float:
-    """The same convention: two products forward, five backward, so 2.5 times the forward."""
+    """The same convention: two matrix products in the forward, five in the backward, hence 2.5 times the forward."""
     return 2.5 * attention_forward_flops(batch, heads, length, head_size, causal=causal)
 
 
 def matmul_flops(m: int, n: int, k: int) -> float:
-    """A multiplication and an addition for each of m·n·k."""
+    """2·m·n·k: a multiplication and an addition each."""
     return 2.0 * m * n * k
 
 
@@ -38,7 +38,7 @@ def passes_bytes(elements: int, itemsize: int, passes: int) -> int:
 
 
 def tera_per_second(amount: float, milliseconds: float) -> float:
-    """FLOP or bytes in a time, as 10^12 per second.
+    """The rate of an amount of FLOP or bytes in a time, in 10^12 per second.
 
     >>> tera_per_second(2e12, 500.0)
     4.0

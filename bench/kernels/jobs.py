@@ -1,4 +1,4 @@
-"""What is measured and how a measurement becomes a row of the result."""
+"""Benchmark jobs, and how they are measured into rows of the result."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bench.kernels.timing import Device, Timing
 from bench.kernels.torch_side import TorchSide
 
 COMPARED = 1 << 24
-"""Elements of a result that are compared."""
+"""Number of elements of a result that are compared."""
 LARGEST_DIFFERENCE = 2e-2
-"""‖theirs − ours‖ / ‖ours‖ of bf16 results that compute the same: 2^-8 for each of a few roundings."""
+"""Bound on ‖theirs − ours‖ / ‖ours‖ for bf16 results of the same function: 2^-8 for each of a few roundings."""
 
 
 def _nothing() -> None:
@@ -24,21 +24,21 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One way to compute one kernel at one size. The first job of a kernel is ours; the others are held against it."""
+    """One implementation of a kernel at one size. A kernel's first job is ours; the others are compared with it."""
 
     kernel: str
     side: str
-    """"ours", or what a user would take instead."""
+    """"ours", or the name of the alternative."""
     size: dict[str, Any]
     call: Callable[[], Any]
     amount: float
-    """FLOP or bytes of a call, the same for every side."""
+    """FLOP or bytes per call, the same for every side."""
     unit: str
     """TFLOP/s or TB/s."""
     result: Callable[[], Any] | None = None
-    """What the call gave, as an array of the device; None: nothing to compare."""
+    """Returns the result of the call as a device array; None: nothing to compare."""
     prepare: Callable[[], None] = field(default=_nothing)
-    """Runs before every call, untimed."""
+    """Called before every call, untimed."""
 
 
 class Problem(Protocol):
@@ -46,15 +46,15 @@ class Problem(Protocol):
 
     name: str
     needs_bytes: int
-    """Memory that all sides together take."""
+    """Memory that all sides together need."""
 
     def jobs(self, device: Device, torch: TorchSide | None) -> Iterator[Job]:
-        """Ours first. Arrays live as long as the iterator."""
+        """The jobs, ours first. Arrays live as long as the iterator."""
         ...
 
 
 def measure(problem: Problem, device: Device, torch: TorchSide | None) -> list[dict[str, Any]]:
-    """The rows of a problem: every side measured, or a note why not."""
+    """The rows of a problem: every side measured, or with a note saying why not."""
     if problem.needs_bytes > device.free_bytes():
         note = f"not measured: needs {problem.needs_bytes / 1e9:.1f} GB of free memory"
         return [_row_without_job(problem.name, note)]
@@ -63,7 +63,7 @@ def measure(problem: Problem, device: Device, torch: TorchSide | None) -> list[d
     try:
         for job in problem.jobs(device, torch):
             rows.append(_measure_job(job, device, ours))  # noqa: PERF401 (rows before a failure are kept)
-    except Exception as error:  # building a side's operands failed: out of memory, or torch's own trouble
+    except Exception as error:  # creating a side's operands failed: out of memory, or an error in torch
         rows.append(_row_without_job(problem.name, f"stopped: {_one_line(error)}"))
     device.release()
     if torch is not None:
@@ -83,18 +83,18 @@ def _row_without_job(name: str, note: str) -> dict[str, Any]:
 
 
 def _measure_job(job: Job, device: Device, ours: dict[str, Any]) -> dict[str, Any]:
-    device.release()  # what earlier sides held is torch's to take, and the other way round
+    device.release()  # make memory freed by earlier sides available to torch, and vice versa
     try:
         job.prepare()
         job.call()
         difference = _difference(job, device, ours)
         return row_of(job, device.time(job.call, job.prepare), difference)
-    except Exception as error:  # whatever a library raises where it lacks a kernel: the other sides go on
+    except Exception as error:  # such as a kernel missing in a library; continue with the other sides
         return row_of(job, None, None) | {"note": f"failed: {_one_line(error)}"}
 
 
 def _difference(job: Job, device: Device, ours: dict[str, Any]) -> float | None:
-    """Relative difference of a result from ours; None for our own, which is kept."""
+    """Relative difference of a result from ours; None for ours, which is stored."""
     if job.result is None:
         return None
     found = device.xp.ravel(job.result())[:COMPARED].astype(np.float32)
@@ -106,7 +106,7 @@ def _difference(job: Job, device: Device, ours: dict[str, Any]) -> float | None:
 
 
 def row_of(job: Job, timing: Timing | None, difference: float | None) -> dict[str, Any]:
-    """Plain data: what, by whom, how long, how fast, how far from ours."""
+    """A row of the result: kernel, side, size, time, rate and difference from ours, as plain data."""
     return {
         "kernel": job.kernel,
         "side": job.side,
@@ -122,14 +122,14 @@ def row_of(job: Job, timing: Timing | None, difference: float | None) -> dict[st
 
 
 def note_on(difference: float | None) -> str:
-    """Says so where two sides do not compute the same; NaN does not pass."""
+    """A note if a result differs too much from ours, or is NaN; else empty."""
     if difference is None or difference <= LARGEST_DIFFERENCE:
         return ""
     return f"differs from ours by {difference:.2g}"
 
 
-def trouble(rows: list[dict[str, Any]]) -> list[str]:
-    """What must not be: our kernel failed, or a result differs from ours."""
+def failures(rows: list[dict[str, Any]]) -> list[str]:
+    """Errors: our kernel failed, or a result differs from ours."""
     return [
         f"{row['kernel']}, {row['side']}: {row['note']}"
         for row in rows

@@ -1,4 +1,4 @@
-"""What the lattice costs attention: forward and backward together, beside attention without it."""
+"""Benchmark of crystalline attention, forward and backward together, compared with standard attention."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ VOCABULARY = 50257
 
 
 def words(batch: int, length: int) -> np.ndarray[Any, Any]:
-    """Tokens (B, T) as frequent as a text's words: Zipf's law over 50,257 of them."""
+    """Tokens (B, T) with the frequencies of words: Zipf's law over a vocabulary of 50,257."""
     draws = np.random.default_rng(1).zipf(1.1, (batch, length))
     return ((draws - 1) % VOCABULARY).astype(np.int32)
 
 
 def characters(batch: int, length: int) -> np.ndarray[Any, Any]:
-    """Tokens (B, T) that are bytes of program text: this folder's, again and again."""
+    """Tokens (B, T) that are bytes of program text: the sources in this folder, repeated."""
     text = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     return np.resize(np.frombuffer(text, np.uint8), (batch, length)).astype(np.int32)
 
@@ -108,10 +108,10 @@ class Crystalline:
 
 
 def full_problems() -> list[Any]:
-    """16,384 tokens and 2048 channels, as the other attention problems."""
+    """16,384 tokens and 2048 channels, like the other attention problems."""
     return [Crystalline(16384 // t, t, 2048 // d, d) for d in (64, 128) for t in LENGTHS]
 
 
 def rehearsal_problems() -> list[Any]:
-    """The same at a size a CPU takes in seconds."""
+    """The same at a size that a CPU computes in seconds."""
     return [Crystalline(1, 70, 2, 64)]

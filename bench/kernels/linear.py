@@ -1,7 +1,7 @@
-"""The linear layers of a GPT in bf16, with their biases, GELU and gradients: ours, and what PyTorch has.
+"""Benchmarks of the linear layers of a GPT in bf16, with biases, GELU and gradients: ours, and PyTorch's.
 
-"ours" takes what follows a product into the same kernel where cuBLASLt can be had; "ours, separate kernels" never does:
-cuBLAS' gemmEx, and our kernels for biases, GELU and sums. On a card without nvmath-python both are the latter.
+"ours" fuses epilogues into the matrix products if cuBLASLt is available; "ours, separate kernels" uses cuBLAS's gemmEx
+and our kernels for biases, GELU and sums. Without nvmath-python both are the latter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _launchers(device: Device) -> Iterator[tuple[str, Launcher]]:
 
 @dataclass(frozen=True)
 class TorchLayer:
-    """A layer as PyTorch computes it: its forward, and the gradients of every input from dout."""
+    """A layer in PyTorch: its forward, and the gradients of all inputs from dout."""
 
     torch: TorchSide
     function: Callable[..., Any]
@@ -60,7 +60,7 @@ class TorchLayer:
 
 @dataclass(frozen=True)
 class Linear:
-    """N rows through K → M with a bias, or without as the head has none."""
+    """A linear layer K → M on N rows, with a bias, or without one like the output head."""
 
     rows: int
     inputs: int
@@ -110,7 +110,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Mlp:
-    """N rows through C → M, GELU, M → C, both maps with biases."""
+    """An MLP on N rows: C → M, GELU, M → C, both layers with biases."""
 
     rows: int
     width: int
@@ -134,7 +134,7 @@ class Mlp:
         n, c, m = self.rows, self.width, self.hidden
         shapes = ((n, c), (m, c), (m,), (c, m), (c,))
         inputs = [device.random(s, "bfloat16", i) for i, s in enumerate(shapes)]
-        inputs[1] *= c**-0.5  # weights of a size that keeps hidden near 1, where GELU bends
+        inputs[1] *= c**-0.5  # weights scaled so that hidden is near 1, where GELU is nonlinear
         dout = device.random((n, c), "bfloat16", 5)
         yield from self._ours(device, inputs, dout)
         if torch is None:
@@ -165,10 +165,10 @@ class Mlp:
 
 
 def full_problems() -> list[Any]:
-    """GPT-2 124M at 64·1024 tokens; the head on a quarter of them, with the vocabulary padded to 50,304."""
+    """GPT-2 124M at 64·1024 tokens; the output head on a quarter of them, with the vocabulary padded to 50,304."""
     return [Linear(65536, 768, 2304), Mlp(65536, 768, 3072), Linear(16384, 768, 50304, biased=False)]
 
 
 def rehearsal_problems() -> list[Any]:
-    """The same at sizes a CPU takes in seconds."""
+    """The same at sizes that a CPU computes in seconds."""
     return [Linear(9, 24, 40), Mlp(9, 24, 40), Linear(9, 24, 40, biased=False)]

@@ -1,6 +1,6 @@
-"""The head of a GPT in bf16 with its loss and gradients, the logits in chunks of several sizes.
+"""Benchmark of a GPT's output head in bf16 with loss and gradients, with logits in chunks of several sizes.
 
-What a chunk costs besides its rows is computed in `cllm_gpu.devices.logit_chunks`; here it is measured.
+`cllm_gpu.devices.logit_chunks` computes the overhead of a chunk; this measures it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BF16 = 2
 
 @dataclass(frozen=True)
 class Head:
-    """N rows of C through V logits to their losses and back; the first number of rows in a chunk is what is trained."""
+    """Logits, losses and gradients of N rows of C with vocabulary V. chunks: rows per chunk, training's first."""
 
     rows: int
     width: int
@@ -68,7 +68,7 @@ def _in_chunks(
     dnormed: Any,
     dhead: Any,
 ) -> None:
-    """As the model's head: logits, loss and both gradients of a chunk before the next."""
+    """Like the model's head: logits, losses and both gradients, chunk by chunk."""
     for start in range(0, len(targets), chunk):
         rows = slice(start, min(start + chunk, len(targets)))
         part = logits[: rows.stop - start]
@@ -85,5 +85,5 @@ def full_problems() -> list[Any]:
 
 
 def rehearsal_problems() -> list[Any]:
-    """The same at a size a CPU takes in seconds."""
+    """The same at a size that a CPU computes in seconds."""
     return [Head(9, 24, 40, (4, 9))]

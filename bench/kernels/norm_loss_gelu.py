@@ -1,4 +1,4 @@
-"""Layer norm, cross-entropy and GELU in bf16: ours, and what PyTorch has, eager and compiled."""
+"""Benchmarks of layer norm, cross-entropy and GELU in bf16: ours, and PyTorch's, eager and compiled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BF16 = 2
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """N rows of C: alone, behind the residual addition, and the backward of the latter."""
+    """Layer norm of N rows of C: alone, after the residual addition, and the backward of the latter."""
 
     rows: int
     columns: int
@@ -91,7 +91,7 @@ class LayerNorm:
         return self._job(kernel, side, passes, call, lambda: torch.take(last()))
 
     def _backward(self, side: str, torch: TorchSide, function: Any, leaves: list[Any], given: list[Any]) -> Job:
-        """The gradients of the stream, the weight and the bias; the branch's is the stream's own."""
+        """The gradients of residual stream, weight and bias; that of the branch equals the stream's."""
         kept: dict[str, Any] = {}
         wanted = [leaves[0], *leaves[2:]]
 
@@ -106,7 +106,7 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Losses and the logits' gradient, N rows of V; torch is given float32 logits, as autocast would."""
+    """Losses and gradient of the logits, N rows of V; torch computes with float32 logits, as with autocast."""
 
     rows: int
     columns: int
@@ -194,7 +194,7 @@ class Gelu:
 
         yield self._job("forward", "ours", forward, lambda: out, prepare=restore)
         restore()
-        forward()  # h = x + bias once, as the backward finds it
+        forward()  # h = x + bias, the input of the backward
         yield self._job("backward", "ours", backward, lambda: dx)
 
     def _torch(self, torch: TorchSide, side: str, function: Any, leaves: Any, given: Any) -> Iterator[Job]:
@@ -216,5 +216,5 @@ def full_problems() -> list[Any]:
 
 
 def rehearsal_problems() -> list[Any]:
-    """The same at sizes a CPU takes in seconds."""
+    """The same at sizes that a CPU computes in seconds."""
     return [LayerNorm(9, 40), CrossEntropy(5, 72), Gelu(7, 48)]

@@ -1,4 +1,4 @@
-"""The calls themselves, one function per operation, by the names of `cllm_gpu.ops.registry`."""
+"""The test cases, one function per operation, named as in `cllm_gpu.ops.registry`."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _mlp_operands(d: Draw) -> dict[str, Array]:
 def _mlp_forward(d: Draw) -> Case:
     s = d.sizes
     results = {name: d.empty(s.rows, s.mlp_width) for name in ("hidden", "activated")}
-    # the product, its sum with the bias and gelu are rounded; the last product averages what it is given
+    # the product, its sum with the bias and gelu are rounded; the last product averages these errors
     return Case(
         "mlp_forward",
         {"x": d(s.rows, s.width)} | _mlp_operands(d) | results | {"out": d.empty(s.rows, s.width)},
@@ -143,7 +143,7 @@ def _mlp_backward(d: Draw) -> Case:
     given |= {"activated": activated.astype(d.dtype)} | {n: weights[n] for n in ("up_weight", "down_weight")}
     results = {"dhidden": d.empty(s.rows, s.mlp_width), "dx": d.empty(s.rows, s.width)}
     gradients = {f"d{name}": d(*x.shape) for name, x in weights.items()}
-    # the product before gelu' is rounded, and dhidden, which the other products are made of
+    # the product before gelu' is rounded, and so is dhidden, an operand of the other products
     return Case(
         "mlp_backward",
         given | results | gradients,
@@ -252,7 +252,7 @@ def _attention_forward(d: Draw) -> Case:
     s = d.sizes
     out = d.empty(s.batch, s.length, s.heads, s.head_size)
     lse = np.full((s.batch, s.heads, s.length), np.nan, np.float32)
-    # bf16: the weights are rounded before the product with v, and the result is
+    # bf16: the weights are rounded before the product with v, and so is the result
     return Case(
         "attention_forward",
         _attention_inputs(d) | {"out": out, "lse": lse},
@@ -265,7 +265,7 @@ def _attention_forward(d: Draw) -> Case:
 
 
 def _attention_backward(d: Draw) -> Case:
-    """The output and log-sum-exp it is given are exact ones, rounded once."""
+    """The given output and log-sum-exp are exact values, rounded once."""
     s, inputs = d.sizes, _attention_inputs(d)
     out, lse = np.empty(inputs["q"].shape), np.empty((s.batch, s.heads, s.length))
     wide = [x.astype(np.float64) for x in inputs.values()]
@@ -305,7 +305,7 @@ def _cross_entropy(d: Draw) -> Case:
 
 
 def _flat_size(s: Sizes) -> int:
-    """Not a multiple of a vector; several blocks."""
+    """Not a multiple of a vector length; several blocks."""
     return s.rows * s.mlp_width + 3
 
 
@@ -337,21 +337,21 @@ def _sgd_step(d: Draw) -> Case:
 
 
 MAKERS: dict[str, Callable[[Draw], Case]] = {name: globals()[f"_{name}"] for name in operations_on("cuda")}
-"""By operation of the CUDA side, the function of its name above; KeyError for an operation that has no case."""
-OTHER_WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+"""Operation → the function above with its name; an operation without a case is a KeyError at import."""
+OTHER_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention_backward, fused": ("attention_backward", {"method": "fused"}),
 }
-"""Operations that the CUDA side can do in another way: name → operation, its further options."""
-NAMES = (*MAKERS, *OTHER_WAYS)
+"""Alternative CUDA methods of operations: name → (operation, options that select the method)."""
+NAMES = (*MAKERS, *OTHER_METHODS)
 
 
 def make_case(name: str, storage: str, sizes: Sizes) -> Case:
-    """The case of an operation, or of another way to do it; the same operands at every call."""
-    operation, options = OTHER_WAYS.get(name, (name, {}))
+    """The case of an operation, or of one of OTHER_METHODS; with the same operands at every call."""
+    operation, options = OTHER_METHODS.get(name, (name, {}))
     return dataclasses.replace(MAKERS[operation](Draw(storage, sizes)), cuda_options=options)
 
 
 def cuda_side(case: Case, launcher: Launcher) -> Callable[..., Any]:
-    """The case's operation launching through `launcher`, for Bound."""
+    """The CUDA implementation of the case's operation with `launcher`, for Bound."""
     operation = implementation(case.name, "cuda")
     return lambda *arguments, **options: operation(launcher, *arguments, **options, **case.cuda_options)

@@ -1,4 +1,4 @@
-"""Result files and the tables printed of them. Nothing here measures."""
+"""Result files of the kernel benchmarks, and tables of their rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.kernels.targets import Bar, size_text
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write through a temporary file, so that a run that is stopped leaves no half of one. NaN is refused."""
+    """Write JSON atomically, through a temporary file. Raises ValueError for NaN."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -21,7 +21,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Columns padded to their widest cell, plain text.
+    """A plain-text table with columns padded to their widest cell.
 
     >>> print(table(["a", "b"], [["1", "22"]]))
     a  b
@@ -37,7 +37,7 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def ceilings(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Copy bandwidth in TB/s and GEMM rate in TFLOP/s, as measured among the rows; None where they were not."""
+    """Copy bandwidth in TB/s and GEMM rate in TFLOP/s from the rows; None if they were not measured."""
     found = {row["kernel"]: row["tera_per_second"] for row in rows}
     return {"copy_terabytes": found.get(COPY), "gemm_teraflops": found.get(GEMM)}
 
@@ -58,7 +58,7 @@ def _of_ceiling(row: dict[str, Any], limits: dict[str, float | None]) -> str:
 
 
 def _beside_ours(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """How many times as long as our kernel, the first of ours where there are several, another side takes."""
+    """Time relative to our kernel, or to our first one if there are several."""
     same = [
         r for r in rows if (r["kernel"], r["size"]) == (row["kernel"], row["size"]) and r["side"].startswith("ours")
     ]
@@ -68,7 +68,7 @@ def _beside_ours(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def kernel_table(rows: list[dict[str, Any]]) -> str:
-    """Every side of every kernel: time, rate, share of the measured ceiling, time beside ours."""
+    """A table of every side of every kernel: time, rate, fraction of the measured ceiling, time relative to ours."""
     limits = ceilings(rows)
     header = ["kernel", "size", "side", "ms", "rate", "of ceiling", "time / ours", "note"]
     lines = [
@@ -88,7 +88,7 @@ def kernel_table(rows: list[dict[str, Any]]) -> str:
 
 
 def bar_table(bars: list[Bar]) -> str:
-    """Measured beside required, with the verdict."""
+    """A table of targets: measured and required values, and the verdict."""
     lines = [
         [
             bar.what,

@@ -1,4 +1,4 @@
-"""What the kernels are meant to reach, and whether measured rows reach it."""
+"""Performance targets ("bars") of the kernels, and their evaluation from measured rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cllm_gpu.ops.cuda.attention import METHOD, METHODS, BackwardMethod
 
 FLASH2 = "FlashAttention-2 on an H100: FlashAttention-3 paper (Shah et al. 2024), figures 5 and 6; backward: its README"
 MMA = "goal for kernels on mma.sync: 69% to 87% of FlashAttention-2 on an H100, by size and direction"
-HOUSE = "the project's own goal"
+PROJECT_GOAL = "the project's own goal"
 LENGTHS = (1024, 4096, 16384)
 ATTENTION_CARD = "H200"
 
@@ -25,7 +25,7 @@ ATTENTION: dict[tuple[int, str], tuple[tuple[int, ...], tuple[int, ...]]] = {
 OURS: dict[BackwardMethod, str] = {
     method: "ours" if method == METHOD else f"ours, {method}" for method in sorted(METHODS, key=lambda m: m != METHOD)
 }
-"""Each way of the attention backward → the side it is measured as, the one that is taken first."""
+"""Method of the attention backward → name of its side, the default method first."""
 COPY_FRACTIONS: dict[str, float] = {
     "AdamW": 0.90,
     "layer norm forward": 0.85,
@@ -41,7 +41,7 @@ LATTICE: dict[tuple[str, int], float] = {
     (lattice.DISTANCES, 64): 1.25,
     (lattice.DISTANCES, 128): 1.15,
 }
-"""(terms, head size) → the most that attention with them may take, times attention without."""
+"""(terms, head size) → maximum time of attention with these terms, relative to attention without."""
 ADAM_OVER_TORCH = 1.3
 TORCH_ADAM = "torch fused"
 PRODUCTS = ("linear forward", "linear backward", "MLP forward", "MLP backward")
@@ -50,11 +50,11 @@ PRODUCTS_OVER_OTHERS = 1.0
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar and what was measured for it."""
+    """A target and its measured value."""
 
     what: str
     measured: float | None
-    """None: not measured in this run."""
+    """None if it was not measured in this run."""
     required: float
     unit: str
     source: str
@@ -62,7 +62,7 @@ class Bar:
 
     @property
     def verdict(self) -> str:
-        """reached, below, or not measured. A measurement that is not a number is below."""
+        """ "reached", "stretch reached", "below" or "not measured". NaN is "below"."""
         if self.measured is None:
             return "not measured"
         if not (self.measured >= self.required):
@@ -85,7 +85,7 @@ class Bar:
 
 
 Row = Mapping[str, Any]
-"""A measured row as bench.gpu.measure writes it: kernel, side, size, milliseconds, tera_per_second, …"""
+"""A row as returned by `jobs.measure`: kernel, side, size, milliseconds, tera_per_second, …"""
 
 
 def _ours(rows: Iterable[Row], kernel: str, side: str = "", **size: Any) -> list[Row]:
@@ -100,7 +100,7 @@ def _ours(rows: Iterable[Row], kernel: str, side: str = "", **size: Any) -> list
 
 
 def attention_bars(rows: Sequence[Row], card: str) -> list[Bar]:
-    """TFLOP/s of attention, each way of the backward; the bars are for one card and are left out on another."""
+    """TFLOP/s of attention, with each method of the backward; only for the GPU that the targets are defined for."""
     if ATTENTION_CARD not in card:
         return []
     bars = []
@@ -115,33 +115,33 @@ def attention_bars(rows: Sequence[Row], card: str) -> list[Bar]:
 
 
 def lattice_bars(rows: Sequence[Row]) -> list[Bar]:
-    """Crystalline attention over standard, forward and backward; inverted, so that more is better as everywhere."""
+    """Crystalline relative to standard attention, forward and backward; inverted, so that larger is better."""
     bars = []
     for (side, size), most in LATTICE.items():
         for row in _ours(rows, lattice.KERNEL, side, D=size):
             standard = _ours(rows, lattice.KERNEL, lattice.STANDARD, **row["size"])
             measured = standard[0]["milliseconds"] / row["milliseconds"] if standard else None
             what = f"{side.removeprefix('ours, ')} against standard attention, {size_text(row['size'])}"
-            bars.append(Bar(what, measured, round(1.0 / most, 3), "times as fast", HOUSE))
+            bars.append(Bar(what, measured, round(1.0 / most, 3), "times as fast", PROJECT_GOAL))
     return bars
 
 
 def bandwidth_bars(rows: Sequence[Row], copy: float | None) -> list[Bar]:
-    """Fractions of the copy bandwidth (TB/s) measured in the same run; one bar for each size measured."""
+    """Fractions of the copy bandwidth (TB/s) measured in the same run; a target per measured size."""
     bars = []
     for kernel, fraction in COPY_FRACTIONS.items():
         found = _ours(rows, kernel) if copy else []
         for row in found:
             assert copy is not None
             what = f"{kernel}, {row['side']}, {size_text(row['size'])}"
-            bars.append(Bar(what, row["tera_per_second"] / copy, fraction, "of copy", HOUSE))
+            bars.append(Bar(what, row["tera_per_second"] / copy, fraction, "of copy", PROJECT_GOAL))
         if not found:
-            bars.append(Bar(kernel, None, fraction, "of copy", HOUSE))
+            bars.append(Bar(kernel, None, fraction, "of copy", PROJECT_GOAL))
     return bars
 
 
 def adam_bars(rows: Sequence[Row]) -> list[Bar]:
-    """Our AdamW beside torch's fused one over the same parameters; float32 gradients on both sides."""
+    """Our AdamW relative to torch's fused AdamW on the same parameters, with float32 gradients on both sides."""
     bars = []
     for row in _ours(rows, "AdamW"):
         if row["side"] != "ours, float32":
@@ -150,12 +150,12 @@ def adam_bars(rows: Sequence[Row]) -> list[Bar]:
         times = [r["milliseconds"] for r in theirs if r["milliseconds"] is not None]
         measured = times[0] / row["milliseconds"] if times else None
         what = f"AdamW against {TORCH_ADAM}, {size_text(row['size'])}"
-        bars.append(Bar(what, measured, ADAM_OVER_TORCH, "times as fast", HOUSE))
-    return bars or [Bar(f"AdamW against {TORCH_ADAM}", None, ADAM_OVER_TORCH, "times as fast", HOUSE)]
+        bars.append(Bar(what, measured, ADAM_OVER_TORCH, "times as fast", PROJECT_GOAL))
+    return bars or [Bar(f"AdamW against {TORCH_ADAM}", None, ADAM_OVER_TORCH, "times as fast", PROJECT_GOAL)]
 
 
 def product_bars(rows: Sequence[Row]) -> list[Bar]:
-    """Our linear layers beside the fastest other way of the same run: our own without epilogues, or PyTorch's."""
+    """Our linear layers relative to the fastest alternative in the same run: ours without epilogues, or PyTorch's."""
     bars = []
     for kernel in PRODUCTS:
         found = _ours(rows, kernel, "ours")
@@ -164,15 +164,15 @@ def product_bars(rows: Sequence[Row]) -> list[Bar]:
             times = [r["milliseconds"] for r in same if r["milliseconds"] is not None]
             measured = min(times) / row["milliseconds"] if times else None
             what = f"{kernel} against the fastest other way, {size_text(row['size'])}"
-            bars.append(Bar(what, measured, PRODUCTS_OVER_OTHERS, "times as fast", HOUSE))
+            bars.append(Bar(what, measured, PRODUCTS_OVER_OTHERS, "times as fast", PROJECT_GOAL))
         if not found:
             what = f"{kernel} against the fastest other way"
-            bars.append(Bar(what, None, PRODUCTS_OVER_OTHERS, "times as fast", HOUSE))
+            bars.append(Bar(what, None, PRODUCTS_OVER_OTHERS, "times as fast", PROJECT_GOAL))
     return bars
 
 
 def all_bars(rows: Sequence[Row], ceilings: Mapping[str, float | None], card: str) -> list[Bar]:
-    """Every bar, in the order of the table."""
+    """All targets, in the order of the table."""
     found = attention_bars(rows, card) + lattice_bars(rows) + adam_bars(rows) + product_bars(rows)
     return found + bandwidth_bars(rows, ceilings.get("copy_terabytes"))
 

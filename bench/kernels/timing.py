@@ -1,7 +1,7 @@
-"""Times calls on a card by CUDA events; or, as a rehearsal, runs each once on the simulator and times nothing.
+"""Times calls on a GPU with CUDA events; in a rehearsal, runs each call once on the simulator without timing it.
 
-Each timed call starts with a cold L2 cache, behind a kernel that keeps the card busy while the host enqueues the call:
-what is timed is the work on the card, not Python. The median of many is taken.
+Each timed call starts with a cold L2 cache, after a delay kernel that keeps the GPU busy while the host enqueues the
+call: the time is that of the work on the GPU, without Python. The result is the median of many calls.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ extern "C" __global__ void delay(unsigned long long nanoseconds) {
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call: the median, the quartiles, and how many calls they are of."""
+    """Milliseconds per call: the median, the quartiles, and the number of calls."""
 
     median: float
     lower: float
@@ -59,21 +59,21 @@ def _nothing() -> None:
 
 
 class Device:
-    """Arrays, launchers, and random data: the same on a card and in a rehearsal."""
+    """Arrays, launchers and random data, on a GPU or in a rehearsal."""
 
     rehearsal = False
     products = "matrix products by NumPy"
-    """Who computes matrix products."""
+    """Implementation of the matrix products."""
 
     def __init__(self, xp: Any, module_class: Any, launcher: Launcher | None = None) -> None:
         self.xp = xp
         self.separate = Launcher(xp, module_class)
-        """Never takes what follows a matrix product into the product's kernel."""
+        """A launcher that never fuses epilogues into matrix products."""
         self.launcher = launcher or self.separate
         self._blocks: dict[int, Any] = {}
 
     def random(self, shape: tuple[int, ...], storage: str, seed: int = 0) -> Any:
-        """Normal random numbers; beyond 4 million elements a drawn block repeats."""
+        """Normally distributed random numbers; a block of 4 million elements is repeated in larger arrays."""
         if seed not in self._blocks:
             self._blocks[seed] = self.xp.asarray(np.random.default_rng(seed).standard_normal(BLOCK, np.float32))
         block = self._blocks[seed].astype(DTYPES[storage])
@@ -88,24 +88,24 @@ class Device:
         return self.xp.empty(shape, dtype=DTYPES[storage])
 
     def free_bytes(self) -> int:
-        """Memory that can still be had."""
+        """Free memory in bytes."""
         raise NotImplementedError
 
     def refused(self) -> list[str]:
-        """Matrix products that cuBLASLt had no algorithm for, so that they were measured without it."""
+        """Messages on matrix products for which cuBLASLt has no algorithm, which were measured without it."""
         lt = self.launcher.lt
         return [] if lt is None else [f"cuBLASLt refuses {problem}: {why}" for problem, why in lt.refused.items()]
 
     def release(self) -> None:
-        """Give freed arrays' memory back to the card."""
+        """Return the memory of freed arrays to the GPU."""
 
     def time(self, call: Call, prepare: Call = _nothing) -> Timing | None:
-        """Time `call`; `prepare` runs before each, untimed. None in a rehearsal."""
+        """Time `call`; `prepare` is called before each call, untimed. None in a rehearsal."""
         raise NotImplementedError
 
 
 class Rehearsal(Device):
-    """The simulator: every call runs once, so the whole program is tried, and no time is taken."""
+    """The simulator: every call runs once, to test the whole program without timing."""
 
     rehearsal = True
 
@@ -126,7 +126,7 @@ class Rehearsal(Device):
 
 
 class Card(Device):
-    """The current NVIDIA card, through CuPy. `seconds`: how long one measurement goes on."""
+    """The current NVIDIA GPU, through CuPy. seconds: duration of one measurement."""
 
     def __init__(self, cupy: Any, *, seconds: float = 0.4) -> None:
         launcher, self.products = gpu_launcher(cupy)
@@ -155,7 +155,7 @@ class Card(Device):
         return summarize([self.xp.cuda.get_elapsed_time(start, stop) for start, stop in events])
 
     def synchronize(self) -> None:
-        """Wait for the card."""
+        """Wait for the GPU."""
         self.xp.cuda.Device().synchronize()
 
     def _enqueue(self, call: Call, start: Any, stop: Any, host_seconds: float) -> None:
@@ -166,7 +166,7 @@ class Card(Device):
         stop.record()
 
     def _once(self, call: Call, prepare: Call) -> tuple[float, float]:
-        """(seconds the host takes to enqueue a call, seconds of a whole repeat), after calls that warm up."""
+        """(host seconds to enqueue a call, seconds of a whole repetition), after warmup calls."""
         for _ in range(3):
             prepare()
             call()

@@ -1,14 +1,14 @@
-"""Damages the project's own kernels in one place at a time and reports the share that their tests catch.
+"""Mutation testing of the project's kernels: reports the share of mutants that their tests catch.
 
     python -m bench.mutation [FILE …] [--kinds A,B] [--limit N] [--seed N] [--seconds N] [--processes N]
                              [--again | --extend]
 
-Files are those of cuda/; all of them where none is named. Each mutant is judged by the file's tests in tests/ops/cuda,
-on the simulator with every memory access checked. A file's entry in bench/results/mutation.json is replaced when all of
-its mutants were tried, or a sample drawn by --limit. A run that was interrupted goes on where it was, as long as the
-kernel source, tests, CUDA operations and simulator are the same; --again forgets what was judged. After tests or checks
-were added, --extend takes over what was caught without them as long as the source itself is the same, and the result
-says how many. Exits with status 1 when less than 95% of the mutants that change anything are caught.
+Files are in cuda/; default: all. Each mutant is checked by the file's tests in tests/ops/cuda, on the simulator with
+every memory access checked. A file's entry in bench/results/mutation.json is replaced when all of its mutants, or the
+sample drawn by --limit, have been tried. An interrupted run resumes if the kernel source, tests, CUDA operations and
+simulator are unchanged; --again discards earlier verdicts. After tests or checks were added, --extend takes over the
+mutants caught without them if the source is unchanged; the result records their number. Exit status 1 if less than 95%
+of the mutants that are not equivalent are caught.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from bench.mutation.equivalent_mutants import EQUIVALENT
 from bench.paths import ROOT
 from cllm_gpu.ops.cuda import kernel_source
 from cllm_gpu.ops.registry import OPERATIONS, operations_on
-from cllm_gpu.utils.compiler import cache_directory, require_compiler
+from cllm_gpu.utils.compiler import require_compiler
+from cllm_gpu.utils.library_cache import cache_directory
 
-_WARM = (
+_PRELOADED = (
     "ml_dtypes",
     "threadpoolctl",
     "cllm_gpu.ops.cuda.device",
@@ -42,11 +43,11 @@ _WARM = (
     "cllm_gpu.model.transformer",
     "cllm_gpu.simulator",
 )
-"""What every check imports: once, before it is forked."""
+"""Modules that every check imports; imported once before the fork."""
 REQUIRED_SHARE = 0.95
 SECONDS_EACH = 1800.0
 TEST_SECONDS = 60.0
-"""Processor time that a test may take on a mutant; on the sound sources none takes a fifth of it."""
+"""Limit of a test's processor time on a mutant; on the original sources each test takes less than a fifth of it."""
 _ROWWISE, _FLAT, _SEQUENCE = (
     "tests/ops/cuda/test_layernorm_gelu_cross_entropy.py",
     "tests/ops/cuda/test_optimizer_steps.py",
@@ -56,9 +57,9 @@ _ATTENTION = tuple(f"tests/ops/cuda/test_{name}.py" for name in ("tiles", "atten
 _TURNS = (*_ATTENTION, "tests/ops/cuda/test_attention_fused.py")
 _ONE_KERNEL = "(in-one or counters or test_attention_fused)"
 Place = tuple[int, str]
-"""Where a mutant begins, and its kind."""
+"""Offset and kind of a mutant."""
 Found = tuple[str, float, bool]
-"""Verdict.how, seconds, and whether it was found with other tests than now."""
+"""Verdict.how, seconds, and whether the verdict is from a run with other tests."""
 
 TESTS: dict[str, tuple[str, ...]] = {
     "adam.cu": (_FLAT,),
@@ -88,11 +89,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "symmetry.cuh": ("tests/ops/cuda/test_symmetry.py",),
     "symmetry_bfloat16.cuh": ("tests/ops/cuda/test_symmetry.py", "-k", "bfloat16"),
 }
-"""Each source and the tests that answer for it."""
+"""Source → pytest arguments that select its tests."""
 
 
 class _Judge:
-    """A pytest plugin that runs the tests that caught most before first, and keeps the first failure's first line."""
+    """A pytest plugin that sorts tests by mutants caught before, and stores the first line of the first failure."""
 
     def __init__(self, caught: Mapping[str, int], seconds: float) -> None:
         self._caught, self._seconds = caught, seconds
@@ -113,9 +114,10 @@ class _Judge:
 
 
 def check(tests: Sequence[str], caught: Mapping[str, int], compiled: Path, folder: Path) -> None:
-    """Run the tests with the sources in `folder`, compiled into `compiled`, those that `caught` most before first.
+    """Run the tests on the sources in `folder`; `compiled` is the cache folder.
 
-    Raises AssertionError "test: what it said" with the first failure.
+    caught: test → number of mutants it caught before; these run first. Raises AssertionError "test: message" for the
+    first failure.
     """
     kernel_source.source_directory = lambda: folder
     kernel_source.load_source.cache_clear()
@@ -130,18 +132,18 @@ def check(tests: Sequence[str], caught: Mapping[str, int], compiled: Path, folde
 
 
 class Journal:
-    """Verdicts as they come in, kept in the cache until anything changes that they depend on."""
+    """Verdicts of a file's mutants, stored in the cache and valid while everything they depend on is unchanged."""
 
     def __init__(self, file: str, text: str, *, again: bool, extend: bool) -> None:
         folder, own = cache_directory() / "mutation", f"{file}-{record.digest([text])[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"{own}-{_state(file)}.jsonl"
+        self._path = folder / f"{own}-{_dependency_hash(file)}.jsonl"
         if again:
             self._path.unlink(missing_ok=True)
         self._there = {(mutant.start, mutant.kind): mutant for mutant in mutate.mutants(file, text)}
         self._verdicts = dict(_read(self._path))
         self.caught: Counter[str] = Counter()
-        """Test → mutants it caught."""
+        """Test → number of mutants it caught."""
         for how, _, _ in self._verdicts.values():
             self.caught[_test(how)] += 1
         for earlier in sorted(folder.glob(f"{own}-*.jsonl")) if extend else ():
@@ -149,7 +151,7 @@ class Journal:
         self._whole = sum(mutant.key not in EQUIVALENT for mutant in self._there.values())
 
     def _take_over(self, earlier: Path) -> None:
-        """What was caught with other tests."""
+        """Add mutants caught in an earlier run with other tests."""
         for place, (how, seconds, _) in _read(earlier):
             if how != "survived" and place not in self._verdicts:
                 self._keep(place, (how, seconds, True))
@@ -162,7 +164,7 @@ class Journal:
 
     @property
     def known(self) -> list[mutate.Verdict]:
-        """What was judged before."""
+        """The verdicts so far."""
         return [
             mutate.Verdict(self._there[place], how != "survived", how, seconds=seconds)
             for place, (how, seconds, _) in self._verdicts.items()
@@ -170,11 +172,11 @@ class Journal:
 
     @property
     def taken_over(self) -> int:
-        """Number of verdicts of runs with other tests."""
+        """Number of verdicts from runs with other tests."""
         return sum(taken for _, _, taken in self._verdicts.values())
 
     def add(self, verdict: mutate.Verdict) -> None:
-        """Keep a verdict and show it."""
+        """Store a verdict and print it."""
         mutant = verdict.mutant
         self._keep((mutant.start, mutant.kind), (verdict.how, round(verdict.seconds, 2), False))
         word = "caught" if verdict.caught else "SURVIVED"
@@ -191,16 +193,16 @@ def _test(how: str) -> str:
     return how.partition(": ")[0]
 
 
-def _state(file: str) -> str:
-    """Hash of all that a verdict on a mutant of `file` depends on."""
+def _dependency_hash(file: str) -> str:
+    """Hash of everything that a verdict on a mutant of `file` depends on."""
     python = [*(ROOT / "cllm_gpu" / "ops" / "cuda").rglob("*.py"), *(ROOT / "cllm_gpu" / "simulator").rglob("*.?pp")]
     python += [*(ROOT / "cllm_gpu" / "simulator").rglob("*.py"), *(ROOT / "cllm_gpu" / "simulator").rglob("*.h")]
-    paths = [*_relatives(file), *python, *(ROOT / name for name in record.test_files(TESTS[file]))]
+    paths = [*_related_sources(file), *python, *(ROOT / name for name in record.test_files(TESTS[file]))]
     return record.digest([*TESTS[file], *(path.read_text(encoding="utf-8") for path in sorted(paths))])[:32]
 
 
-def _relatives(file: str) -> list[Path]:
-    """The sources that are compiled with `file`: it, what it includes, what includes it, and what that includes."""
+def _related_sources(file: str) -> list[Path]:
+    """The sources compiled together with `file`: those that include it, and everything they include."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "cuda").iterdir()}
     included = {name: set(re.findall(r'#include "([^"]+)"', text)) for name, text in texts.items()}
 
@@ -213,19 +215,19 @@ def _relatives(file: str) -> list[Path]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", choices=[[], *TESTS], metavar="FILE")
-    parser.add_argument("--kinds", default="", help="such as 'barrier removed,wait removed'; all where none is named")
-    parser.add_argument("--limit", type=int, default=None, help="at most so many mutants of each file")
-    parser.add_argument("--seed", type=int, default=0, help="draws the mutants where there is a limit")
-    parser.add_argument("--seconds", type=float, default=None, help="time for each file; no limit where not given")
+    parser.add_argument("--kinds", default="", help="such as 'barrier removed,wait removed'; default: all")
+    parser.add_argument("--limit", type=int, default=None, help="maximum number of mutants per file")
+    parser.add_argument("--seed", type=int, default=0, help="seed for drawing mutants with --limit")
+    parser.add_argument("--seconds", type=float, default=None, help="time limit per file; default: none")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--sound", action="store_true", help="the tests pass with every access checked: begin at once")
-    parser.add_argument("--again", action="store_true", help="judge all anew")
-    parser.add_argument("--extend", action="store_true", help="tests were added: judge only what was not caught before")
+    parser.add_argument("--sound", action="store_true", help="skip the check of the original sources, known to pass")
+    parser.add_argument("--again", action="store_true", help="discard earlier verdicts")
+    parser.add_argument("--extend", action="store_true", help="after adding tests: try only mutants not caught before")
     return parser.parse_args()
 
 
 def judge(file: str, asked: argparse.Namespace, compiled: Path) -> mutate.Report:
-    """Try the mutants of one file; the result goes to the result file when all that were asked for were tried."""
+    """Try the mutants of one file; writes the result file if all requested mutants were tried."""
     text = (ROOT / "cuda" / file).read_text(encoding="utf-8")
     journal = Journal(file, text, again=asked.again, extend=asked.extend)
     report = mutate.run(
@@ -250,12 +252,12 @@ def judge(file: str, asked: argparse.Namespace, compiled: Path) -> mutate.Report
 
 
 def main() -> int:
-    """Run the files asked for and print their reports."""
+    """Run the requested files and print their reports."""
     asked = _arguments()
     os.chdir(ROOT)
     require_compiler()
     np.seterr(all="ignore")
-    for module in _WARM:
+    for module in _PRELOADED:
         importlib.import_module(module)
     total = mutate.Report()
     with tempfile.TemporaryDirectory() as compiled:

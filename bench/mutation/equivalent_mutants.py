@@ -1,7 +1,7 @@
-"""Mutations of the project's kernels that provably change nothing, each with the proof in a line.
+"""Mutants of the project's kernels that are provably equivalent to the original, each with a one-line proof.
 
-Keyed as mutation.Mutant.key: file, the line, the line after it, "before -> after", and which occurrence in the line.
-Where a key fits several places, the proof holds in each. "Adds nothing" is meant for finite numbers: 0 · x = 0.
+Keyed by mutate.Mutant.key: file, the line, the next line, "before -> after", and the number of the occurrence in the
+line. If a key matches several positions, the proof holds for each. "Adds nothing" assumes finite numbers: 0 · x = 0.
 """
 
 from __future__ import annotations

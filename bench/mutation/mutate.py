@@ -1,9 +1,8 @@
-"""Asks a kernel's tests how much they would notice: damages the source in one place at a time and runs them again.
+"""Mutation testing of kernels: changes the source in one place at a time and runs the tests on each mutant.
 
-Mutations: each barrier, wait and commit removed; each wait loosened by one group; each comparison's bound moved by one
-(`<` and `<=`, `>` and `>=` exchanged); each sign changed. A mutant is caught when the check raises, crashes or runs out
-of time. Sources must be written with spaces around binary operators, which is also how operators are told from
-template brackets and pointers.
+Mutations: remove a barrier, wait or commit; loosen a wait by one group; move the bound of a comparison by one (exchange
+`<` and `<=`, `>` and `>=`); change a sign. A mutant is caught if the check raises, crashes or times out. Sources must
+have spaces around binary operators, which distinguishes them from template brackets and pointers.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from pathlib import Path
 from cllm_gpu.utils.errors import UserError
 
 Key = tuple[str, str, str, str, int]
-"""What names a mutant: see Mutant.key."""
+"""Identifies a mutant: see Mutant.key."""
 Check = Callable[[Path], None]
-"""Takes a folder with all sources, one of them damaged; raises when it notices."""
+"""Called with a folder with all sources, one of them mutated; raises if it catches the mutant."""
 
 _HIDDEN = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|^[ \t]*#[^\n]*(?:\\\n[^\n]*)*', re.S | re.M)
 _PATTERNS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
@@ -41,7 +40,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], str]], ..
 
 @dataclass(frozen=True)
 class Mutant:
-    """One damaged place."""
+    """A mutation at one position."""
 
     file: str
     line: int
@@ -51,54 +50,54 @@ class Mutant:
     before: str
     after: str
     context: str
-    """The line as it stood."""
+    """The original line."""
     following: str
-    """The next line that is not empty."""
+    """The next nonempty line."""
     place: int
     """1 for the first mutation of this kind and text in its line, 2 for the next, …"""
 
     @property
     def key(self) -> Key:
-        """What names the mutant wherever its line moves to: file, line, line after, "before -> after", place."""
+        """Identifies the mutant independent of line numbers: file, line, next line, "before -> after", place."""
         return self.file, self.context, self.following, f"{self.before} -> {self.after}", self.place
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.kind}: {self.before!r} -> {self.after!r} in: {self.context}"
 
     def apply(self, text: str) -> str:
-        """The damaged text."""
+        """The mutated text."""
         return text[: self.start] + self.after + text[self.start + len(self.before) :]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the check made of a mutant."""
+    """The result of the check on a mutant."""
 
     mutant: Mutant
     caught: bool
     how: str
-    """The first line of the check's complaint; "timed out", "crashed", "survived", or why it is equivalent."""
+    """The first line of the check's error message; "timed out", "crashed", "survived", or why it is equivalent."""
     equivalent: bool = False
     seconds: float = 0.0
-    """By the clock."""
+    """Wall-clock time."""
 
 
 @dataclass
 class Report:
-    """The verdicts on all mutants that were tried."""
+    """The verdicts on all tried mutants."""
 
     verdicts: list[Verdict] = field(default_factory=list)
     untried: int = 0
-    """Mutants left out by the limit or for want of time."""
+    """Number of mutants not tried because of the limit or the time."""
 
     @property
     def counted(self) -> list[Verdict]:
-        """Verdicts on mutants that change what the kernel does."""
+        """Verdicts on mutants that are not equivalent to the original."""
         return [v for v in self.verdicts if not v.equivalent]
 
     @property
     def share(self) -> float:
-        """Part of them that was caught."""
+        """The fraction of `counted` that was caught."""
         return sum(v.caught for v in self.counted) / max(len(self.counted), 1)
 
     def __str__(self) -> str:
@@ -114,7 +113,7 @@ class Report:
 
 
 def mutants(file: str, text: str) -> list[Mutant]:
-    """Every mutation of a source, in order of place."""
+    """All mutants of a source, in order of position."""
     visible = _HIDDEN.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
     lines = text.split("\n")
     found: list[Mutant] = []
@@ -130,7 +129,7 @@ def mutants(file: str, text: str) -> list[Mutant]:
     return sorted(found, key=lambda m: (m.start, m.kind))
 
 
-# a < b ? a : b, either side perhaps in int(…): a minimum or maximum, the same with either comparison
+# a < b ? a : b, with optional int(…): a minimum or maximum, equivalent with either comparison
 _EXTREME = re.compile(
     r"(?:[=(,] ?)(?P<a>[^=(,?;]+) (?P<sign>[<>]=?) (?P<b>[^?;]+?) "
     r"\? (?:int\((?P=a)\)|(?P=a)) : (?:int\((?P=b)\)|(?P=b))(?=[;,)])"
@@ -138,7 +137,7 @@ _EXTREME = re.compile(
 
 
 def _changes_nothing(text: str, position: int) -> bool:
-    """The comparison belongs to `template < …`, or to a minimum or maximum written out."""
+    """Whether the comparison belongs to `template < …`, or to a minimum or maximum written as a conditional."""
     if text[:position].rstrip().endswith("template"):
         return True
     start = text.rfind("\n", 0, position) + 1
@@ -163,16 +162,15 @@ def run(
     known: Iterable[Verdict] = (),
     progress: Callable[[Verdict], None] | None = None,
 ) -> Report:
-    """Try mutants of `files` in `folder`; each runs in a forked process on a copy of the folder.
+    """Try mutants of `files` in `folder`; each is checked in a forked process on a copy of the folder.
 
-    kinds: the kinds of mutation to try; all where none is named. limit: at most so many that are not equivalent, drawn
-    with `seed` (all kinds alike); seconds: stop starting new ones after this time.
-    seconds_each: a check that takes longer is stopped and the mutant counts as caught; so is one that passes a limit it
-    sets itself by `limit_processor_time`.
-    sound_first: False where the check is known to pass on the sources as they are, which is tried first otherwise.
-    equivalent: Mutant.key to the reason why that mutation changes nothing. known: what an earlier, interrupted run
-    found. progress: called with each new verdict.
-    Raises UserError where there is no fork, or when the check complains about the sources as they are.
+    kinds: kinds of mutation to try; empty: all. limit: maximum number of mutants that are not equivalent, drawn with
+    `seed` regardless of kind. seconds: no new mutants are started after this time. seconds_each: time limit of a check,
+    at which the mutant counts as caught, as it does at a limit set by `limit_processor_time`. sound_first: check the
+    original sources first; False if they are known to pass. equivalent: Mutant.key → reason why the mutation changes
+    nothing. known: verdicts of an earlier, interrupted run. progress: called with each new verdict.
+
+    Raises UserError if the platform has no fork, or if the check fails on the original sources.
     """
     if not hasattr(os, "fork"):
         raise UserError("mutation runs need os.fork, which Windows does not have")
@@ -216,7 +214,7 @@ class _Child:
 
 
 class _Runner:
-    """Runs the check in forked processes, a few at a time."""
+    """Runs the check in forked processes, several at a time."""
 
     def __init__(self, folder: Path, scratch: Path, check: Check, seconds_each: float, processes: int) -> None:
         self._folder, self._scratch, self._check = folder, scratch, check
@@ -224,13 +222,13 @@ class _Runner:
         self._count = 0
 
     def judge_sound(self) -> str:
-        """The check's complaint about the sources as they are; empty when it passes."""
+        """The check's error message on the original sources; empty if it passes."""
         child = self._start(None, "")
         verdict = self._wait([child])[1]
         return "" if verdict == "survived" else verdict
 
     def judge_all(self, waiting: list[Mutant], texts: Mapping[str, str], deadline: float | None) -> Iterable[Verdict]:
-        """Verdicts in the order in which they come in."""
+        """Yields verdicts in order of completion."""
         running: list[_Child] = []
         queue = list(reversed(waiting))
         while queue or running:
@@ -260,7 +258,7 @@ class _Runner:
         return _Child(process, pipe, time.monotonic(), self._seconds_each, mutant, folder)
 
     def _wait(self, running: list[_Child]) -> tuple[_Child, str]:
-        """Wait for one of the children to end, or end the one that is out of time."""
+        """Wait for a child to exit, or kill the one that is out of time."""
         while True:
             first = min(running, key=lambda child: child.deadline)
             ready, _, _ = select.select([c.pipe for c in running], [], [], max(first.deadline - time.monotonic(), 0))
@@ -275,15 +273,16 @@ class _Runner:
 
 
 def _end(status: int) -> str:
-    """How a child ended that said nothing."""
+    """The verdict on a child that exited without a message."""
     out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
     return "survived" if status == 0 else "timed out" if out_of_time else "crashed"
 
 
 def limit_processor_time(seconds: float) -> None:
-    """For a check: this process may compute for so long from now on, or "timed out" is the verdict.
+    """For use in a check: limit the processor time of this process from now on; exceeding it counts as "timed out".
 
-    A busy machine hardly stretches the processor's time. Whole seconds count, rounded up. A later call replaces it.
+    Unlike wall-clock time, processor time hardly depends on other load. Rounded up to whole seconds. Replaces earlier
+    limits.
     """
     import resource  # not there on Windows
 
@@ -294,7 +293,7 @@ def limit_processor_time(seconds: float) -> None:
 
 
 def _child_main(check: Check, folder: Path, pipe: int) -> None:
-    """Body of a forked process: the complaint goes into the pipe; never returns."""
+    """Body of a forked process: writes the error message to the pipe and never returns."""
     status = 1
     try:
         os.setpgrp()

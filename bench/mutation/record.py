@@ -1,7 +1,7 @@
-"""The committed result of the mutation run: one entry per source, merged as runs of single files finish.
+"""The committed result of mutation testing: one entry per source, merged when the run of a source finishes.
 
-An entry says what was judged (a hash of the source, of its mutants and of each test's file), by what, and what came of
-it. It is stale once the source's mutants are no longer the ones judged; comments may change.
+An entry records what was tested (hashes of the source, of its mutants and of each test file), with which tests, and the
+results. It is stale if the mutants of the source are no longer the same; comments may change.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Entry = dict[str, Any]
 
 
 def load() -> dict[str, Any]:
-    """The result file; without entries where there is none yet."""
+    """The content of the result file; without entries if the file does not exist."""
     return json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"files": {}}
 
 
 def digest(parts: Iterable[str]) -> str:
-    """SHA-256 of texts, their ends told apart."""
+    """SHA-256 of several texts, including their lengths."""
     whole = hashlib.sha256()
     for part in parts:
         data = part.encode()
@@ -44,12 +44,12 @@ def digest(parts: Iterable[str]) -> str:
 
 
 def mutants_digest(file: str, text: str) -> str:
-    """Hash of all mutants' keys, in order of place: the same as long as only comments change."""
+    """Hash of the keys of all mutants, in order of position: unchanged if only comments change."""
     return digest(json.dumps(mutant.key) for mutant in mutants(file, text))
 
 
 def test_files(tests: Sequence[str]) -> list[str]:
-    """The files among pytest's arguments, and those beside them that are no tests but help them."""
+    """The test files among pytest's arguments, and the helper files in their folders."""
     named = [name for name in tests if name.endswith(".py")]
     folders = {Path(name).parent for name in named} | {Path("tests")}
     helpers = [path.as_posix() for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
@@ -57,8 +57,8 @@ def test_files(tests: Sequence[str]) -> list[str]:
     return [*named, *sorted(name for name in relative if not Path(name).name.startswith("test_"))]
 
 
-def way(how: str) -> str:
-    """By what a mutant was caught: a kind of the simulator's findings, or "wrong result" and the like."""
+def cause(how: str) -> str:
+    """What caught a mutant: a kind of the simulator's errors, "wrong result", "timed out", "crashed" and the like."""
     if how in ("timed out", "crashed"):
         return how
     if found := _FINDING.search(how):
@@ -67,7 +67,7 @@ def way(how: str) -> str:
 
 
 def entry(file: str, text: str, tests: Sequence[str], report: Report, taken_over: int) -> Entry:
-    """What is kept of a whole run over one source; `taken_over` verdicts are of runs with fewer tests."""
+    """The entry of a complete run over one source. taken_over: number of verdicts from runs with fewer tests."""
     kinds = dict.fromkeys(sorted({v.mutant.kind for v in report.verdicts}))
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -81,7 +81,7 @@ def entry(file: str, text: str, tests: Sequence[str], report: Report, taken_over
         "untried": report.untried,
         "taken_over": taken_over,
         "kinds": {kind: _counts(v for v in report.verdicts if v.mutant.kind == kind) for kind in kinds},
-        "ways": dict(Counter(way(v.how) for v in report.verdicts if v.caught).most_common()),
+        "ways": dict(Counter(cause(v.how) for v in report.verdicts if v.caught).most_common()),
         "survivors": [_place(v.mutant) for v in report.counted if not v.caught],
         "equivalent": [_place(v.mutant) | {"reason": v.how} for v in report.verdicts if v.equivalent],
     }
@@ -101,19 +101,19 @@ def _place(mutant: Mutant) -> dict[str, Any]:
 
 
 def machine() -> dict[str, str]:
-    """Versions, compiler and processor."""
+    """Versions, compiler and processor, for an entry."""
     return environment() | {"compiler": compiler_version(require_compiler()), "processor": processor()}
 
 
 def merge(file: str, new: Entry, there: Iterable[str]) -> None:
-    """Write `new` as the entry of `file` and drop entries of sources that are not `there` any more."""
+    """Write `new` as the entry of `file`, and remove entries of sources that are not in `there`."""
     kept = {name: old for name, old in load()["files"].items() if name in set(there) and name != file}
     files = dict(sorted((kept | {file: new}).items()))
     write_atomically(RESULT, json.dumps({"total": total(files), "files": files}, indent=1, ensure_ascii=False) + "\n")
 
 
 def total(files: Mapping[str, Entry]) -> dict[str, Any]:
-    """Counts and share over all entries."""
+    """Total counts, and the share that was caught, over `files`."""
     counts: Counter[str] = Counter()
     for found in files.values():
         for kind in found["kinds"].values():
@@ -130,7 +130,7 @@ def total(files: Mapping[str, Entry]) -> dict[str, Any]:
 
 
 def table() -> str:
-    """The result as a Markdown table."""
+    """The results as a Markdown table."""
     found = load()
     rows = {file: total({file: one}) for file, one in found["files"].items()}
     lines = ["| source | mutants | equivalent | tried | caught | share |", "|---|---:|---:|---:|---:|---:|"]
@@ -144,4 +144,4 @@ def table() -> str:
         ways.update(one["ways"])
     spoken = ", ".join(f"{name} {count}" for name, count in ways.most_common())
     hours = found["total"]["seconds"] / 3600
-    return "\n".join([*lines, "", f"Caught by: {spoken}. One after another they took {hours:.1f} hours."])
+    return "\n".join([*lines, "", f"Caught by: {spoken}. Total time: {hours:.1f} hours."])

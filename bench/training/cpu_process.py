@@ -1,4 +1,4 @@
-"""One side of `bench.training.cpu_training`, in a process of its own: trains a model, prints what it measured as JSON.
+"""One side of `bench.training.cpu_training`, in a separate process: trains a model and prints measurements as JSON.
 
 Both sides start from the same weights and see the same batches, so their losses must agree.
 """
@@ -25,7 +25,7 @@ RATE, WEIGHT_DECAY, CLIP, WARMUP = 1e-3, 0.01, 1.0, 3
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A model and its batch."""
+    """A model and its batch size."""
 
     vocabulary: int
     length: int
@@ -46,7 +46,7 @@ SIZES = {"C384": Size(256, 256, 384, 6, 6, 8), "C128": Size(256, 64, 128, 4, 4, 
 
 
 class Ours:
-    """The package's own step: gradients by worker threads, clipping, AdamW."""
+    """This package's training step: gradients by worker threads, clipping, AdamW."""
 
     def __init__(self, size: Size, backend: str, threads: int, recompute: Recompute = "none") -> None:
         from cllm_gpu.backend import get_backend
@@ -126,12 +126,12 @@ class Torch:
 
 
 def peak_bytes() -> int:
-    """Largest resident size of this process so far."""
+    """Peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> None:
-    """Train `steps` steps after a few warm ones and print the result."""
+    """Train `steps` steps after a few warmup steps and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("side", choices=["torch", "numpy", "native"])
     parser.add_argument("size", choices=SIZES)

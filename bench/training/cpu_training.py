@@ -1,8 +1,8 @@
-"""Training on a CPU beside the same model in PyTorch: tokens/s, peak memory, and the time to the first step.
+"""Compares training on a CPU with the same model in PyTorch: tokens/s, peak memory, and the time to the first step.
 
-Every contestant trains in a process of its own; rounds take them in turn (A B C D, A B C D, …), so that whatever else
-the machine does falls on all alike, and a ratio is the median of the rounds' ratios. Writes
-bench/results/cpu_training.json and prints a table. Needs the extras `witness` (PyTorch) and, for its row, `mkl`.
+Every side trains in a separate process; rounds alternate between them (A B C D, A B C D, …), so that other load affects
+all of them equally, and a ratio is the median of the rounds' ratios. Writes bench/results/cpu_training.json and prints
+a table. Needs the extras `witness` (PyTorch) and, for its row, `mkl`.
 
     python -m bench.training.cpu_training [--rounds 5] [--threads 2]
 """
@@ -34,13 +34,13 @@ CONTESTANTS = {
     "native + mkl": ("native", {"CLLM_MKL": "1"}),
 }
 STEPS = {"C384": 6, "C128": 60}
-LOSS_TOLERANCE = 1e-3  # float32 over a few Adam steps; a different model or rate is off by more at once
+LOSS_TOLERANCE = 1e-3  # float32 over a few Adam steps; another model or learning rate differs by more immediately
 QUIET_LOAD = 0.5
 BARS = {"speed": 1.2, "memory": 1.0, "startup_seconds": 1.0}
 
 
 def installed(package: str) -> str | None:
-    """Version of a distribution, or None."""
+    """Version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -48,7 +48,7 @@ def installed(package: str) -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine and versions, for the result file."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -60,7 +60,7 @@ def machine() -> dict[str, Any]:
 
 
 def run_side(name: str, size: str, threads: int) -> dict[str, Any]:
-    """One process of one contestant."""
+    """Run one process of one side."""
     side, environment = CONTESTANTS[name]
     command = [sys.executable, "-m", "bench.training.cpu_process", side, size, str(STEPS[size]), str(threads)]
     started = time.time()
@@ -73,7 +73,7 @@ def run_side(name: str, size: str, threads: int) -> dict[str, Any]:
 
 
 def measure(size: str, names: list[str], rounds: int, threads: int) -> dict[str, Any]:
-    """All rounds of one size, summed up."""
+    """Run all rounds of one size and summarise them."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names:
@@ -87,7 +87,7 @@ def measure(size: str, names: list[str], rounds: int, threads: int) -> dict[str,
 
 
 def summary(results: list[dict[str, Any]], witness: list[dict[str, Any]], size: str) -> dict[str, Any]:
-    """Medians of one contestant, and its ratios to PyTorch in the same round."""
+    """Medians of one side, and its ratios to PyTorch in the same round."""
     shape = SIZES[size]
     seconds = statistics.median(result["step_seconds"] for result in results)
     pairs = list(zip(results, witness, strict=True))
@@ -109,9 +109,9 @@ def summary(results: list[dict[str, Any]], witness: list[dict[str, Any]], size: 
 
 
 def command_startup(names: list[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds from starting `cllm-gpu train` to the first line of its metrics (the first step done), data prepared.
+    """Seconds from starting `cllm-gpu train` to the first line of its metrics (after the first step), by side.
 
-    The first run of all (which may compile the library and prepare the data) is not counted.
+    The first round, which may compile the library and prepare the data, is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in names if name != "PyTorch"}
     for number in range(rounds + 1):
@@ -127,7 +127,7 @@ def _time_to_first_step(backend: str, environment: dict[str, str]) -> float:
         metrics = Path(folder) / "run" / "metrics.jsonl"
         command = [sys.executable, "-m", "cllm_gpu", "train", "--backend", backend, "--output", str(metrics.parent),
                    "--training.steps", "2", "--training.sample-tokens", "0"]  # fmt: skip
-        # as for any user, compiled modules are kept from one start to the next
+        # keep compiled Python modules between starts, as for any user
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         start = time.perf_counter()
         with subprocess.Popen(
@@ -144,7 +144,7 @@ def _time_to_first_step(backend: str, environment: dict[str, str]) -> float:
 
 
 def print_table(report: dict[str, Any]) -> None:
-    """What was measured, a line for each contestant."""
+    """Print the results, a line per side."""
     for size, rows in report["sizes"].items():
         shape = ", ".join(f"{key} {value}" for key, value in vars(SIZES[size]).items())
         print(f"\n{size} ({shape}), float32, {report['threads']} threads")
@@ -161,7 +161,7 @@ def print_table(report: dict[str, Any]) -> None:
 
 
 def meets_bars(report: dict[str, Any], name: str) -> bool:
-    """Whether a contestant meets every bar at every size."""
+    """Whether a side meets every target at every size."""
     startup = report["command_to_first_step_seconds"].get(name)
     return bool(startup) and all(
         rows[name]["speed_ratio"] >= BARS["speed"]
@@ -174,8 +174,8 @@ def meets_bars(report: dict[str, Any], name: str) -> bool:
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each contestant at each size")
-    parser.add_argument("--threads", type=int, default=2, help="threads of every contestant")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each side at each size")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each side")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="which models")
     parser.add_argument("--output", type=Path, default=RESULTS / "cpu_training.json")
     options = parser.parse_args()

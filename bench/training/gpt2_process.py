@@ -1,8 +1,9 @@
-"""One side of `bench.training.gpt2_training`, in a process of its own: trains a model at one batch, prints what it saw.
+"""One side of `bench.training.gpt2_training`, in a separate process: trains a model at one batch size, prints the
+result.
 
     python -m bench.training.gpt2_process ours 124M 64
 
-Both sides start from the same weights and see the same batches of random tokens, so their losses must agree.
+Both sides start from the same weights and get the same batches of random tokens, so their losses must agree.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 from cllm_gpu.backend import Backend, get_backend
 from cllm_gpu.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import Batches, Dataset
-from cllm_gpu.data.tokens import TokenSource, narrow
+from cllm_gpu.data.tokens import TokenSource, compact_ids
 from cllm_gpu.devices.energy import EnergyMeter, find_meter
 from cllm_gpu.model.architecture import SIZES as NAMED
 from cllm_gpu.model.architecture import Architecture
@@ -37,16 +38,16 @@ SIDES: tuple[Side, ...] = ("ours", "PyTorch")
 SEED = 1
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 CHECKED = 20
-"""First steps: they compile, choose, capture and warm up, untimed; their losses are compared."""
+"""First steps, which are not timed (compilation, autotuning, capture, warmup); their losses are compared."""
 WINDOWS = 5
 OUT_OF_MEMORY = "out of memory"
 NOT_COMPILED = "not compiled"
-"""Begins the note on PyTorch's side where torch.compile does not work: shown, and no bar is held against it."""
+"""Start of the note on PyTorch's side if torch.compile does not work; no target is evaluated against it then."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A model, the batches to try, and how long a timed window is."""
+    """A model, the batch sizes to try, and the length of a timed window."""
 
     vocabulary: int
     context: int
@@ -54,7 +55,7 @@ class Size:
     heads: int
     width: int
     batches: tuple[int, ...]
-    """Sequences per step, from large to small."""
+    """Batch sizes in descending order."""
     window_tokens: int
     rate: float
     data_tokens: int = 1 << 22
@@ -67,7 +68,7 @@ class Size:
         )  # fmt: skip
 
     def window_steps(self, batch: int) -> int:
-        """Steps of a timed window."""
+        """Number of steps in a timed window."""
         return max(2, self.window_tokens // (batch * self.context))
 
 
@@ -76,58 +77,58 @@ SIZES = {
     "124M": Size(50_304, batches=(64, 32, 16, 8), window_tokens=1 << 19, rate=3e-4, **NAMED["gpt2"]),
     "350M": Size(50_304, batches=(32, 16, 8, 4), window_tokens=1 << 18, rate=3e-4, **NAMED["gpt2-medium"]),
 }
-"""The small size over bytes at B=4, T=256, and GPT-2's first two with the vocabulary padded to a multiple of 128."""
+"""The size small on bytes at B=4, T=256, and the two smallest GPT-2 with the vocabulary padded to a multiple of 128."""
 _TOY = Size(64, 16, 2, 2, 32, (4,), window_tokens=64, rate=3e-3, data_tokens=1 << 12)
 REHEARSED = {"10M": _TOY, "124M": dataclasses.replace(_TOY, batches=(4, 2)), "350M": _TOY}
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a side's training gave."""
+    """The measurements of one side."""
 
     losses: list[float]
-    """Of the first CHECKED steps, nats."""
+    """Losses of the first CHECKED steps in nats."""
     seconds: list[float]
-    """Of each timed window."""
+    """Seconds of each timed window."""
     held_bytes: int | None
-    """What the card has less of at the end than at the start; allocators keep what they once had. None on a CPU."""
+    """Decrease of the GPU's free memory from start to end, including allocator reserves; None on a CPU."""
     description: str
     peak: tuple[float, str] | None = None
-    """FLOP/s and where they are from, as our side knows them of the card."""
+    """Peak FLOP/s of the GPU and their source; only on our side."""
     joules: float | None = None
-    """That the card took over all timed windows; None where it does not count."""
+    """Energy of all timed windows; None if the GPU has no energy counter."""
     note: str = ""
-    """Why these figures are not what they are meant to be."""
+    """Reason why the figures are not valid for comparison; empty if they are."""
 
 
 def random_tokens(size: Size, count: int, seed: int = SEED) -> TokenSource:
-    """Random tokens, small ids more often (V·u³, u uniform), so that there is something to learn at once."""
+    """Random tokens with frequent small ids (V·u³, u uniform), so that the loss falls from the start."""
     uniform = np.random.default_rng(seed).random(count)
     ids = (size.vocabulary * uniform**3).astype(np.uint32)
-    return TokenSource("random tokens", [narrow(ids, size.vocabulary)], vocabulary=size.vocabulary)
+    return TokenSource("random tokens", [compact_ids(ids, size.vocabulary)], vocabulary=size.vocabulary)
 
 
 class Energy:
-    """What the card takes between the first and the last reading."""
+    """Energy consumption of the GPU between the first and the last reading."""
 
     def __init__(self, meter: EnergyMeter | None) -> None:
         self._meter = meter
         self._read: list[float | None] = []
 
     def read(self) -> None:
-        """Once at the beginning of what is timed and once at its end: the counter is slower than a step."""
+        """Read the counter. Call only at the start and end of the timed part: the counter is slower than a step."""
         self._read.append(None if self._meter is None else self._meter.joules())
 
     @property
     def joules(self) -> float | None:
-        """None where there is no counter or a reading failed."""
+        """The energy in joules; None if there is no counter or a reading failed."""
         known = [joules for joules in self._read if joules is not None]
         return known[-1] - known[0] if len(known) == len(self._read) > 1 else None
 
 
 class _Clock:
-    """A `reporter.Reporter` that notes when each step was done, and reads the energy where the timed ones begin and
-    end."""
+    """A `reporter.Reporter` that records when each step finished, and the energy at the start and end of the timed
+    steps."""
 
     def __init__(self, energy: Energy, last: int) -> None:
         self.times: list[float] = []
@@ -147,7 +148,7 @@ class _Clock:
 
 
 def windows(times: list[float], steps: int) -> list[float]:
-    """Seconds of the windows of so many steps after the first CHECKED, from the times at which steps were done.
+    """Seconds of the windows of `steps` steps after the first CHECKED. times: when each step finished.
 
     >>> windows([float(t) for t in range(CHECKED + 2 * WINDOWS)], 2)
     [2.0, 2.0, 2.0, 2.0, 2.0]
@@ -157,7 +158,7 @@ def windows(times: list[float], steps: int) -> list[float]:
 
 
 def our_backend(*, rehearse: bool) -> Backend:
-    """What our side trains on."""
+    """The backend of our side."""
     return get_backend("simulator" if rehearse else "cupy", precision="bf16")
 
 
@@ -165,7 +166,7 @@ def our_trainer(
     size: Size, batch: int, backend: Backend, reporter: Reporter, *, steps: int, capture: bool = True,
     checkpoint_every: int = 0,
 ) -> Trainer:  # fmt: skip
-    """`cllm-gpu train --precision bf16` of random tokens, without its files."""
+    """A trainer configured as `cllm-gpu train --precision bf16`, on random tokens, without output files."""
     config = Config(
         model=ModelConfig.of(size.architecture()),
         optimizer=OptimizerConfig(
@@ -185,7 +186,7 @@ def our_trainer(
 
 
 def train_ours(size: Size, batch: int, *, rehearse: bool) -> Run:
-    """Steps run ahead, captured and replayed."""
+    """Train our side: steps run ahead, captured and replayed."""
     before = None if rehearse else _free_for_cupy()
     backend, steps = our_backend(rehearse=rehearse), CHECKED + WINDOWS * size.window_steps(batch)
     energy = Energy(None if rehearse else find_meter())
@@ -215,14 +216,14 @@ def _free_for_cupy() -> int:
 
 
 def train_torch(size: Size, batch: int, *, rehearse: bool) -> Run:
-    """The same training in PyTorch, as bench/training/nanogpt.py has it."""
+    """Train the PyTorch side, with the model of bench/training/nanogpt.py."""
     import torch
 
     from bench.training import nanogpt
 
     device = "cpu" if rehearse else "cuda"
     before = None if rehearse else torch.cuda.mem_get_info()[0]
-    if not rehearse:  # a rehearsal leaves the process as it was
+    if not rehearse:  # a rehearsal does not change global settings
         torch.set_float32_matmul_precision("high")
     model = nanogpt.NanoGPT(size.architecture())
     layout = Layout(parameter_specs(size.architecture()), np.float32)
@@ -242,10 +243,10 @@ def train_torch(size: Size, batch: int, *, rehearse: bool) -> Run:
 
 
 def compiler_trouble(torch: Any) -> str | None:
-    """Why torch.compile does not work here (it needs Triton and a C compiler), in one line; None where it does."""
+    """Why torch.compile does not work (it needs Triton and a C compiler), in one line; None if it works."""
     try:
         torch.compile(lambda x: 2 * x + 1, dynamic=False)(torch.ones(8, device="cuda"))
-    except Exception as error:  # of Triton, Inductor, the compiler: each has its own
+    except Exception as error:  # Triton, Inductor and the compiler each have their own exceptions
         lines = str(error).strip().splitlines()
         return f"{NOT_COMPILED}: {type(error).__name__}: {lines[0][:120] if lines else ''}"
     return None
@@ -253,7 +254,7 @@ def compiler_trouble(torch: Any) -> str | None:
 
 @contextlib.contextmanager
 def _one_thread(torch: Any) -> Iterator[None]:
-    """Several would wait for each other for longer than a toy size computes."""
+    """Limit PyTorch to one thread: at toy sizes, synchronising several takes longer than the computation."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -263,7 +264,7 @@ def _one_thread(torch: Any) -> Iterator[None]:
 
 
 class TorchLoop:
-    """Steps as nanoGPT takes them: the next batch is copied while this one is computed, the host waits for nothing."""
+    """Training loop like nanoGPT's: the next batch is copied during the computation, and the host never waits."""
 
     def __init__(
         self, torch: Any, compiled: Any, model: Any, optimizer: Any, batches: Batches, device: str, energy: Energy
@@ -272,7 +273,7 @@ class TorchLoop:
         self._optimizer, self._batches, self._device, self._energy = optimizer, batches, device, energy
 
     def run(self, checked: int, steps: int) -> tuple[list[float], list[float]]:
-        """(losses of the first `checked` steps, times at their end and at the end of each window of `steps`)."""
+        """(losses of the first `checked` steps, times at their end and at the end of each window of `steps` steps)."""
         losses, times = [], []
         following = self._batch(0)
         for step in range(checked + WINDOWS * steps):
@@ -317,7 +318,7 @@ TRAIN: dict[Side, Callable[..., Run]] = {"ours": train_ours, "PyTorch": train_to
 
 
 def measure_side(side: Side, name: str, batch: int, *, rehearse: bool) -> dict[str, Any]:
-    """A row of the result, without what needs the other side. A rehearsal's has no times."""
+    """A row of the result, without the figures that need the other side; without times in a rehearsal."""
     size = (REHEARSED if rehearse else SIZES)[name]
     row: dict[str, Any] = empty_row(side, name, batch)
     try:
@@ -342,18 +343,18 @@ def measure_side(side: Side, name: str, batch: int, *, rehearse: bool) -> dict[s
 
 
 def says_no_memory(error: Exception) -> bool:
-    """Whether the card's memory is what was missing: cupy and torch have errors of their own for it."""
+    """Whether `error` is an out-of-memory error of CuPy or PyTorch."""
     return OUT_OF_MEMORY in str(error).lower() or "OutOfMemory" in type(error).__name__
 
 
 def empty_row(side: Side, name: str, batch: int, note: str = "") -> dict[str, Any]:
-    """A row in which nothing was measured."""
+    """A row without measurements."""
     nothing = dict.fromkeys(("tokens_per_second", "watts", "joules_per_token", "held_bytes", "description", "peak"))
     return {"side": side, "size": name, "batch": batch, **nothing, "windows": [], "losses": [], "note": note}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure one side; what it says goes to standard error, the row alone to standard output."""
+    """Measure one side. Messages go to standard error, the row to standard output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("size", choices=list(SIZES))

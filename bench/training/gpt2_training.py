@@ -1,13 +1,13 @@
-"""Trains a 10M model and GPT-2 124M and 350M on one card, beside the same models in PyTorch, in one run.
+"""Trains a 10M model and GPT-2 124M and 350M on one GPU, compared with the same models in PyTorch, in one run.
 
     python -m bench.training.gpt2_training             prints tables; bench/results/gpt2_training-<card>-<date>.json
-    python -m bench.training.gpt2_training --rehearse  every line at toy sizes without a card; times and writes nothing
+    python -m bench.training.gpt2_training --rehearse  runs everything at toy sizes without a GPU; times, writes nothing
 
 Ours: `cllm-gpu train --precision bf16`, steps captured and replayed. PyTorch: bench/training/nanogpt.py, compiled,
-flash attention, fused AdamW, bf16 autocast. Same weights, same batches, same number of tokens; each side at each batch
-in a process of its own, with the two largest batches that fit: first the largest of every model, then the kernels of a
-step of 124M by class (bench/training/step_profile.py), then the next batch of each. tokens/s: the median of windows
-after a warm-up. Memory: what the card has less of at the end."""
+flash attention, fused AdamW, bf16 autocast. Same weights, batches and number of tokens; each side runs each batch size
+in a separate process, with the two largest batch sizes that fit: first the largest of every model, then the kernels of
+a step of 124M by class (bench/training/step_profile.py), then the next batch size of each. tokens/s: the median of
+windows after a warmup. Memory: the decrease of the GPU's free memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from bench.gpu_check.subprocesses import TIMED_OUT, Finished, last_line, module,
 from bench.kernels import report
 from bench.paths import RESULTS, ROOT
 from bench.training.gpt2_process import OUT_OF_MEMORY, REHEARSED, SIDES, SIZES, Side, Size, empty_row, measure_side
-from bench.training.gpt2_targets import TABLES, best, training_bars, trouble
+from bench.training.gpt2_targets import TABLES, best, failures, training_bars
 from bench.training.step_profile import empty_profile, profile, profile_text
 from cllm_gpu.devices import driver
 from cllm_gpu.devices.peak_flops import Peak
@@ -38,17 +38,17 @@ from cllm_gpu.training.mfu import Throughput
 LOGS = ROOT / "build" / "gpu-check"
 LEFT_OUT = "not measured: out of time"
 BATCHES = 2
-"""Of each side and model: the largest that fit. The best is one of them, and compiling takes most of the time."""
+"""Batch sizes per side and model, the largest that fit: one of them is the best, and compilation takes most time."""
 ORDER = ("124M", "10M", "350M")
-"""The most asked for first: what is out of time is the end of it."""
+"""Order of importance: the last ones are omitted if time runs out."""
 PROFILED = "124M"
 LEAST_SECONDS = 5.0
-"""With less time left nothing is begun."""
+"""Nothing is started with less time left."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train beside PyTorch on this machine's card.")
+    parser = argparse.ArgumentParser(description="Compare training with PyTorch on this machine's GPU.")
     parser.add_argument("--rehearse", action="store_true", help="run everything at toy sizes, time nothing")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(ORDER), help="which models")
     parser.add_argument("--batches", type=int, default=BATCHES, help="of each side and model, the largest that fit")
@@ -59,7 +59,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def row_of(finished: Finished, side: Side, name: str, batch: int) -> dict[str, Any]:
-    """What a side's process printed, or a note on how it ended."""
+    """The row printed by a side's process, or a row with a note on how it ended."""
     if finished.status == TIMED_OUT:
         return empty_row(side, name, batch, LEFT_OUT)
     if finished.status != 0:
@@ -69,13 +69,13 @@ def row_of(finished: Finished, side: Side, name: str, batch: int) -> dict[str, A
 
 
 def measure(side: Side, name: str, batch: int, seconds: float) -> dict[str, Any]:
-    """One side at one batch, in a process of its own so that neither finds the other's memory taken."""
+    """Measure one side at one batch size, in a separate process so that memory is not shared with the other side."""
     command = module("bench.training.gpt2_process", side, name, str(batch))
     return row_of(run_program(command, seconds, LOGS / f"{side}-{name}-{batch}.log"), side, name, batch)
 
 
 def measure_profile(name: str, batch: int, seconds: float) -> dict[str, Any]:
-    """The kernels of a model's steps by class, in a process of their own."""
+    """Profile the kernels of a model's steps by class, in a separate process."""
     command = module("bench.training.step_profile", name, str(batch))
     finished = run_program(command, seconds, LOGS / f"profile-{name}-{batch}.log")
     if finished.status == TIMED_OUT:
@@ -87,7 +87,7 @@ def measure_profile(name: str, batch: int, seconds: float) -> dict[str, Any]:
 
 
 class Measurements:
-    """What is measured in one run, in the order in which it is worth most; every result is written as it comes."""
+    """The measurements of one run, in order of importance; every result is written as soon as it is available."""
 
     def __init__(self, options: argparse.Namespace, sides: tuple[Side, ...], about: dict[str, Any]) -> None:
         self._options, self._sides, self._about = options, sides, about
@@ -96,10 +96,10 @@ class Measurements:
         self._untried = {(side, name): list(self._sizes[name].batches) for name in options.sizes for side in sides}
         self.rows: list[dict[str, Any]] = []
         self.profile: dict[str, Any] | None = None
-        """Of PROFILED at our best batch of the first round; None where it was not asked for or had no row."""
+        """The profile of PROFILED at our best batch size of the first round; None if that was not measured."""
 
     def run(self) -> None:
-        """Everything. What does not fit, and what is out of time, says so."""
+        """Measure everything; rows that do not fit into memory or time get a note."""
         for turn in range(self._options.batches):
             for name in self._options.sizes:
                 for side in self._sides:
@@ -108,7 +108,7 @@ class Measurements:
                 self._profile()
 
     def _largest_untried(self, side: Side, name: str) -> None:
-        """The largest batch that has not been tried; while one does not fit, the next."""
+        """Measure the largest untried batch size that fits."""
         batches = self._untried[side, name]
         while batches:
             batch = batches.pop(0)
@@ -144,12 +144,12 @@ class Measurements:
 
 
 def step_milliseconds(row: Mapping[str, Any]) -> float:
-    """Of a step of a row that was timed."""
+    """Step time of a timed row in milliseconds."""
     return 1e3 * row["batch"] * SIZES[row["size"]].context / row["tokens_per_second"]
 
 
 def add_utilisation(rows: list[dict[str, Any]]) -> None:
-    """MFU of every row, by one formula and over the one peak that our side knows of the card."""
+    """Add the MFU to every row, by the same formula and with the peak of the GPU known from our side."""
     peaks = [row["peak"] for row in rows if row["peak"]]
     for row in rows:
         speed, row["mfu"] = row["tokens_per_second"], None
@@ -161,7 +161,7 @@ def add_utilisation(rows: list[dict[str, Any]]) -> None:
 def write(
     options: argparse.Namespace, about: dict[str, Any], rows: list[dict[str, Any]], found: dict[str, Any] | None
 ) -> None:
-    """The result so far, with the profile that was found: a run that is cut short keeps what it measured."""
+    """Write the results so far and the profile, so that an interrupted run keeps its measurements."""
     if options.rehearse:
         return
     shapes = {name: vars(SIZES[name]) | {"flop_per_token": flop_per_token(SIZES[name].architecture())}
@@ -179,7 +179,7 @@ def result_path(options: argparse.Namespace, about: dict[str, Any]) -> Path:
 
 
 def training_table(rows: list[dict[str, Any]]) -> str:
-    """Every side at every batch: tokens/s, MFU, memory, power, first and last checked loss."""
+    """A table of every side at every batch size: tokens/s, MFU, memory, power, first and last checked loss."""
 
     def cell(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -203,12 +203,12 @@ def training_table(rows: list[dict[str, Any]]) -> str:
 
 
 def chosen_sides(options: argparse.Namespace) -> tuple[tuple[Side, ...], str]:
-    """(sides, a line on PyTorch)."""
+    """(sides to measure, a message on PyTorch)."""
     if options.no_torch:
         return SIDES[:1], "PyTorch is left out"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a third party's import warns of is not ours to mend
+            warnings.simplefilter("ignore")  # warnings of a third-party import
             import torch
     except ImportError:
         return SIDES[:1], "PyTorch is not installed: our side is measured alone"
@@ -218,7 +218,7 @@ def chosen_sides(options: argparse.Namespace) -> tuple[tuple[Side, ...], str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; exit status 1 when a side fails or the two do not train alike. A bar not reached is no failure."""
+    """Run the command line. Returns 1 if a side fails or the losses differ; a missed target is not a failure."""
     options = parse(arguments)
     os.environ.pop("CLLM_SIMULATOR_CHECK", None)
     obstacle = None if options.rehearse else driver.missing(driver.find_driver(), has_cupy=driver.has_cupy())
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     if found is not None:
         print("\n" + profile_text(found))
     sizes = REHEARSED if options.rehearse else SIZES
-    wrong = trouble(rows, {name: size.vocabulary for name, size in sizes.items()})
+    wrong = failures(rows, {name: size.vocabulary for name, size in sizes.items()})
     if found is not None and found["note"].startswith("failed"):
         wrong.append(f"kernels of {PROFILED} by class: {found['note']}")
     for problem in wrong:

@@ -1,7 +1,7 @@
-"""How long each kernel of a training step takes on the card, by CUDA events around every launch: needs no profiler.
+"""Times each kernel of a training step on the GPU with CUDA events around every launch; needs no profiler.
 
-Events cost: each takes a time stamp between two kernels, so that the next kernel does not begin while the last one
-ends. So the sum over the kernels says where the time of a step goes; how long a step takes, a run without events says.
+The events have a cost: each takes a timestamp between two kernels, which prevents them from overlapping. Use the times
+for the distribution of a step's time over the kernels, and a run without events for its total.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from cllm_gpu.utils.profiling import KERNEL, unwatched
 
 STEP = "step"
 """The range in which the host enqueues a step."""
-UNHELD = 2
-"""First steps in front of which the card is not held: they compile, and say how long the host takes."""
+WARMUP_STEPS = 2
+"""First steps, before which the GPU is not delayed: they compile kernels and measure the host's enqueuing time."""
 
 
 class Clock:
-    """Takes no times: a rehearsal's."""
+    """A clock that measures nothing, for rehearsals."""
 
     def mark(self) -> Any:
-        """A moment in the current stream."""
+        """Record an event in the current stream."""
         return None
 
-    def hold(self, seconds: float) -> None:
-        """Keep the card busy, so that the host runs ahead of it."""
+    def delay(self, seconds: float) -> None:
+        """Delay the GPU, so that the host runs ahead of it."""
 
     def milliseconds(self, start: Any, stop: Any) -> float | None:
-        """Between two moments, once both have passed."""
+        """Time between two completed events."""
         return None
 
 
 class CudaClock(Clock):
-    """Moments are CUDA events of cupy's current stream."""
+    """A clock of CUDA events in CuPy's current stream."""
 
     def __init__(self, cupy: Any) -> None:
         self._cuda = cupy.cuda
@@ -52,7 +52,7 @@ class CudaClock(Clock):
         event.record()
         return event
 
-    def hold(self, seconds: float) -> None:
+    def delay(self, seconds: float) -> None:
         self._delay((1,), (1,), (np.uint64(1e9 * seconds),))
 
     def milliseconds(self, start: Any, stop: Any) -> float | None:
@@ -60,24 +60,24 @@ class CudaClock(Clock):
 
 
 _Launches = list[tuple[str, Any, Any]]
-"""Of one step in order: kernel, start, stop."""
+"""(kernel, start, stop) of the launches of one step, in order."""
 
 
 class KernelTimes:
-    """A `profiling.Watch` over steps that are launched kernel by kernel, each with nothing else under way.
+    """A `profiling.Watch` that times steps launched kernel by kernel, with no other step in flight.
 
-    The card is held back until the host has enqueued the step, so that no kernel waits for Python. What is launched
-    outside of a step (an evaluation, say) is not watched.
+    The GPU is delayed until the host has enqueued the step, so that no kernel waits for Python. Launches outside a step
+    (such as an evaluation) are not timed.
     """
 
     def __init__(self, clock: Clock, host: Callable[[], float] = time.perf_counter) -> None:
         self._clock, self._host = clock, host
         self._steps: list[_Launches] = []
         self._in_step = self._in_launch = False
-        self._enqueuing: list[float] = []  # seconds of the host, of each step
+        self._enqueuing: list[float] = []  # host seconds to enqueue each step
 
     def __call__(self, name: str) -> AbstractContextManager[None]:
-        """The range called `name`."""
+        """The context manager for the range `name`."""
         if name == STEP:
             return self._step()
         if self._in_step and name.startswith(KERNEL):
@@ -100,9 +100,9 @@ class KernelTimes:
             raise RuntimeError(f"{kernel} is launched within another launch and would be counted twice")
         launches, self._in_launch = self._steps[-1], True
         try:
-            if not launches and len(self._steps) > UNHELD:
-                # the least so far: where the queue is full, the host waits for the card, and for what holds it
-                self._clock.hold(1.5 * min(self._enqueuing) + 1e-4)
+            if not launches and len(self._steps) > WARMUP_STEPS:
+                # the minimum so far: if the queue is full, the host waits for the GPU and thus for the delay itself
+                self._clock.delay(1.5 * min(self._enqueuing) + 1e-4)
             start = self._clock.mark()
             yield
             launches.append((kernel, start, self._clock.mark()))
@@ -110,9 +110,9 @@ class KernelTimes:
             self._in_launch = False
 
     def by_class(self) -> dict[str, Measured]:
-        """Launches and milliseconds of each class of kernel: medians over the steps that the card was held before."""
+        """Launches and milliseconds per class of kernel, medians over the steps after the warmup."""
         counts, times = defaultdict(list), defaultdict(list)
-        for step in self._steps[UNHELD:]:
+        for step in self._steps[WARMUP_STEPS:]:
             found: dict[str, list[float | None]] = defaultdict(list)
             names = classes_of(kernel for kernel, _, _ in step)
             for name, (_, start, stop) in zip(names, step, strict=True):
@@ -123,8 +123,8 @@ class KernelTimes:
         return {name: Measured(statistics.median(counts[name]), _median(times[name])) for name in counts}
 
     def whole_step(self) -> float | None:
-        """Milliseconds from the start of a step's first kernel to the end of its last, the median."""
-        return _median([self._clock.milliseconds(step[0][1], step[-1][2]) for step in self._steps[UNHELD:]])
+        """Median time in milliseconds from the start of a step's first kernel to the end of its last."""
+        return _median([self._clock.milliseconds(step[0][1], step[-1][2]) for step in self._steps[WARMUP_STEPS:]])
 
 
 def _sum(parts: list[float | None]) -> float | None:

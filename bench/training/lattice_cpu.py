@@ -1,14 +1,14 @@
-"""What crystalline attention costs a training step on a CPU: writes bench/results/lattice_cpu.json.
+"""Measures the cost of crystalline attention in a training step on a CPU; writes bench/results/lattice_cpu.json.
 
     python -m bench.training.lattice_cpu [--rounds 20] [--steps 5] [--workers 2]
     python -m bench.training.lattice_cpu --tokenizer stdlib-8192.json      writes bench/results/lattice_cpu_bpe.json
 
-The mini model, native backend, batch 16, the standard library by bytes or by another vocabulary: with standard
-attention, with each kind of term alone, and with several. All train in one process and take turns, a few steps each on
-the same batches, so that whatever else the machine does falls on all alike; every other round goes through them
-backwards. A cost is the ratio of the medians of all steps; beside it stands the same of processor time, which a busy
-machine disturbs less. The bar is for the time of a step with matches, alone or with the same token; the other rows are
-there to be known. Exit status 1 where the bar is missed.
+The mini model, native backend, batch 16, on the standard library as bytes or with another tokenizer: with standard
+attention, with each kind of term alone, and with several. All models train in one process, alternating after a few
+steps each on the same batches, so that other load affects all of them equally; every other round has the reverse order.
+The cost is the ratio of the median step times; the ratio of processor times, which other load affects less, is reported
+too. The target applies to the step time with matches, alone or with the same token; the other rows are for information.
+Exit status 1 if the target is missed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from cllm_gpu.config import ModelConfig
 from cllm_gpu.data import Batches, open_dataset
 from cllm_gpu.data.tokenizers import load_tokenizer
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
-from cllm_gpu.utils.compiler import cache_directory
 from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.library_cache import cache_directory
 
 BYTES = "bytes"
 BATCH, BAR, WARMUP = 16, 1.10, 3
@@ -51,7 +51,7 @@ WITH_A_BAR = tuple(name for name in TERMS if "matches" in name)
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """A model to train, in the form that `cpu_side` takes."""
+    """A model to train, in the form that `cpu_process.Ours` takes."""
 
     lattice: LatticeTerms | None
     vocabulary: int
@@ -65,22 +65,22 @@ class Contestant:
 
     @property
     def length(self) -> int:
-        """Tokens in a sequence."""
+        """Sequence length in tokens."""
         return self.architecture().context
 
 
 def milliseconds(seconds: dict[str, float]) -> dict[str, float]:
-    """Of each, as they are written."""
+    """The times in milliseconds, rounded."""
     return {name: round(1e3 * median, 3) for name, median in seconds.items()}
 
 
 def ratios(seconds: dict[str, float]) -> dict[str, float]:
-    """Each over that of standard attention."""
+    """The times relative to standard attention."""
     return {name: round(median / seconds[STANDARD], 4) for name, median in seconds.items()}
 
 
 def measure(tokenizer: str, rounds: int, steps: int, workers: int) -> dict[str, Any]:
-    """The whole report; UserError for a tokenizer that cannot be read."""
+    """The result file's content. Raises UserError if the tokenizer cannot be read."""
     load_before = load()
     data = open_dataset(
         "stdlib",
@@ -121,9 +121,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=5, help="steps of each model in a round")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--tokenizer", default=BYTES, help="bytes, or a tokenizer.json of the standard library's tokens"
-    )
+    parser.add_argument("--tokenizer", default=BYTES, help="bytes, or a tokenizer.json trained on the standard library")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     try:

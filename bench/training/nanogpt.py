@@ -1,7 +1,7 @@
-"""GPT-2 in PyTorch as a user would write it today: what the package's training is held against.
+"""GPT-2 in PyTorch as a user would write it today, with which this package's training is compared.
 
-Modules for torch.compile, scaled_dot_product_attention, bf16 autocast over float32 weights, fused AdamW. Parameters
-have the package's names, so that both sides start from the same weights.
+Written for torch.compile, with scaled_dot_product_attention, bf16 autocast over float32 weights, and fused AdamW.
+Parameters have this package's names, so that both sides start from the same weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EMBEDDINGS = ("token_embedding", "position_embedding")
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm, each added to the residual stream."""
+    """Attention and MLP, each with a layer norm before it, each added to the residual stream."""
 
     def __init__(self, a: Architecture) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """Token and learned position embedding, blocks, a final norm, and a head tied to the token embedding."""
+    """Token and learned position embeddings, blocks, a final norm, and an output projection tied to the embedding."""
 
     def __init__(self, a: Architecture) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class NanoGPT(nn.Module):
         self.final_norm = nn.LayerNorm(a.width)
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy in nats of tokens and targets (B, T)."""
+        """Mean cross-entropy in nats. tokens, targets: (B, T)."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.token_embedding(tokens) + self.position_embedding(positions)
         for block in self.blocks:
@@ -64,13 +64,13 @@ class NanoGPT(nn.Module):
 
 
 def load_weights(model: NanoGPT, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Copy the package's float32 parameters, all of them and by name."""
+    """Copy all of this package's float32 parameters by name."""
     named = {f"{name}.weight" if name in EMBEDDINGS else name: values[name] for name in values}
     model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in named.items()}, strict=True)
 
 
 def fused_adamw(model: nn.Module, *, rate: float, weight_decay: float, betas: tuple[float, float]) -> Any:
-    """AdamW in one kernel per group; only matrices decay."""
+    """Fused AdamW; only matrices have weight decay."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},

@@ -1,9 +1,9 @@
-"""Profiles some training steps with Nsight Systems: make profile
+"""Profiles training steps with Nsight Systems: make profile
 
     python -m bench.training.nsight [--steps 12] [--output build/profile/training] [-- flags of `cllm-gpu train` …]
 
 Writes <output>.nsys-rep, to be opened in Nsight Systems, and prints the time of each range and of each kernel.
-docs/profiling.md shows how to read them.
+docs/profiling.md explains how to read them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.profiling import DOMAIN
 
 INSTALL = (
-    "Nsight Systems is not here: install nsight-systems from NVIDIA's package repository or the installer at "
-    "https://developer.nvidia.com/nsight-systems, and have nsys on the PATH"
+    "Nsight Systems is not installed: install nsight-systems from NVIDIA's package repository or with the installer at "
+    "https://developer.nvidia.com/nsight-systems, and add nsys to the PATH"
 )
 REPORTS = ("nvtx_pushpop_sum", "cuda_gpu_kern_sum", "cuda_gpu_mem_time_sum")
 
@@ -41,7 +41,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def find_nsys() -> Path:
-    """The program nsys. UserError saying what to install where there is none."""
+    """Path of the program nsys. Raises UserError saying what to install if there is none."""
     for program in _candidates():
         if os.access(program, os.X_OK):
             return program
@@ -52,7 +52,7 @@ def profile_command(nsys: Path, output: Path, run: Path, steps: int, flags: list
     """The command line that profiles a training run of `steps` steps."""
     train = [sys.executable, "-m", "cllm_gpu", "train", "--output", str(run), "--training.steps", str(steps)]
     quiet = ["--training.evaluate-every", "0", "--training.checkpoint-every", "0", "--training.sample-tokens", "0"]
-    quiet.append("--training.no-capture")  # in a graph no range stands over its kernels
+    quiet.append("--training.no-capture")  # kernels of a graph have no ranges
     trace = ["--trace", "cuda,nvtx,cublas,osrt", "--sample", "none", "--cpuctxsw", "none"]
     return [str(nsys), "profile", *trace, "--force-overwrite", "true", "--output", str(output), *train, *quiet, *flags]
 
@@ -64,7 +64,7 @@ def stats_command(nsys: Path, report: Path) -> list[str]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line; what follows `--` is for `cllm-gpu train`."""
+    """Parse the command line; arguments after `--` are for `cllm-gpu train`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description="Profile training steps with Nsight Systems.")
@@ -78,7 +78,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def profile(options: argparse.Namespace) -> int:
-    """Profile and print the tables; exit status of what failed first. UserError where a tool is missing."""
+    """Profile and print the tables. Returns the first nonzero exit status. Raises UserError if a tool is missing."""
     nsys = find_nsys()
     obstacle = driver.missing(driver.find_driver(), has_cupy=driver.has_cupy())
     if obstacle is not None:

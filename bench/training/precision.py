@@ -1,11 +1,11 @@
-"""Loss curves of bf16 beside float32, several seeds each: writes bench/results/precision.json and precision.png.
+"""Compares loss curves of bf16 and float32 over several seeds; writes bench/results/precision.json and precision.png.
 
     python -m bench.training.precision [--steps 1000] [--seeds 1,2,3,4,5]
 
-A small model trains on the standard library's bytes with the numpy backend, one thread, in fp32, in bf16 with float32
-master weights, and in bf16 without. A seed decides weights and batches, so runs of one seed differ by their precision
-only. The bar, at every evaluation: the mean over seeds of a bf16 loss is no further from fp32's than fp32's lowest and
-highest seed are apart. Exit status 1 where it is missed. Needs the extra `plots` for the picture.
+A small model trains on the bytes of the standard library with the numpy backend, one thread, in fp32, in bf16 with
+float32 master weights, and in bf16 without. A seed determines weights and batches, so runs of one seed differ only in
+precision. The target, at every evaluation: the mean over seeds of a bf16 loss is no further from that of fp32 than the
+lowest and highest seed of fp32 are apart. Exit status 1 if it is missed. Needs the extra `plots`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from cllm_gpu.backend import get_backend
 from cllm_gpu.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from cllm_gpu.data import Dataset, open_dataset
 from cllm_gpu.training.trainer import Trainer
-from cllm_gpu.utils.compiler import cache_directory
 from cllm_gpu.utils.files import write_atomically
+from cllm_gpu.utils.library_cache import cache_directory
 from cllm_gpu.utils.versions import environment, package_version
 
 MODEL = ModelConfig(size="tiny", context=32, attention="standard")
@@ -38,27 +38,27 @@ FP32, MODES = "fp32", ("fp32", "bf16", "bf16 without masters")
 
 
 class Curve:
-    """A reporter that keeps the losses of steps and evaluations."""
+    """A reporter that records the losses of steps and evaluations."""
 
     def __init__(self) -> None:
         self.training: list[float] = []
         self.validation: list[float] = []
 
     def step(self, record: dict[str, Any]) -> None:
-        """One training loss."""
+        """Record a training loss."""
         self.training.append(record["loss"])
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        """One validation loss."""
+        """Record a validation loss."""
         self.validation.append(record["loss"])
 
     def message(self, text: str) -> None:
-        """A step that was skipped would show here: none may be."""
+        """Abort: the only message would be that a step was skipped."""
         raise SystemExit(text)
 
 
 def configuration(mode: str, steps: int, seed: int) -> Config:
-    """The same run in one of the modes."""
+    """The configuration of a run in one of the modes."""
     return Config(
         model=MODEL,
         optimizer=OptimizerConfig(weight_decay=0.1, master_weights=mode != MODES[2]),
@@ -71,7 +71,7 @@ def configuration(mode: str, steps: int, seed: int) -> Config:
 
 
 def run(mode: str, steps: int, seed: int, dataset: Dataset) -> dict[str, Any]:
-    """The loss curves of one training run: training, means of a tenth of the steps each, and validation."""
+    """Train one run. Returns its curves: training loss averaged over each tenth of the steps, and validation loss."""
     config, curve = configuration(mode, steps, seed), Curve()
     backend = get_backend("numpy", workers=1, precision=config.precision)
     trainer = Trainer(config, backend, dataset, reporter=curve)
@@ -87,7 +87,7 @@ def run(mode: str, steps: int, seed: int, dataset: Dataset) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """For each evaluation: fp32's spread over seeds, and each bf16's distance from fp32, means and worst pair."""
+    """For each evaluation: spread of fp32 over seeds, and distance of each mode from fp32 (means, worst pair)."""
     curves = {mode: np.array([r["validation"] for r in runs if r["mode"] == mode]) for mode in MODES}
     spread = np.ptp(curves[FP32], axis=0)
     found: dict[str, Any] = {"spread": spread.tolist(), "modes": {}}
@@ -103,7 +103,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(runs: list[dict[str, Any]], steps: list[int], path: Path) -> None:
-    """Validation loss less the mean of fp32's seeds: a line for every run, a band over the seeds of fp32."""
+    """Plot validation loss minus the mean of fp32: a line per run, and a band over the seeds of fp32."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.6), dpi=110, layout="constrained")
@@ -120,7 +120,7 @@ def draw(runs: list[dict[str, Any]], steps: list[int], path: Path) -> None:
 
 
 def main() -> int:
-    """Train, write the results and say whether the bar is met."""
+    """Train, write the results, and print whether the target is met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", default="1,2,3,4,5")

@@ -1,10 +1,10 @@
-"""Peak memory and speed of preparing a 2 GB text file: writes bench/results/prepare_memory.json.
+"""Measures the peak memory and speed of preparing a 2 GB text file; writes bench/results/prepare_memory.json.
 
     python -m bench.training.prepare_memory [--megabytes 2000] [--folder DIR]
 
-The text is the standard library's, repeated. Preparing and opening again each run in a process of their own, whose peak
-resident memory is Linux's VmHWM (getrusage elsewhere), the interpreter and NumPy included. The bar is 300 MB.
-The folder needs three times the text's size; everything written there is removed.
+The text is that of the standard library, repeated. Preparing and reopening run in separate processes, whose peak
+resident memory (VmHWM on Linux, getrusage elsewhere) includes the interpreter and NumPy. The target is 300 MB. The
+folder needs three times the size of the text; everything written there is removed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def peak_memory() -> int:
 
 
 def measure(text: Path, cache: Path) -> dict[str, Any]:
-    """Open `text` in this process; seconds, processor seconds, peak memory, tokens, number of progress reports."""
+    """Open `text` in this process. Returns seconds, processor seconds, peak memory, tokens, and progress reports."""
     reports: list[int] = []
     begin, begin_cpu = time.perf_counter(), time.process_time()
     dataset = open_dataset(
@@ -66,7 +66,7 @@ def measure(text: Path, cache: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, size: int) -> None:
-    """The standard library's text, over and over, until `size` bytes are reached."""
+    """Write the text of the standard library repeatedly until `size` bytes are reached."""
     written = 0
     with path.open("wb") as file:
         while written < size:
@@ -77,14 +77,14 @@ def write_text(path: Path, size: int) -> None:
 
 
 def measure_apart(text: Path, cache: Path) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """`measure` in a separate process."""
     command = [sys.executable, __file__, "--measure", str(text), "--folder", str(cache)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine, versions and date, for the result file."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -96,7 +96,7 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and write the result; exit status 1 where the bar is missed."""
+    """Measure and write the result. Exit status 1 if the target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--folder", type=Path)

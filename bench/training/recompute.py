@@ -1,13 +1,13 @@
-"""What recompute levels and larger batches do to a training step on a CPU: writes bench/results/recompute.json.
+"""Measures the effect of recompute levels and batch size on a CPU training step; writes bench/results/recompute.json.
 
     python -m bench.training.recompute [--rounds 10] [--workers 2]
 
 The mini model with standard attention, native backend, whole steps (gradients, clipping, AdamW). First the levels at
-batch 16: milliseconds of a step, and the bytes of the activations, which are planned and allocated exactly. Then, with
-everything kept, batches of 1 to 32 sequences for each worker: tokens per second. The contestants take turns, a step
-each, every other round backwards, so that whatever else the machine does falls on all alike. Ratios are of medians;
-beside the time stands the processor's, which a busy machine disturbs less. This is a CPU; a card's levels cost what
-its kernels cost, which is not measured here.
+batch 16: step time, and the bytes of the activations, which are planned and allocated exactly. Then, without
+recomputation, batches of 1 to 32 sequences per worker: tokens per second. The configurations alternate step by step,
+with the order reversed in every other round, so that other load affects all of them equally. Ratios are of medians; the
+processor time, which other load affects less, is reported too. The costs on a GPU depend on its kernels and are not
+measured here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PER_WORKER = (1, 2, 4, 8, 16, 32)
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """A batch of the mini model, in the form that `cpu_side` takes."""
+    """The mini model with a batch size, in the form that `cpu_process.Ours` takes."""
 
     batch: int
     vocabulary: int = VOCABULARY
@@ -50,12 +50,12 @@ class Contestant:
 
     @property
     def length(self) -> int:
-        """Tokens in a sequence."""
+        """Sequence length in tokens."""
         return self.architecture().context
 
 
 def time_steps(sides: dict[str, Ours], sizes: dict[str, int], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """`take_turns` on random tokens, as many sequences as each side takes."""
+    """`take_turns` with random tokens. sizes: batch size of each side."""
     generator, length = np.random.default_rng(1), Contestant(1).length
 
     def batch_of(name: str, _: int) -> tuple[Any, Any]:
@@ -66,7 +66,7 @@ def time_steps(sides: dict[str, Ours], sizes: dict[str, int], rounds: int) -> tu
 
 
 def levels(rounds: int, workers: int) -> dict[str, Any]:
-    """Time and activations of every level at batch 16."""
+    """Step time and size of the activations at every recompute level, with batch 16."""
     contestant = Contestant(BATCH)
     a, backend = contestant.architecture(), get_backend("native", workers=workers)
     layout = Layout(parameter_specs(a), np.float32)
@@ -88,7 +88,7 @@ def levels(rounds: int, workers: int) -> dict[str, Any]:
 
 
 def batches(rounds: int, workers: int) -> dict[str, Any]:
-    """Tokens per second by the sequences that each worker has."""
+    """Tokens per second by the number of sequences per worker."""
     sizes = {str(count): count * workers for count in PER_WORKER}
     sides = {name: Ours(Contestant(batch), "native", workers) for name, batch in sizes.items()}
     wall, busy = time_steps(sides, sizes, rounds)

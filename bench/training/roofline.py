@@ -1,8 +1,9 @@
-"""Where a training step's time goes, class of kernel by class, beside the least that each could take on this card.
+"""Roofline of a training step: the time of each class of kernel, compared with its minimum on this GPU.
 
-A class's work is counted from the shape of the model (bf16 activations, weights and gradients, float32 moments and
-master weights; causal attention counted half, as in `counts`): the FLOP of its products and the bytes it cannot but
-move. The least time is the longer of FLOP over a measured matrix product's rate and bytes over a measured copy's.
+The work of a class is counted from the shape of the model (bf16 activations, weights and gradients, float32 moments and
+master weights; causal attention counted half, as in `counts`): the FLOP of its matrix products and the minimum bytes it
+must move. The minimum time is the larger of FLOP over the measured rate of a matrix product and bytes over that of a
+copy.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ CLASS_OF: dict[str, str] = {
 }
 """Kernel → class."""
 FINISHES = frozenset({"column_sum_finish", "sum_finish"})
-"""Kernels that end the sum of the kernel launched before them: of its class."""
+"""Kernels that finish a sum of the preceding kernel and belong to its class."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one class in one step."""
+    """The work of one class in one step."""
 
     launches: int
     flop: float
@@ -68,7 +69,7 @@ class Work:
 
 
 def classes_of(kernels: Iterable[str]) -> list[str]:
-    """The class of each launch of a sequence, in order. KeyError for a kernel that has none.
+    """The class of each launch of a sequence, in order. Raises KeyError for an unknown kernel.
 
     >>> classes_of(["layernorm_backward", "column_sum_finish", "matmul"])
     ['layer norm backward', 'layer norm backward', 'matrix products']
@@ -80,31 +81,31 @@ def classes_of(kernels: Iterable[str]) -> list[str]:
 
 
 def step_work(a: Architecture, batch: int, *, fused: bool) -> dict[str, Work]:
-    """What one step of `batch` sequences of a.context tokens takes at least, by class; AdamW, no dropout.
+    """The minimum work of one step with `batch` sequences of a.context tokens, by class; AdamW, no dropout.
 
-    fused: biases and GELU are inside of the products, as with cuBLASLt. Then they have no class of their own, and the
-    products keep what GELU was computed from. Classes that standard attention with learned positions lacks are left
-    out. Launches are those of our kernels, without recomputation and with the logits in one piece.
+    fused: biases and GELU are fused into the matrix products, as with cuBLASLt. They then have no classes, and the
+    products also write the input of GELU. Classes that do not occur with standard attention and learned positions are
+    omitted. Launches are those of our kernels, without recomputation and with the logits in one chunk.
     """
     rows, layers = batch * a.context, a.layers
     wide = 2.0 * rows * a.width
-    """Bytes of one array of activations (N, C)."""
+    """Bytes of an array of activations (N, C)."""
     hidden, qkv = 2.0 * rows * a.mlp_width, 2.0 * rows * a.qkv_width
     parameters = sum(spec.size for spec in parameter_specs(a))
     work = {
         PRODUCTS: _products(a, rows, kept=2 * hidden * layers if fused else 0.0),
         ATTENTION: _attention(a, batch),
         LOSS: Work(1, 0.0, 2 * 2.0 * rows * a.vocabulary),
-        # of the residual stream and the branch: the sum and its norm; the first has no branch and leaves no sum
+        # reads residual stream and branch, writes their sum and its norm; the first norm has no branch and no sum
         NORM: Work(2 * layers + 1, 0.0, (4 * 2 * layers + 2) * wide + _statistics(a, rows)),
-        # the last has no gradient to add to; a kernel and two sums each
+        # the last norm has no gradient to add to; one kernel and two sums each
         NORM_BACKWARD: Work(3 * (2 * layers + 1), 0.0, (4 * 2 * layers + 3) * wide + _statistics(a, rows)),
         EMBEDDING: _small(a, rows, parameters),
         OPTIMIZER: Work(2, 0.0, float(ADAM_BFLOAT16 * parameters)),
     }
     if not fused:
-        # qkv, projection and down: added in place, summed over the gradient by a kernel and its finish. Up's go along
-        # with GELU; a kernel for it too would read 2·hidden more, as the figure for four sums per layer has it
+        # qkv, projection and down: the bias is added in place; its gradient is summed by a kernel and its finish. The
+        # bias of up is fused with GELU; a separate kernel for it would read 2·hidden more
         work[BIASES] = Work(9 * layers, 0.0, 3 * layers * (qkv + 2 * wide))
         work[GELU] = Work(layers, 0.0, 2 * layers * hidden)
         work[GELU_BACKWARD] = Work(2 * layers, 0.0, 3 * layers * hidden)
@@ -112,7 +113,7 @@ def step_work(a: Architecture, batch: int, *, fused: bool) -> dict[str, Work]:
 
 
 def _products(a: Architecture, rows: int, *, kept: float) -> Work:
-    """Each product three times: forward, and both of the backward; every operand read once, every result written."""
+    """Three products per layer: the forward and the two of the backward; operands read once, results written once."""
     layer = [(a.width, a.qkv_width), (a.width, a.width), (a.width, a.mlp_width), (a.mlp_width, a.width)]
     sizes = [*(a.layers * layer), (a.width, a.vocabulary)]
     flop = sum(3 * matmul_flops(rows, k, m) for k, m in sizes)
@@ -125,35 +126,34 @@ def _attention(a: Architecture, batch: int) -> Work:
     flop = attention_forward_flops(*shape, causal=True) + attention_backward_flops(*shape, causal=True)
     rows = batch * a.context
     queries, both = 2.0 * rows * a.width, 2.0 * rows * a.kv_width * 2
-    forward = 2 * queries + both  # q, k, v; the result
-    backward = 4 * queries + 2 * both  # q, k, v, the result and its gradient; the three gradients
-    sums = 3 * 4.0 * rows * a.heads  # logarithms of the sums, written and read, and what the backward adds to them
-    # forward; the backward's sums over rows, keys and queries
+    forward = 2 * queries + both  # q, k, v; the output
+    backward = 4 * queries + 2 * both  # q, k, v, the output and its gradient; the three gradients
+    sums = 3 * 4.0 * rows * a.heads  # log-sum-exp, written and read, and the backward's delta
+    # forward; the backward's delta, keys and queries
     return Work(4 * a.layers, a.layers * flop, a.layers * (forward + backward + sums))
 
 
 def _statistics(a: Architecture, rows: int) -> float:
-    """Mean and deviation of every row of every norm."""
+    """Bytes of the mean and reciprocal standard deviation of every row of every norm."""
     return (2 * a.layers + 1) * 2 * 4.0 * rows
 
 
 def _small(a: Architecture, rows: int, parameters: int) -> Work:
-    """Rows of the tables are read and written; their gradients read the residual stream's twice, once for each table.
-
-    Nothing is zeroed: the first product of a step overwrites.
+    """Embedding, gradient norm and decisions. The embedding gradients read that of the residual stream twice, once per
+    table. Gradients are not zeroed: the first product of a step overwrites them.
     """
     wide, touched = 2.0 * rows * a.width, 2.0 * min(rows, a.vocabulary) * a.width
     positions = 2.0 * a.context * a.width
-    # embedding, its three kernels backward, the norm's two, the loss's sum, the decisions
+    # embedding, its three backward kernels, two of the gradient norm, the sum of the losses, the decisions
     return Work(8, 0.0, (2 * wide + positions) + (2 * wide + 2 * touched + positions) + 2.0 * parameters)
 
 
-# ---- beside what was measured
+# ---- compared with measurements
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one class: launches per step, and the milliseconds of all of them; None in a rehearsal."""
+    """Launches per step of one class, and their total time in milliseconds; None in a rehearsal."""
 
     launches: float
     milliseconds: float | None
@@ -162,9 +162,9 @@ class Measured:
 def profile_rows(
     work: Mapping[str, Work], measured: Mapping[str, Measured], copy_terabytes: float | None, teraflops: float | None
 ) -> list[dict[str, Any]]:
-    """A row for every class that was launched or is in `work`: counted, least, measured, and how many times the least.
+    """A row per class that was launched or is in `work`: counted work, minimum and measured time, and their ratio.
 
-    work: of `step_work` for what was measured. Rates in TB/s and TFLOP/s; None where they were not measured.
+    work: from `step_work` for the measured model. Rates in TB/s and TFLOP/s; None if they were not measured.
     """
     rows = []
     for name in CLASSES:
@@ -189,7 +189,7 @@ def profile_rows(
 
 
 def least_milliseconds(work: Work, copy_terabytes: float | None, teraflops: float | None) -> float | None:
-    """The longer of moving the bytes and computing the FLOP; None without the rates.
+    """The larger of the times for moving the bytes and for computing the FLOP; None without the rates.
 
     >>> least_milliseconds(Work(1, 2e12, 1e12), 4.0, 1000.0)
     250.0
@@ -200,7 +200,7 @@ def least_milliseconds(work: Work, copy_terabytes: float | None, teraflops: floa
 
 
 def largest_gaps(rows: Iterable[Mapping[str, Any]], count: int = 2) -> list[dict[str, Any]]:
-    """The classes with the most milliseconds above their least, from the largest on; a class without a least has none.
+    """The classes that exceed their minimum time the most, in descending order; classes without a minimum are omitted.
 
     >>> [gap["class"] for gap in largest_gaps([{"class": "x", "least_milliseconds": 1.0, "milliseconds": 3.0}])]
     ['x']
@@ -214,7 +214,7 @@ def largest_gaps(rows: Iterable[Mapping[str, Any]], count: int = 2) -> list[dict
 
 
 def gaps_sentence(gaps: Iterable[Mapping[str, Any]]) -> str:
-    """In one sentence.
+    """The gaps in one sentence.
 
     >>> gaps_sentence([{"class": "attention", "milliseconds": 3.25}])
     'the largest gaps to the least: attention 3.2 ms'

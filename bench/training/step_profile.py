@@ -1,9 +1,9 @@
-"""Times the kernels of a model's training steps, in a process of its own, and prints them by class.
+"""Times the kernels of a model's training steps and prints them by class; runs in a separate process.
 
     python -m bench.training.step_profile 124M 64
 
-The steps are those of bench/training/gpt2_process.py, launched kernel by kernel instead of as a graph. A copy and a
-matrix product are measured in the same process: what the card can do is no figure from a book.
+The steps are those of bench/training/gpt2_process.py, launched kernel by kernel instead of as a graph. The ceilings of
+the GPU are not data-sheet figures: a copy and a matrix product are measured in the same process.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from bench.kernels.jobs import measure
 from bench.kernels.report import ceilings
 from bench.kernels.timing import Card, Device, Rehearsal
 from bench.training.gpt2_process import OUT_OF_MEMORY, REHEARSED, SIZES, Size, our_backend, our_trainer, says_no_memory
-from bench.training.kernel_times import UNHELD, Clock, CudaClock, KernelTimes
+from bench.training.kernel_times import WARMUP_STEPS, Clock, CudaClock, KernelTimes
 from bench.training.roofline import GELU, gaps_sentence, largest_gaps, profile_rows, profile_table, step_work
 from cllm_gpu.training.reporter import Silent
 
-STEPS = UNHELD + 5
+STEPS = WARMUP_STEPS + 5
 COPIED, MULTIPLIED = 2 << 30, 8192
-"""Bytes of the copy and side of the product that are taken for what the card can do."""
+"""Bytes of the copy and size of the square matrix product that serve as ceilings."""
 
 
 def kernel_times(size: Size, batch: int, clock: Clock, *, rehearse: bool) -> KernelTimes:
-    """Train STEPS steps one by one, every launch watched."""
+    """Train STEPS steps one by one with every launch timed."""
     backend = our_backend(rehearse=rehearse)
     times = KernelTimes(clock)
-    # a checkpoint is due after every step, so no other is under way; without a folder none is written
+    # a checkpoint due after every step keeps other steps from being in flight; without a folder none is written
     trainer = our_trainer(size, batch, backend, Silent(), steps=STEPS, capture=False, checkpoint_every=1)
     try:
         trainer.initialise()
@@ -46,7 +46,7 @@ def kernel_times(size: Size, batch: int, clock: Clock, *, rehearse: bool) -> Ker
 
 
 def measure_ceilings(*, rehearse: bool) -> dict[str, float | None]:
-    """A copy's TB/s and a product's TFLOP/s on this card; None in a rehearsal."""
+    """The TB/s of a copy and the TFLOP/s of a matrix product on this GPU; None in a rehearsal."""
     device: Device = Rehearsal() if rehearse else Card(importlib.import_module("cupy"))
     size, side = (1 << 12, 32) if rehearse else (COPIED, MULTIPLIED)
     problems = CopyCeiling(size), GemmCeiling(side)
@@ -54,7 +54,7 @@ def measure_ceilings(*, rehearse: bool) -> dict[str, float | None]:
 
 
 def profile(name: str, batch: int, *, rehearse: bool) -> dict[str, Any]:
-    """Rows by class, the two largest gaps, what was measured around them; a note where there is no memory for it."""
+    """The rows by class, the two largest gaps, and the ceilings; only a note if memory does not suffice."""
     size = (REHEARSED if rehearse else SIZES)[name]
     try:
         clock = Clock() if rehearse else CudaClock(importlib.import_module("cupy"))
@@ -71,13 +71,13 @@ def profile(name: str, batch: int, *, rehearse: bool) -> dict[str, Any]:
 
 
 def empty_profile(name: str, batch: int, note: str = "") -> dict[str, Any]:
-    """A profile in which nothing was measured. step_milliseconds: of a step as it was timed for its tokens/s."""
+    """A profile without measurements. step_milliseconds: the step time measured for the tokens/s."""
     return {"size": name, "batch": batch, "note": note, "rows": [], "gaps": [], "ceilings": {},
             "whole_milliseconds": None, "step_milliseconds": None}  # fmt: skip
 
 
 def profile_text(found: dict[str, Any]) -> str:
-    """The table and what stands around it."""
+    """The profile as text: the table, gaps, step times and ceilings."""
     head = f"{found['size']}, B={found['batch']}, by class of kernel"
     if found["note"]:
         return f"{head}: {found['note']}"
@@ -87,14 +87,14 @@ def profile_text(found: dict[str, Any]) -> str:
         kernels = sum(row["milliseconds"] or 0.0 for row in found["rows"])
         lines.append(f"a step launched kernel by kernel, with events: {whole:.2f} ms, of it {kernels:.2f} in kernels")
     if timed is not None:
-        lines.append(f"a step as it was timed beside PyTorch, without events: {timed:.2f} ms")
+        lines.append(f"a step as timed in the comparison with PyTorch, without events: {timed:.2f} ms")
     if limits["copy_terabytes"] and limits["gemm_teraflops"]:
         lines.append(f"a copy: {limits['copy_terabytes']:.2f} TB/s; a product: {limits['gemm_teraflops']:.0f} TFLOP/s")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Profile one model; what it says goes to standard error, the result alone to standard output."""
+    """Profile one model. Messages go to standard error, the result to standard output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("size", choices=list(SIZES))
     parser.add_argument("batch", type=int)

@@ -1,4 +1,4 @@
-"""Training steps of several contestants in one process, in turns: whatever else the machine does falls on all alike."""
+"""Times training steps of several models, alternating in one process so that other load affects all of them equally."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from bench.training.cpu_process import Ours
 
 BatchOf = Callable[[str, int], tuple[Any, Any]]
-"""Tokens and targets of a contestant's step, by its name and the step's number."""
+"""(name, step number) → tokens and targets of that step."""
 
 
 def take_turns(
     sides: Mapping[str, Ours], batch_of: BatchOf, rounds: int, *, steps: int = 1, warmup: int = 1
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds and processor seconds of the median step of each side.
+    """Median seconds and processor seconds of a step of each side.
 
-    In every round each takes so many steps, in every other round in the opposite order. The first `warmup` steps of
-    each are not counted.
+    In each round every side takes `steps` steps, with the order reversed in every other round. The first `warmup` steps
+    of each side are not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     busy: dict[str, list[float]] = {name: [] for name in sides}

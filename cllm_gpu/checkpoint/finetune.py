@@ -6,6 +6,7 @@ The optimizer, the schedule and the step start afresh, on whatever text; so a GP
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from cllm_gpu.backend import Backend
 from cllm_gpu.checkpoint.checkpoint import MODEL, load_model, model_manifest
 from cllm_gpu.checkpoint.load_into import match_parameters, stored_architecture
 from cllm_gpu.config import INITIAL, Config, DataConfig, ModelConfig
-from cllm_gpu.data.tokenizers import Tokenizer, identified, load_tokenizer, tokenizer_from_dict
+from cllm_gpu.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_dict, tokenizer_label
 from cllm_gpu.model.architecture import SIZES, Architecture
 from cllm_gpu.model.parameters import FlatParameters
 from cllm_gpu.utils.errors import UserError
@@ -38,7 +39,7 @@ class Origin:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the manifests of the run."""
-        return {"path": str(self.path), "step": self.step, "sha256": self.sha256}
+        return {"path": os.path.abspath(self.path), "step": self.step, "sha256": self.sha256}
 
 
 def find_origin(path: Path, which: Literal["best", "last"] = "best") -> Origin:
@@ -49,7 +50,7 @@ def find_origin(path: Path, which: Literal["best", "last"] = "best") -> Origin:
 
 
 def initial_configuration(path: Path) -> Config:
-    """The configuration that flags and file stand over when training begins from the model in `path`."""
+    """The configuration of training from the model in `path`, before the file and the flags are applied."""
     origin = find_origin(path)
     kind = origin.tokenizer.get("kind")
     tokenizer = INITIAL if kind == "huggingface" else kind or "bytes"
@@ -90,9 +91,10 @@ def tokenizer_of(config: Config, origin: Origin) -> Tokenizer | Literal["bytes"]
     else:
         asked = load_tokenizer(config.data.tokenizer, config.data.end_of_text)
         if asked.fingerprint != own.fingerprint:
+            named, needed = (tokenizer_label(one.name, one.fingerprint) for one in (asked, own))
             raise UserError(
-                f"data.tokenizer is {identified(asked.name, asked.fingerprint)}, but training begins from the model in "
-                f"{origin.path}, where it is {identified(own.name, own.fingerprint)}: leave the setting out"
+                f"data.tokenizer is {named}, but training begins from the model in {origin.path}, where it is "
+                f"{needed}: leave the setting out"
             )
     return own
 
@@ -106,7 +108,7 @@ def begin_from(config: Config, parameters: FlatParameters, tokenizer: Tokenizer 
     origin = find_origin(config.initial)
     require_same_shape(config.model, origin)
     own = tokenizer_from_dict(origin.tokenizer) if origin.tokenizer else None
-    found, here = (identified(one.name, one.fingerprint) if one else "none" for one in (own, tokenizer))
+    found, here = (tokenizer_label(one.name, one.fingerprint) if one else "none" for one in (own, tokenizer))
     if (own and own.fingerprint) != (tokenizer and tokenizer.fingerprint):
         raise UserError(f"the model in {origin.path} has another tokenizer: {found}, that of the data is {here}")
     match_parameters(load_model(config.initial).parameters, parameters, backend, rounded=True)

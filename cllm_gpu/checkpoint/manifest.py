@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cllm_gpu import __version__
-from cllm_gpu.checkpoint.safetensors_io import FileRecord
+from cllm_gpu.checkpoint.safetensors_io import DamagedError, FileRecord
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors
@@ -68,17 +68,17 @@ class NewerFormatError(UserError):
 def read_manifest(folder: Path) -> Manifest:
     """The verified manifest of a checkpoint's folder.
 
-    Raises UserError when it is missing or damaged, NewerFormatError when it is of a newer version of the format.
+    Raises DamagedError when it is missing or damaged, NewerFormatError when it is of a newer version of the format.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{path} is missing: the checkpoint is incomplete; use another one")
+        raise DamagedError(f"{path} is missing: the checkpoint is incomplete; use another one")
     with clear_errors("read", path):
         text = path.read_bytes()
     _refuse_newer(path, text)
     digest = text[len(_START) : len(_START) + len(_ZEROS)]
     if hashlib.sha256(_with_digest(text, _ZEROS)).hexdigest().encode() != digest or not text.startswith(_START):
-        raise UserError(f"{path} is damaged: its SHA-256 is not the one written in it; use another checkpoint")
+        raise DamagedError(f"{path} is damaged: its SHA-256 is not the one written in it; use another checkpoint")
     entries = exact_json.loads(text)
     return Manifest(
         step=entries["step"],

@@ -44,6 +44,10 @@ _PIECE = 8 << 20
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
+class DamagedError(UserError):
+    """A file of a checkpoint that is missing, truncated, or of another content than was written."""
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """What a manifest says of a file."""
@@ -105,20 +109,20 @@ def _contents(arrays: Arrays, written_for: str) -> Iterator[bytes | memoryview]:
 
 
 def verify_file(path: Path, record: FileRecord) -> None:
-    """Raises UserError when the file is missing, of another size, or of another content than recorded."""
+    """Raises DamagedError when the file is missing, of another size, or of another content than recorded."""
     if not path.is_file():
-        raise UserError(f"{path} is missing: the checkpoint is incomplete; use another one")
+        raise DamagedError(f"{path} is missing: the checkpoint is incomplete; use another one")
     with clear_errors("read", path):
         size = path.stat().st_size
         if size != record.size:
             kind = "truncated" if size < record.size else "too long"
-            raise UserError(f"{path} is {kind}: {size} bytes instead of {record.size}; use another checkpoint")
+            raise DamagedError(f"{path} is {kind}: {size} bytes instead of {record.size}; use another checkpoint")
         digest = hashlib.sha256()
         with open(path, "rb", buffering=0) as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
     if digest.hexdigest() != record.sha256:
-        raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's; use another checkpoint")
+        raise DamagedError(f"{path} is damaged: its SHA-256 is not the manifest's; use another checkpoint")
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -133,4 +137,4 @@ def each_tensor(path: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 yield name, file.get_tensor(name)
     except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from error
+        raise DamagedError(f"{path} is not a safetensors file: {error}") from error

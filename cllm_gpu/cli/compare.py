@@ -11,9 +11,9 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.backend import Backend, get_backend
-from cllm_gpu.cli import INTERRUPTED
+from cllm_gpu.cli import interrupted_status
 from cllm_gpu.cli.config_flags import base_configuration, early_flags, open_data
-from cllm_gpu.cli.parsing import Command, Quietable
+from cllm_gpu.cli.parsing import Command, QuietOption
 from cllm_gpu.cli.progress import ConsoleReporter, terminal
 from cllm_gpu.config import Config, as_dict
 from cllm_gpu.data import Dataset
@@ -37,21 +37,21 @@ from cllm_gpu.utils.versions import environment
 
 
 @dataclass(frozen=True)
-class CompareOptions(Quietable):
-    """Compare optimizers and schedules, each over its rates, or variants of a model."""
+class CompareOptions(QuietOption):
+    """Compare optimizers and schedules over learning rates, or variants of a model."""
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     config: Path | None = None
     """TOML file with the sections and names of the flags below."""
     experiment: Path | None = None
-    """TOML file of variants to train from several seeds instead, such as experiments/crystalline_bytes.toml; a run
-    that is done is kept, so the same command goes on after a stop."""
+    """TOML file of variants to train from several seeds instead, such as experiments/crystalline_bytes.toml; finished
+    runs are kept, so the same command resumes an interrupted experiment."""
     seeds: tuple[int, ...] = ()
     """Seeds of the experiment (none: those in its file)."""
     optimizers: tuple[OptimizerName, ...] = ("sgd", "adam", "adamw")
-    """Optimizers to compare; the first is what the others are measured against."""
+    """Optimizers to compare; the first is the baseline."""
     schedules: tuple[ScheduleName, ...] = ()
-    """Also AdamW under these schedules."""
+    """Also compare AdamW with these schedules."""
     picture: bool = False
     """Draw the curves too; needs the extra `plots`."""
 
@@ -60,9 +60,9 @@ COMMAND = Command(
     "compare",
     CompareOptions,
     examples="""
-    # SGD, Adam and AdamW, each over its rates
+    # SGD, Adam and AdamW, each over a grid of learning rates
     cllm-gpu compare --model.size tiny --training.steps 400 --output optimizers
-    # AdamW under three schedules, on a text of your own
+    # AdamW with three schedules, on your own text
     cllm-gpu compare --data.source book.txt --model.size tiny --training.steps 5 \\
       --optimizers adamw --schedules constant cosine wsd
     # the variants of an experiment, from one seed
@@ -72,7 +72,7 @@ COMMAND = Command(
 
 
 def main(arguments: list[str]) -> int:
-    """Compare; exit status 0."""
+    """Run the comparison. Returns exit status 0, or 130 if interrupted."""
     named = early_flags(arguments).experiment
     experiment = load_experiment(named) if named else None
     base = experiment.base if experiment else base_configuration(arguments)
@@ -80,9 +80,11 @@ def main(arguments: list[str]) -> int:
     if experiment and options.config:
         raise UserError("--config and --experiment are both given; the experiment's file has the configuration too")
     if options.seeds and experiment is None:
-        raise UserError("--seeds are those of an experiment; give --experiment, or --training.seed")
+        raise UserError("--seeds requires --experiment; without one, use --training.seed")
     if options.seeds and experiment is not None:
         experiment = dataclasses.replace(experiment, seeds=checked_seeds(options.seeds, "--seeds"))
+    if options.settings.training.minutes is not None:
+        raise UserError("training.minutes is for train, whose run can be resumed; leave it out")
     if options.picture:
         require_plots()
     return _experiment(experiment, options) if experiment else _optimizers(options)
@@ -95,15 +97,15 @@ def _open(config: Config, *, quiet: bool) -> tuple[Backend, ConsoleReporter, Dat
     return backend, display, open_data(config, display)
 
 
-def _made(backend: Backend) -> dict[str, str]:
-    """How a result came about, for its file."""
+def _provenance(backend: Backend) -> dict[str, str]:
+    """Date, backend and versions, for a result file."""
     return {"date": datetime.date.today().isoformat(), "backend": backend.description, **environment()}
 
 
 def _optimizers(options: CompareOptions) -> int:
     config = options.settings
     if not options.optimizers:
-        raise UserError("--optimizers names none; give at least one of sgd, adam, adamw")
+        raise UserError("--optimizers is empty; give at least one of sgd, adam, adamw")
     folder = config.output or Path("runs/comparison")
     settings = default_settings(config, optimizers=options.optimizers, schedules=options.schedules)
     backend, display, dataset = _open(config, quiet=options.quiet)
@@ -119,9 +121,8 @@ def _optimizers(options: CompareOptions) -> int:
         settings, lambda c: run_in_memory(c, backend, dataset), baseline=options.optimizers[0], report=report
     )
     table = comparison_table(found)
-    if not options.quiet:
-        print_table(table)
-    written = [*write_table(table, {"made": _made(backend), **found.as_dict()}, folder, "comparison")]
+    print_table(table, terminal(quiet=options.quiet))
+    written = [*write_table(table, {"made": _provenance(backend), **found.as_dict()}, folder, "comparison")]
     if options.picture:
         written.append(folder / "comparison.png")
         plot_comparison(found, written[-1])
@@ -133,9 +134,9 @@ def _experiment(experiment: Experiment, options: CompareOptions) -> int:
     config = options.settings
     assert options.experiment is not None
     folder = config.output or Path("runs") / options.experiment.stem
-    experiment.variants(config)  # what a flag makes impossible is said before anything is opened
+    experiment.variants(config)  # report an invalid combination of flags before anything is opened
     backend, display, dataset = _open(config, quiet=options.quiet)
-    # kept runs are those of the very backend, as with a resumed run
+    # kept runs are identified by the actual backend and workers, like a resumed run
     config = dataclasses.replace(
         config, backend=backend.name, training=dataclasses.replace(config.training, workers=backend.workers)
     )
@@ -150,15 +151,14 @@ def _experiment(experiment: Experiment, options: CompareOptions) -> int:
 
     try:
         runs = run_experiment(experiment, config, folder, lambda n, c: run_variant(n, c, backend, dataset), report)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         display.message(f"stopped after {len(done)} of {total} runs; the same command goes on with the next")
-        return INTERRUPTED
+        return interrupted_status(getattr(interrupt, "number", None))
     table = experiment_table(experiment, runs)
-    if not options.quiet:
-        print_table(table)
+    print_table(table, terminal(quiet=options.quiet))
     name = options.experiment.stem
     data = {
-        "made": _made(backend),
+        "made": _provenance(backend),
         "config": as_dict(dataclasses.replace(config, output=None)),
         **experiment_data(experiment, runs),
     }

@@ -15,29 +15,29 @@ from cllm_gpu.cli.parsing import Command
 
 @dataclass(frozen=True)
 class CompletionOptions:
-    """Print a script that completes commands, options and values at the press of Tab."""
+    """Print a shell script that completes commands, options and values."""
 
     shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]
-    """The shell that is to read the script."""
+    """The shell to generate the script for."""
 
 
 COMMAND = Command(
     "completion",
     CompletionOptions,
     examples="""
-    # bash: write it once, and read it from ~/.bashrc
+    # bash: write it once, and source it from ~/.bashrc
     cllm-gpu completion bash > ~/.cllm-gpu.bash
     echo "source ~/.cllm-gpu.bash" >> ~/.bashrc
-    # zsh: the same; the line in ~/.zshrc stands below compinit
+    # zsh: the same; source it from ~/.zshrc below compinit
     cllm-gpu completion zsh > ~/.cllm-gpu.zsh
-    # fish finds it by itself
+    # fish loads it automatically
     cllm-gpu completion fish > ~/.config/fish/completions/cllm-gpu.fish
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Print the script; exit status 0."""
+    """Print the script. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     print(SCRIPTS[options.shell](COMMANDS, every_flag()), end="")
     return 0

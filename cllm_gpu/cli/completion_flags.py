@@ -1,7 +1,7 @@
-"""The flags of a command as plain data, read from its dataclass by tyro's rules; for completion.
+"""The flags of a command as plain data, derived from its options dataclass by tyro's rules; for completion.
 
-tyro has completion of its own, but it starts Python at every press of Tab and offers no files for what stands without a
-flag. tests/cli/test_completion.py holds these flags against those in tyro's help.
+tyro's own completion starts Python at every press of Tab and offers no files for positional arguments.
+tests/cli/test_completion.py compares these flags with those in tyro's help.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from cllm_gpu.backend import NAMES
 
 @dataclass(frozen=True)
 class Flag:
-    """An option and what may follow it, or a word that stands without a flag."""
+    """An option and its possible values, or a positional argument."""
 
     names: tuple[str, ...]
-    """As they are typed: ("--model.bias", "--model.no-bias"); none for a word without a flag."""
+    """As typed: ("--model.bias", "--model.no-bias"); empty for a positional argument."""
     description: str
     """The first sentence of its docstring."""
     choices: tuple[str, ...] = ()
-    """Words of which one follows; none where other values do."""
+    """The possible values; empty if any value is accepted."""
     takes_value: bool = True
     takes_file: bool = False
-    """The value may name a file or a folder."""
+    """The value may be the path of a file or folder."""
 
 
 HELP = Flag(("-h", "--help"), "The options, and examples", takes_value=False)
 
 
 def command_flags(options: type[Any]) -> list[Flag]:
-    """Every flag of the command whose options are this dataclass, and the words that stand without one."""
+    """All flags and positional arguments of the command with this options dataclass."""
     return [HELP, *_flags(options, "")]
 
 
@@ -63,13 +63,13 @@ def _flag(prefix: str, name: str, hint: Any, marks: list[Any], description: str)
     if hint is bool:
         paired = tyro.conf.FlagCreatePairsOff not in marks
         return Flag((*names, f"--{prefix}no-{name}") if paired else names, description, takes_value=False)
-    kinds = NAMES if name == "backend" else list(_leaves(hint))  # checked where $CLLM_BACKEND is, too
+    kinds = NAMES if name == "backend" else list(_leaves(hint))  # a str, validated in get_backend
     choices = () if int in kinds else tuple(kind for kind in kinds if isinstance(kind, str))
     return Flag(names, description, choices, takes_file=not choices and (Path in kinds or str in kinds))
 
 
 def _leaves(hint: Any) -> Iterator[Any]:
-    """The types and literal words in an annotation: `tuple[Literal["a"], ...] | None` → "a", …, NoneType."""
+    """The types and literal values in an annotation: `tuple[Literal["a"], ...] | None` → "a", …, NoneType."""
     inner = get_args(hint)
     if get_origin(hint) is Literal or not inner:
         yield from inner or (hint,)
@@ -79,7 +79,7 @@ def _leaves(hint: Any) -> Iterator[Any]:
 
 
 def _descriptions(options: type[Any]) -> dict[str, str]:
-    """Field → the first sentence of the docstring below it, those of base classes included."""
+    """Field → the first sentence of the docstring below it, including fields of base classes."""
     found: dict[str, str] = {}
     for kind in reversed(options.__mro__[:-1]):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body

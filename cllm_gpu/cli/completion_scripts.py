@@ -1,6 +1,6 @@
-"""Completion scripts for bash, zsh and fish: plain words of the shell, nothing is started when Tab is pressed.
+"""Completion scripts for bash, zsh and fish. They contain all words and start no process when Tab is pressed.
 
-Each takes the commands with their descriptions, and every command's flags.
+Each function takes the commands with their descriptions, and the flags of every command.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Script = Callable[[Mapping[str, str], Flags], str]
 
 
 def _words(flags: Sequence[Flag]) -> tuple[str, ...]:
-    """What stands in a command without a flag, where it is one of a few words; else it is a file."""
+    """The possible values of a command's positional argument; empty if it is a file."""
     return tuple(choice for flag in flags if not flag.names for choice in flag.choices)
 
 
@@ -48,7 +48,7 @@ complete -o bashdefault -o default -F _cllm_gpu cllm-gpu
 
 
 def bash(commands: Mapping[str, str], flags: Flags) -> str:
-    """Where no word of ours fits, bash completes files."""
+    """The script for bash. If no word matches, bash completes file names."""
     values, names = [], []
     for command in commands:
         chosen = [(name, flag.choices) for flag in flags[command] for name in flag.names if flag.choices]
@@ -95,7 +95,7 @@ fi
 
 
 def zsh(commands: Mapping[str, str], flags: Flags) -> str:
-    """Descriptions stand beside the words."""
+    """The script for zsh, which shows a description next to each word."""
     cases = []
     for command in commands:
         words = _words(flags[command])
@@ -126,7 +126,7 @@ def _zsh_text(text: str) -> str:
 
 
 def fish(commands: Mapping[str, str], flags: Flags) -> str:
-    """Descriptions stand beside the words."""
+    """The script for fish, which shows a description next to each word."""
     lines = ["# cllm-gpu: completion for fish"]
     for command, text in commands.items():
         lines.append(f"complete -c cllm-gpu -n __fish_use_subcommand -f -a {command} -d {_fish_text(text)}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import os
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TextIO
 
 import tyro
 
@@ -28,19 +31,19 @@ class GenerateOptions:
     model: Path | None = None
     """Run folder or checkpoint (None: the newest run)."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint of a run folder."""
+    """Checkpoint to use if the model is a run folder."""
     tokens: int = 200
-    """At most this many; the end of text stops earlier."""
+    """Maximum number of tokens to generate; generation stops earlier at an end of text."""
     temperature: float = 0.8
-    """Divides the logits; 0: always the likeliest token."""
+    """Divides the logits; 0: always the most likely token."""
     top_k: int = 0
-    """Choose among this many likeliest tokens; 0: all."""
+    """Sample from this many most likely tokens; 0: all."""
     top_p: float = 1.0
-    """Choose among the fewest likeliest tokens that reach this probability; 1: all."""
+    """Sample from the smallest set of most likely tokens with at least this total probability; 1: all."""
     seed: int = 1
-    """Of the choice."""
+    """Seed of the sampling."""
     cache: bool = True
-    """Keep keys and values of earlier tokens; the text is the same without, slower."""
+    """Use a KV cache; without it the text is the same, but generation is slower."""
     backend: str | None = None
     """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
 
@@ -51,16 +54,16 @@ COMMAND = Command(
     examples="""
     # continue a prompt with the newest run's best model
     cllm-gpu generate "The number"
-    # the likeliest continuation, at most 50 tokens
+    # greedy decoding, at most 50 tokens
     cllm-gpu generate "The number" --temperature 0 --tokens 50
-    # more daring, but without the unlikeliest tokens
+    # more variety, but without the least likely tokens
     cllm-gpu generate --model runs/001 --temperature 1 --top-p 0.95 --seed 7
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Generate; exit status 0."""
+    """Generate text. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
     path = options.model or newest_run()
@@ -69,10 +72,18 @@ def main(arguments: list[str]) -> int:
     pieces = generate_text(
         trained.model, tokenizer, options.prompt, tokens=options.tokens, sampler=sampler, use_cache=options.cache
     )
-    first = next(pieces, "")  # what can go wrong goes wrong before anything is written
-    on_terminal = sys.stdout.isatty()
+    first = next(pieces, "")  # errors are raised here, before anything is written
+    exact = _is_file(sys.stdout)
     for piece in itertools.chain((options.prompt, first), pieces):
-        sys.stdout.write(visible(piece) if on_terminal else piece)
+        sys.stdout.write(piece if exact else visible(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
     return 0
+
+
+def _is_file(stream: TextIO) -> bool:
+    """Whether a stream goes to a regular file, which takes the text as it was generated, control characters too."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, io.UnsupportedOperation):
+        return False

@@ -24,21 +24,21 @@ class GradcheckOptions:
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(size="tiny"))
     vocabulary: int = 257
-    """Token ids of the model."""
+    """Vocabulary size of the model."""
     batch: int = 2
-    """Sequences."""
+    """Batch size."""
     length: int | None = None
-    """Tokens in a sequence (None: the context, at most 16)."""
+    """Sequence length in tokens (None: the context, at most 16)."""
     directions: int = 2
-    """Directions tried for each parameter."""
+    """Random directions per parameter."""
     bound: float = BOUND
     """Largest relative error that passes."""
     seed: int = 1
-    """Of the weights, the tokens and the directions."""
+    """Seed of the weights, the tokens and the directions."""
     backend: str | None = None
-    """numpy or native, which compute in float64 (None: $CLLM_BACKEND or the faster)."""
+    """numpy or native, which compute in float64 (None: $CLLM_BACKEND or the faster one)."""
     output: Path | None = None
-    """Also write the table as JSON."""
+    """Also write the table to this file, as JSON."""
 
 
 COMMAND = Command(
@@ -49,14 +49,14 @@ COMMAND = Command(
     cllm-gpu gradcheck
     # rotary positions, one key/value head, no biases
     cllm-gpu gradcheck --model.positions rope --model.kv-heads 1 --model.no-bias
-    # attention with the lattice's terms, by the plain reference
+    # crystalline attention, with the reference implementation
     cllm-gpu gradcheck --model.attention crystalline --backend numpy
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Check; exit status 0 when every group passes, else 1."""
+    """Run the check. Returns exit status 0 if every parameter passes, else 1."""
     options = COMMAND.parse(arguments)
     backend = _float64_backend(options.backend)
     say(backend.description)
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _float64_backend(name: str | None) -> Backend:
-    """The backend asked for, else $CLLM_BACKEND, else the faster. UserError for one whose kernels know no float64."""
+    """The backend `name`, else $CLLM_BACKEND, else the faster one. Raises UserError for one without float64."""
     able = [each for each, kind in BACKENDS.items() if kind.has_float64]
     if name in BACKENDS and name not in able:
         raise UserError(f"--backend {name} computes in float32 and bfloat16; the check needs {' or '.join(able)}")

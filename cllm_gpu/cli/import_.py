@@ -9,21 +9,21 @@ from typing import Annotated
 import tyro
 
 from cllm_gpu.checkpoint.checkpoint import save_checkpoint
+from cllm_gpu.cli.formats import format_of
 from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
 from cllm_gpu.data.tokenizers import load_tokenizer
-from cllm_gpu.huggingface import import_model
 from cllm_gpu.training.run_folder import begin_run, lock_run
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Read a GPT-2, in the files that Hugging Face stores, into a run folder."""
+    """Read a GPT-2 in Hugging Face format into a run folder."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """The model's folder."""
+    """Folder of the model."""
     output: Path | None = None
-    """Folder of the run (None: the next free number in runs/)."""
+    """Run folder to create (None: the next free number in runs/)."""
     tokenizer: str | None = None
     """"bytes", or the path of a tokenizer.json (None: the one in DIR)."""
 
@@ -32,19 +32,19 @@ COMMAND = Command(
     "import",
     ImportOptions,
     examples="""
-    # the next free folder in runs/
+    # into the next free folder in runs/
     cllm-gpu import gpt2
-    # a folder by name, with a tokenizer of your choice
+    # into a named folder, with another tokenizer
     cllm-gpu import gpt2 --output imported --tokenizer bytes
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Import; exit status 0."""
+    """Import the model. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
-    found = import_model(options.folder, tokenizer)
+    found = format_of(options.folder).import_model(options.folder, tokenizer)
     run = begin_run(options.output)
     with lock_run(run):
         save_checkpoint(run, found.checkpoint, keep_last=1, best=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from dataclasses import dataclass
 
@@ -11,8 +12,9 @@ from cllm_gpu.cli.parsing import Command
 from cllm_gpu.cli.progress import say
 from cllm_gpu.devices import driver as gpu
 from cllm_gpu.ops.registry import OPERATIONS
-from cllm_gpu.utils.compiler import cache_directory, compiler_version, find_compiler
+from cllm_gpu.utils.compiler import compiler_version, find_compiler
 from cllm_gpu.utils.files import readable_size
+from cllm_gpu.utils.library_cache import cache_directory
 from cllm_gpu.utils.system import usable_cores
 from cllm_gpu.utils.versions import package_version
 
@@ -32,26 +34,26 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class InfoOptions:
-    """What this machine and this installation can do."""
+    """Show what this machine and this installation support."""
 
     backend: str | None = None
-    """Backend to describe (None: the one a run would take)."""
+    """Backend to describe (None: the one a run would use)."""
 
 
 COMMAND = Command(
     "info",
     InfoOptions,
     examples="""
-    # what a run would take on this machine
+    # what a run would use on this machine
     cllm-gpu info
-    # a backend by name
+    # a given backend
     cllm-gpu info --backend numpy
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Print it."""
+    """Print the information. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     say(f"cllm-gpu {__version__}, Python {platform.python_version()}, {platform.platform()}")
     say(f"processor: {usable_cores()} usable cores, {platform.machine()}")
@@ -91,12 +93,12 @@ def _describe_gpu() -> None:
 
 
 def _describe_operations(backend: Backend) -> None:
-    """Which operations run as CUDA kernels or C++, which as array code, and which this backend does not have."""
+    """Print which operations are CUDA kernels or C++, which are array code, and which this backend does not have."""
     by_side: dict[str, list[str]] = {}
     for name in OPERATIONS:
-        operation = getattr(backend.ops, name)
-        function = getattr(operation, "__wrapped__", operation).func  # CUDA operations stand in a profiler's range
-        side = function.__module__.removeprefix("cllm_gpu.ops.").partition(".")[0]
+        operation = inspect.unwrap(getattr(backend.ops, name))  # out of a profiler's range
+        module = getattr(operation, "func", operation).__module__
+        side = module.removeprefix("cllm_gpu.ops.").partition(".")[0] if ".ops." in module else module
         by_side.setdefault(side, []).append(name)
     missing = by_side.pop("registry", None)
     for side, names in by_side.items():

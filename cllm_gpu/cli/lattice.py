@@ -12,6 +12,7 @@ import tyro
 from cllm_gpu.backend import get_backend
 from cllm_gpu.checkpoint.pretrained import PretrainedModel, load_pretrained, require_tokenizer
 from cllm_gpu.cli.parsing import Command
+from cllm_gpu.cli.progress import say
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.ops.reference.embedding import MAXIMUM_VOCABULARY
 from cllm_gpu.report.figure import require_plots, save_figure
@@ -31,22 +32,22 @@ LONGEST_PROMPT = 128
 
 @dataclass(frozen=True)
 class LatticeOptions:
-    """Draw a vocabulary's lattice, and what a crystalline model learnt of it."""
+    """Plot the lattice of a vocabulary, and what a crystalline model learned of it."""
 
     model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
     """Run folder or checkpoint (None: only the lattice)."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint of a run folder."""
+    """Checkpoint to use if the model is a run folder."""
     vocabulary: int | None = None
-    """Tokens of the lattice (None: the model's, else those of bytes)."""
+    """Vocabulary size of the lattice (None: the model's, else that of bytes)."""
     prompt: str = "for key in keys:\n    value = values[key]\n    print(key, va"
-    """Text whose attention is drawn."""
+    """Text whose attention is plotted."""
     layer: int | None = None
-    """Layer to draw (None: that of the head drawn)."""
+    """Layer to plot (None: that of the selected head)."""
     head: int | None = None
-    """Head to draw (None: the one whose attention the terms change most)."""
+    """Head to plot (None: the one whose attention weights the terms change most)."""
     output: Path = Path("lattice")
-    """Folder for the pictures, a PNG and an SVG of each."""
+    """Folder for the plots, each as PNG and SVG."""
     backend: str | None = None
     """auto, numpy, native, cupy or simulator (None: $CLLM_BACKEND, else auto)."""
 
@@ -55,16 +56,16 @@ COMMAND = Command(
     "lattice",
     LatticeOptions,
     examples="""
-    # the lattice of the 257 tokens of bytes
+    # the lattice of the 257 byte tokens
     cllm-gpu lattice
-    # what a crystalline model learnt, and how it attends to a text
+    # the learned scalars of a crystalline model, and its attention on a prompt
     cllm-gpu lattice runs/003 --prompt "three times three is" --output pictures
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Draw; exit status 0."""
+    """Write the plots. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     require_plots()
     trained = (
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> int:
         for ending in ("png", "svg"):
             path = options.output / f"{name}.{ending}"
             save_figure(figure, path)
-            print(f"written: {path}")
+            say(f"written: {path}")
     return 0
 
 
@@ -95,16 +96,16 @@ def _lattice(options: LatticeOptions, trained: PretrainedModel | None) -> Any:
 
 
 def _name(tokenizer: Tokenizer | None, token: int) -> str:
-    """A token as it can be written beside a point; empty where it is no visible text."""
+    """A token's text as a label; empty if it is not printable."""
     text = "" if tokenizer is None else tokenizer.decode([token])
     marks = {" ": "␣", "\n": "⏎", "\t": "⇥"}
     written = "".join(marks.get(c, c) for c in text)
-    # a dollar sign would begin a formula
+    # a dollar sign would start a formula
     return written.replace("$", r"\$") if written.isprintable() and "\ufffd" not in written else ""
 
 
 def _learnt(options: LatticeOptions, trained: PretrainedModel, path: Path) -> dict[str, Any]:
-    """The scalars and the attention of a prompt."""
+    """Plots of the learned scalars and of the attention weights of the prompt."""
     scalars, names = learned_scalars(trained.model)
     if not names:
         raise UserError(
@@ -124,7 +125,7 @@ def _learnt(options: LatticeOptions, trained: PretrainedModel, path: Path) -> di
 
 
 def _chosen(options: LatticeOptions, trained: PretrainedModel, tokens: Any) -> tuple[int, int, Any, Any]:
-    """The layer and head asked for, or those whose weights the terms change most, and the weights."""
+    """(layer, head, weights with terms, weights without): as requested, or where the terms change the weights most."""
     a = trained.model.architecture
     for name, value, count in (("layer", options.layer, a.layers), ("head", options.head, a.heads)):
         if value is not None and not 0 <= value < count:

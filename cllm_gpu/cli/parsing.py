@@ -1,7 +1,7 @@
-"""From a typed dataclass to command-line flags (tyro), with errors of one line and help that ends with examples.
+"""Command-line flags from a typed dataclass (tyro), with one-line errors and a help text that ends with examples.
 
-tyro makes the flags from the annotations and docstrings that the configuration has anyway, nested sections included;
-argparse would need each flag written a second time.
+tyro derives the flags from the annotations and docstrings of the configuration, including nested sections; argparse
+would need each flag to be defined a second time.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ Options = TypeVar("Options")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quietable:
-    """The flag of every command that shows progress. `display.terminal(quiet=…)` obeys it, and `parse` for notices."""
+class QuietOption:
+    """The flag --quiet of every command that shows progress. Applied by `progress.terminal` and `Command.parse`."""
 
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"]), tyro.conf.FlagCreatePairsOff] = False
-    """Show no progress and no messages: only errors, and a result that is written to no file."""
+    """Suppress progress and messages: print only errors, and results that are not written to a file."""
 
 
 @dataclass(frozen=True)
 class Command(Generic[Options]):
-    """What the command line knows of a command; its help, its errors and its completion are made from this."""
+    """Definition of a command, from which its help, errors and completion are generated."""
 
     name: str
     options: type[Options]
-    """A dataclass. Its docstring begins the help."""
+    """A dataclass with a field per flag. Its docstring is the start of the help."""
     examples: str
-    """Lines of a shell, each with a comment above it. They end the help."""
+    """Shell commands, each with a comment above it: the end of the help."""
     short: tuple[tuple[str, str], ...] = ()
-    """(short name, flag): flags of the configuration that may be given without their section."""
+    """(short name, flag) of configuration flags that can be given without their section."""
 
     def parse(self, arguments: list[str], default: Any = tyro.MISSING_NONPROP) -> Options:
-        """`options` filled from `arguments` over `default`; for --help the help instead, and SystemExit.
+        """Parse `arguments` into an instance of `options`; `default` has the values of flags not given.
 
-        UserError for unknown flags and values of the wrong kind.
+        With --help, prints the help and raises SystemExit. Raises UserError for unknown flags and invalid values.
         """
         if {"-h", "--help"} & set(arguments):
             self._show_help(default)
-        arguments = [self._in_full(word) for word in arguments]
+        arguments = [self._canonical(word) for word in arguments]
         messages = io.StringIO()
         try:
             with contextlib.redirect_stderr(messages), contextlib.redirect_stdout(messages):
@@ -66,12 +66,12 @@ class Command(Generic[Options]):
             raise UserError(_one_line(messages.getvalue())) from None
         if unknown:
             raise UserError(self._unknown(unknown[0], default))
-        quiet = isinstance(parsed, Quietable) and parsed.quiet
+        quiet = isinstance(parsed, QuietOption) and parsed.quiet
         logging.getLogger("cllm_gpu").setLevel(logging.WARNING if quiet else logging.INFO)
         return parsed
 
-    def _in_full(self, word: str) -> str:
-        """A flag by its own name, where a short name or another trainer's stands for it."""
+    def _canonical(self, word: str) -> str:
+        """The canonical form of a flag given by a short name or by another trainer's name for it."""
         name, equals, value = word.partition("=")
         if name.startswith("--") and "." in name:
             given = name[2:].replace("-", "_")
@@ -91,7 +91,7 @@ class Command(Generic[Options]):
         raise SystemExit(0)
 
     def _unknown(self, flag: str, default: Any) -> str:
-        """One line on an argument that the command does not have."""
+        """The error message for an unknown argument."""
         name = flag.split("=")[0]
         if not name.startswith("-"):
             return f"unexpected argument {flag!r}; `cllm-gpu {self.name} --help` lists the options"
@@ -107,7 +107,7 @@ _STYLE = (tyro.conf.AvoidSubcommands,)
 
 
 def _one_line(text: str) -> str:
-    """tyro's boxed message as one line: without the frame, its title, and the help below the message."""
+    """tyro's boxed error message as one line, without the frame, its title, and the help below the message."""
     spoken = [line for line in map(str.strip, text.splitlines()) if line.strip("-─│╭╮╰╯ ")]
     end = next((i for i, line in enumerate(spoken) if line.startswith(_BELOW_THE_MESSAGE)), None)
     first, *rest = spoken[1:end] or ["these arguments cannot be understood"]

@@ -1,17 +1,19 @@
-"""What a person sees while a command works; of a training run the configuration, the plan, progress and the end.
+"""Console output of the commands: messages and progress; for training also configuration, memory plan and summary.
 
-On a terminal a live line; elsewhere (a file, a pipe, CI) a plain line now and then; with --quiet nothing. All of it
-goes through the console that `terminal` makes.
+On a terminal, progress is a live line; elsewhere (a file, a pipe, CI) occasional plain lines; with --quiet nothing. All
+output goes through the console that `terminal` returns.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -35,31 +37,94 @@ from cllm_gpu.utils.files import readable_size
 from cllm_gpu.utils.text import visible
 
 WIDE, NARROW = 120, 80
-"""Columns from which on the live line is written out in full, and below which only what matters most is shown."""
+"""Terminal widths: the full live line from WIDE columns on, the shortest one below NARROW."""
 WITH_MFU, WITH_POWER = 130, 140
-"""Columns from which on it has room for these too."""
+"""Terminal widths from which the live line also shows these."""
 LOSSY_BITS = "bits/byte (lossy tokenizer)"
-"""How bits per byte are marked of text that does not come back from its tokens."""
+"""Label of bits per byte of a text that its tokens do not reproduce."""
 PLAIN_LINES = 40
-"""Lines of progress a whole run prints where there is no terminal."""
+"""Progress lines that a training run prints if there is no terminal."""
 PLAIN_SECONDS = 10.0
-"""Between two lines of progress over a text where there is no terminal."""
+"""Seconds between two progress lines over a text if there is no terminal."""
+
+
+class _Spared:
+    """A stream that work goes on without: after the first error everything written to it is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._lost = stream, False
+
+    def write(self, text: str) -> int:
+        """Write to the stream, if it is there."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, if it is there."""
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        if self._lost:
+            return
+        try:
+            action()
+        except (OSError, ValueError) as error:  # a pipe without a reader, a full disk, a lost terminal; a closed file
+            self._lost = True
+            with contextlib.suppress(OSError, ValueError):
+                _to_nowhere(self._stream.fileno())
+            reason = getattr(error, "strerror", None) or str(error)
+            notice = f"cllm-gpu: the display is gone ({reason}); the work goes on without it\n"
+            with contextlib.suppress(OSError):
+                os.write(2, notice.encode())
+
+
+def _to_nowhere(descriptor: int) -> None:
+    """What a stream still holds back for `descriptor`, and all that follows, goes to the null device."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, descriptor)
+    finally:
+        os.close(null)
 
 
 def terminal(*, quiet: bool = False, errors: bool = False) -> Console:
-    """Where progress and messages go: standard output, or with `errors` standard error; quiet: nowhere."""
-    return Console(highlight=False, soft_wrap=True, emoji=False, quiet=quiet, stderr=errors)
+    """Where progress and messages go: standard output, or with `errors` standard error; quiet: nowhere.
+
+    Once it cannot be written any more, as a pipe without a reader, it is silent, and the work goes on.
+    """
+    stream = sys.stderr if errors else sys.stdout
+    spared: Any = None if stream is None else _Spared(stream)
+    return Console(file=spared, highlight=False, soft_wrap=True, emoji=False, quiet=quiet)
+
+
+class _ResultConsole(Console):
+    """Standard output for the result of a command, which without a reader has nothing left to do."""
+
+    def on_broken_pipe(self) -> None:
+        """BrokenPipeError, for the command line to answer."""
+        raise BrokenPipeError
+
+
+def result_console() -> Console:
+    """Where results go: standard output. OSError when it cannot be written."""
+    return _ResultConsole(highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str, console: Console | None = None, *, style: str = "", unbroken: bool = False) -> None:
-    """One line, which a terminal breaks between words; unbroken: nowhere, as for a command that will be copied."""
-    console = console or terminal()
-    console.print(text, style=style, markup=False, soft_wrap=unbroken or not console.is_terminal)
+    """One line, which a terminal breaks between words; unbroken: nowhere, as for a command that will be copied.
+
+    `console`: see `terminal`; None: `result_console`.
+    """
+    console = console or result_console()
+    console.print(visible(text), style=style, markup=False, soft_wrap=unbroken or not console.is_terminal)
 
 
 @contextlib.contextmanager
-def counting(console: Console, doing: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """`progress(done, doing)` on a live line; nothing where there is no terminal, as a result in one line follows."""
+def count_progress(console: Console, doing: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """Yields `progress(done, doing)`, which updates a live line with a counter. Shows nothing without a terminal."""
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(doing, total=total)
@@ -67,10 +132,10 @@ def counting(console: Console, doing: str, total: int) -> Iterator[Callable[[int
 
 
 @contextlib.contextmanager
-def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Callable[[int, int], None]]:
-    """`progress(done, total)` in bytes, shown: a live bar, or a plain line every PLAIN_SECONDS and at the end.
+def byte_progress(console: Console, doing: str, then: str = "") -> Iterator[Callable[[int, int], None]]:
+    """Yields `progress(done, total)`, in bytes: a live bar, or a plain line every PLAIN_SECONDS and at the end.
 
-    `then`: what begins when all is read, of unknown length.
+    then: name of the phase of unknown length that follows the reading.
     """
     bars = (BarColumn(bar_width=20),) if console.width >= NARROW else ()
     columns = (TextColumn("{task.description}"), *bars, TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
@@ -96,22 +161,22 @@ def reading_text(console: Console, doing: str, then: str = "") -> Iterator[Calla
 
 
 def lossy_line(lost: float) -> str:
-    """What is said of a tokenizer from which a share of the text's characters does not come back."""
+    """The message about a tokenizer whose tokens do not reproduce a fraction `lost` of the text's characters."""
     share = f"{lost:.2%}" if lost >= 1e-4 else f"{lost:.0e}"
     return f"lossy tokenizer: {share} of the characters of the text do not come back; bits per byte are of what is left"
 
 
-def levels_line(plan: MemoryPlan) -> str:
-    """The recompute level of a run, and what the activations would take at each."""
+def recompute_line(plan: MemoryPlan) -> str:
+    """The recompute level of a run, and the size of the activations at each level."""
     levels = ", ".join(f"{level} {readable_size(size)}" for level, size in plan.activations_at)
     return f"recompute {plan.recompute}; activations by level: {levels}"
 
 
 class ConsoleReporter:
-    """A `reporter.Reporter` that prints."""
+    """A `reporter.Reporter` that prints to a console."""
 
     def __init__(self, console: Console, steps: int, memory_held: Callable[[], int | None]) -> None:
-        """`console`: see `terminal`; `memory_held`: see `Backend.memory_held`."""
+        """console: as returned by `terminal`; memory_held: as `Backend.memory_held`."""
         self.console = console
         self._steps = steps
         self._progress: Progress | None = None
@@ -120,15 +185,15 @@ class ConsoleReporter:
         self._bits = "bits/byte"
         self._before: int | None = None
         self._most = 0
-        self._speeds: list[tuple[float, float]] = []  # of the steps of a run with an MFU: tokens/s, MFU
-        self._power: list[tuple[float, float]] = []  # of one whose card counts energy: W, J/token
+        self._speeds: list[tuple[float, float]] = []  # (tokens/s, MFU) of each step with an MFU
+        self._power: list[tuple[float, float]] = []  # (W, J/token) of each step, if the device counts energy
         self._started = 0.0
         self._first = 0
 
     # ---- before training
 
     def opening(self, config: Config, architecture: Architecture, dataset: Dataset, plan: MemoryPlan) -> None:
-        """The whole configuration, the model's shape, the data and the memory plan."""
+        """Print the full configuration, the model's shape, the data and the memory plan."""
         self.console.print(to_toml(config).strip(), style="dim", markup=False)
         a = architecture
         self.message(
@@ -149,23 +214,23 @@ class ConsoleReporter:
         for name, size in plan.rows():
             table.add_row(name, readable_size(size), style="bold" if name == "total" else "")
         self.console.print(table)
-        self.message(levels_line(plan))
+        self.message(recompute_line(plan))
         self._plan = plan
         self._before = self._memory_held()
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar for `progress(done, total)` in bytes, shown once there is something to show."""
+        """Yields `progress(done, total)`, in bytes, which updates a progress bar."""
         columns = (TextColumn("preparing data"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True) as bar:
             task = bar.add_task("", total=None, visible=False)
             yield lambda done, total: bar.update(task, completed=done, total=max(1, total), visible=True)
 
-    # ---- while training (reporters.Reporter)
+    # ---- while training (reporter.Reporter)
 
     @contextlib.contextmanager
     def running(self, first_step: int) -> Iterator[None]:
-        """The live line, from `first_step` on."""
+        """Show the live line within the block; training continues from `first_step`."""
         self._started, self._first = time.perf_counter(), first_step
         if not self.console.is_terminal:
             yield
@@ -190,9 +255,9 @@ class ConsoleReporter:
             f"gradient {norm:.2f}  {speed:,.0f} tokens/s{card}"
         )
         if self._progress is not None:
-            if self.console.width < NARROW:  # a line of 40 columns, the time left included
+            if self.console.width < NARROW:  # fits 40 columns with the remaining time
                 text = f"{step}/{self._steps} loss {smoothed:.3f}"
-            elif self.console.width < WIDE:  # one of 80
+            elif self.console.width < WIDE:  # fits 80 columns
                 text = (
                     f"{step}/{self._steps} loss {loss:.3f} ~{smoothed:.3f} lr {rate:.1e} |g| {norm:.2f} {speed:,.0f}/s"
                 )
@@ -201,7 +266,7 @@ class ConsoleReporter:
             self.message(f"{text}  {self._remaining(record['step'])} left")
 
     def _card_figures(self, record: dict[str, Any]) -> str:
-        """MFU and power as far as the record has them and the line has room for them; kept for the end."""
+        """MFU and power, if the record has them and the line has room; also collected for the final summary."""
         text, width = "", self.console.width
         if "mfu" in record:
             self._speeds.append((record["tokens_per_second"], record["mfu"]))
@@ -232,13 +297,13 @@ class ConsoleReporter:
         )
 
     def message(self, text: str) -> None:
-        """One line, shown at once."""
+        """Print one line immediately."""
         say(text, self.console)
 
     # ---- after training
 
     def outcome(self, outcome: Outcome, folder: Path) -> None:
-        """Where everything is, how long it took, what memory it held beside the plan."""
+        """Print a summary: run folder, time, speed, power, and measured memory compared with the plan."""
         seconds = time.perf_counter() - self._started
         self.message(f"{outcome.step - self._first} steps in {seconds:.1f} s; run folder {folder}")
         if self._speeds:
@@ -254,10 +319,10 @@ class ConsoleReporter:
             self.message(f"memory: planned {readable_size(self._plan.total)}, measured {measured}")
 
     def sample(self, prompt: str, pieces: Iterable[str]) -> str:
-        """Generated text, shown as it comes; all of it, as it was generated."""
+        """Print generated text as it arrives. Returns all of it."""
         taken = []
         self.console.print("\nsample:", style="bold")
-        self.console.print(prompt, end="", markup=False)
+        self.console.print(visible(prompt), end="", markup=False)
         for piece in pieces:
             taken.append(piece)
             self.console.print(visible(piece), end="", markup=False)

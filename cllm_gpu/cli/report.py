@@ -19,19 +19,19 @@ from cllm_gpu.training.run_folder import newest_run
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """A table of runs, a page of all they keep (--html), their curves (--picture)."""
+    """Print a table of runs; write a page (--html) or plots (--picture)."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run folders (none: the newest run)."""
     html: Path | None = None
-    """Write a page that opens without a network: curves, memory plan, samples, what differs in configuration."""
+    """Write a self-contained page: curves, memory plans, samples, configuration differences."""
     picture: Path | None = None
     """Write the curves to this PNG file; needs the extra `plots`."""
     diagnostics: Path | None = None
-    """Write gradients, updates and activations by layer of runs trained with --training.diagnose-every to this PNG
-    file, and print their tables; needs the extra `plots`."""
+    """Plot gradients, updates and activations by layer to this PNG file and print their tables, for runs trained with
+    --training.diagnose-every; needs the extra `plots`."""
     output: Path | None = None
-    """Write the table into this folder, as Markdown and JSON."""
+    """Write the table to this folder, as Markdown and JSON."""
 
 
 COMMAND = Command(
@@ -40,25 +40,25 @@ COMMAND = Command(
     examples="""
     # the newest run in one row
     cllm-gpu report
-    # two runs on one page: curves, samples, what differs
+    # two runs on one page: curves, samples, differences
     cllm-gpu report runs/001 runs/002 --html page.html
     # their table as Markdown and JSON
     cllm-gpu report runs/001 runs/002 --output tables
-    # inside a run that was trained with --training.diagnose-every 50
+    # gradients and activations of a run trained with --training.diagnose-every 50
     cllm-gpu report --diagnostics layers.png
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Report; exit status 0."""
+    """Print and write the report. Returns exit status 0."""
     options = COMMAND.parse(arguments)
     folders = options.runs or (newest_run(),)
     runs = read_runs(folders)
-    looked_into = read_diagnosed(folders) if options.diagnostics else []
+    diagnosed = read_diagnosed(folders) if options.diagnostics else []
     table = runs_table(runs)
     print_table(table)
-    for run in looked_into:
+    for run in diagnosed:
         for part in diagnostics_tables(run):
             print_table(part)
     written: list[Path] = []
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
         plot_runs(runs, options.picture)
         written.append(options.picture)
     if options.diagnostics:
-        plot_diagnostics([(run.run.name, series(run)) for run in looked_into], options.diagnostics)
+        plot_diagnostics([(run.run.name, series(run)) for run in diagnosed], options.diagnostics)
         written.append(options.diagnostics)
     if written:
         say("written: " + ", ".join(map(str, written)))

@@ -11,8 +11,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from cllm_gpu.cli.parsing import Command, Quietable
-from cllm_gpu.cli.progress import lossy_line, reading_text, say, terminal
+from cllm_gpu.cli.parsing import Command, QuietOption
+from cllm_gpu.cli.progress import byte_progress, lossy_line, say, terminal
 from cllm_gpu.config import DataConfig
 from cllm_gpu.data.bpe import Reading, learn_bpe, measure, require_vocabulary
 from cllm_gpu.data.dataset import open_prepared, text_corpus
@@ -20,7 +20,7 @@ from cllm_gpu.data.prepare import new_folder
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part, require_fraction
 from cllm_gpu.data.text import TextOptions
-from cllm_gpu.data.tokenizers import HuggingFaceTokenizer, Tokenizer, identified, load_tokenizer, lost_share
+from cllm_gpu.data.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer, lost_share, tokenizer_label
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors, readable_size, write_atomically
 
@@ -29,52 +29,52 @@ OUTPUT = Path("tokenizer.json")
 
 
 @dataclass(frozen=True)
-class TokenizeOptions(Quietable):
-    """Learn a byte-level BPE from a text, or use a tokenizer; prepare its shards."""
+class TokenizeOptions(QuietOption):
+    """Train a byte-level BPE tokenizer, or use one; prepare token shards."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """"stdlib", a text file, folder, glob or .jsonl file."""
     vocabulary: int | None = None
-    """Tokens to learn, the 256 bytes and the end of text among them (None: 8192)."""
+    """Vocabulary size, including the 256 bytes and the end of text (None: 8192)."""
     output: Path | None = None
-    """File to write, which must not exist yet (None: tokenizer.json)."""
+    """File to write; must not exist yet (None: tokenizer.json)."""
     tokenizer: str | None = None
-    """Learn none: use "bytes" or this tokenizer.json."""
+    """Do not train a tokenizer: use "bytes" or this tokenizer.json."""
     shards: Path | None = None
-    """New folder for the text's tokens, to train from with --data.source FOLDER."""
+    """New folder for the token shards, to train from with --data.source FOLDER."""
     validation_fraction: float = DataConfig.validation_fraction
-    """Share of the documents kept for validation, as --data.validation-fraction; not learnt from."""
+    """Fraction of the documents held out for validation, as --data.validation-fraction; not trained on."""
     text_field: str = DataConfig.text_field
-    """Of records, the field that holds the text, as --data.text-field."""
+    """Field of the records that contains the text, as --data.text-field."""
     separator: str | None = None
     """Text between documents, as --data.separator."""
     seed: int = DataConfig.seed
-    """Of the choice of documents for validation, as --data.seed."""
+    """Seed of the choice of validation documents, as --data.seed."""
     megabytes: int = 500
-    """Learn from at most so much text, spread evenly over all of it."""
+    """Train on at most this much text, sampled evenly from all of it."""
 
 
 COMMAND = Command(
     "tokenize",
     TokenizeOptions,
     examples="""
-    # learn 4096 tokens from the Python standard library
+    # a vocabulary of 4096 from the Python standard library
     cllm-gpu tokenize stdlib --vocabulary 4096 --output stdlib.json
-    # learn from a text of your own, and prepare its shards
+    # train on your own text, and prepare its shards
     cllm-gpu tokenize book.txt --vocabulary 300 --shards shards
-    # how many bytes the tokens hold on another text
+    # bytes per token on another text
     cllm-gpu tokenize other.txt --tokenizer tokenizer.json
     """,
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Learn or load a tokenizer, measure it, prepare shards; exit status 0."""
+    """Train or load a tokenizer, measure it, prepare shards. Returns exit status 0."""
     options = COMMAND.parse(arguments)
-    _require_sense(options)
+    _validate(options)
     console = terminal(quiet=options.quiet)
     corpus = _corpus(options)
-    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _learn(options, corpus, console)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _train_tokenizer(options, corpus, console)
     for line in tokenizer.notes:
         say(line, console)
     if lost := lost_share(tokenizer, corpus.sample()):
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
     if options.shards:
         _prepare(options, options.shards, tokenizer, console)
     elif options.tokenizer:
-        with reading_text(console, "reading text") as progress:
+        with byte_progress(console, "reading text") as progress:
             reading = Reading(corpus, fraction=options.validation_fraction, seed=options.seed, progress=progress)
             measure(reading)
         say(f"{tokenizer.name}: vocabulary {tokenizer.vocabulary:,}, {_measured(reading, tokenizer)}")
@@ -90,28 +90,28 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _require_sense(options: TokenizeOptions) -> None:
-    """UserError, before anything is read, for options that cannot be followed."""
+def _validate(options: TokenizeOptions) -> None:
+    """Raises UserError for invalid options, before anything is read."""
     require_fraction(options.validation_fraction)
     if options.tokenizer:
         for name in ("vocabulary", "output"):
             if getattr(options, name) is not None:
                 raise UserError(
-                    f"--{name} is for learning a tokenizer, --tokenizer for using one: leave one of them out"
+                    f"--{name} is for training a tokenizer, --tokenizer for using one: give only one of them"
                 )
     else:
         require_vocabulary(_vocabulary(options))
         if options.megabytes < 1:
             raise UserError(f"--megabytes is {options.megabytes}; it must be at least 1")
-        _require_free(options.output or OUTPUT, "--output")
+        _require_new(options.output or OUTPUT, "--output")
     if options.shards:
-        _require_free(options.shards, "--shards")
+        _require_new(options.shards, "--shards")
 
 
-def _require_free(path: Path, flag: str) -> None:
-    """UserError unless `path` is a name that is free, where this process can write."""
+def _require_new(path: Path, flag: str) -> None:
+    """Raises UserError unless `path` does not exist and this process can create it."""
     if path.exists() or path.is_symlink():
-        raise UserError(f"{path} exists already: name another with {flag}, or remove it first")
+        raise UserError(f"{path} exists already: name another with {flag}, or move it away")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     with clear_errors("write", path), tempfile.TemporaryFile(dir=folder):
         pass
@@ -125,10 +125,10 @@ def _vocabulary(options: TokenizeOptions) -> int:
     return VOCABULARY if options.vocabulary is None else options.vocabulary
 
 
-def _learn(options: TokenizeOptions, corpus: Corpus, console: Console) -> Tokenizer:
-    """The tokenizer learnt from the training part, written to its file."""
+def _train_tokenizer(options: TokenizeOptions, corpus: Corpus, console: Console) -> Tokenizer:
+    """Train a tokenizer on the training part and write it to its file."""
     path = options.output or OUTPUT
-    with reading_text(console, "reading text", then="learning tokens") as progress:
+    with byte_progress(console, "reading text", then="learning tokens") as progress:
         reading = Reading(
             corpus,
             fraction=options.validation_fraction,
@@ -140,10 +140,10 @@ def _learn(options: TokenizeOptions, corpus: Corpus, console: Console) -> Tokeni
     tokenizer = HuggingFaceTokenizer(json_text, str(path))
     write_atomically(path, json_text)
     if tokenizer.vocabulary < _vocabulary(options):
-        say(f"the text has no pair left that it repeats: fewer tokens than {_vocabulary(options):,}", console)
-    say(f"learnt from {readable_size(reading.learnt.taken)} of {corpus.name}, validation text left out", console)
+        say(f"no pair occurs twice any more: fewer tokens than {_vocabulary(options):,}", console)
+    say(f"trained on {readable_size(reading.training_share.taken)} of {corpus.name}, without validation text", console)
     say(f"vocabulary {tokenizer.vocabulary:,}, {_measured(reading, tokenizer)}", console)
-    say(f"written: {identified(tokenizer.name, tokenizer.fingerprint)}", console)
+    say(f"written: {tokenizer_label(tokenizer.name, tokenizer.fingerprint)}", console)
     return tokenizer
 
 
@@ -157,8 +157,8 @@ def _ratio(value: float | None) -> str:
 
 
 def _prepare(options: TokenizeOptions, folder: Path, tokenizer: Tokenizer, console: Console) -> None:
-    corpus = _corpus(options)  # a fresh one, which counts the files it skips from zero
-    with reading_text(console, "preparing shards") as progress:
+    corpus = _corpus(options)  # a new object, whose count of skipped files starts at zero
+    with byte_progress(console, "preparing shards") as progress:
         new_folder(
             *(corpus, tokenizer, folder),
             fraction=options.validation_fraction,

@@ -1,8 +1,8 @@
-"""Data: text to token shards to batches.
+"""Data: from text to token shards to batches.
 
-sources.py and text.py find and stream text, split.py says which of it is held out, prepare.py and shards.py write and
-verify token shards, bpe.py learns a tokenizer, llmc.py reads llm.c's shards, patterns.py makes the synthetic set,
-text_source.py reads a text to be evaluated, tokens.py and batches.py take windows.
+sources.py and text.py find and stream text, split.py decides which of it is held out, prepare.py and shards.py write
+and verify token shards, bpe.py trains a tokenizer, llmc.py reads llm.c's shards, patterns.py generates the synthetic
+data set, text_source.py reads a text for evaluation, tokens.py and batches.py make batches of windows.
 """
 
 from cllm_gpu.data.batches import Batches, evaluation_batches, evaluation_windows

@@ -1,4 +1,4 @@
-"""Batches for training and for evaluation: pure functions of their arguments, so a resumed run sees the same ones."""
+"""Batches for training and evaluation: pure functions of their arguments, so a resumed run gets the same ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cllm_gpu.utils.errors import UserError
 
 
 def require_length(source: TokenSource, context: int) -> None:
-    """UserError where `source` cannot fill one window of `context` tokens and their targets."""
+    """Raises UserError if `source` cannot fill one window of `context` tokens and their targets."""
     if len(source) < context + 1:
         raise UserError(
             f"{source.name} has {len(source)} tokens, too few for a context of {context}: "
@@ -24,16 +24,17 @@ def require_length(source: TokenSource, context: int) -> None:
 class Batches:
     """Training batches, a pure function of (seed, step, rank): no state to save, O(1) memory for any corpus.
 
-    An epoch tiles the stream with len(source) // context windows that do not overlap, from an offset drawn anew for
-    each epoch (the stream goes on at its beginning), in an order drawn anew for each epoch. Sample number
-    n = (step * ranks + rank) * batch + row is window n mod W of epoch n div W: `ranks` ranks with `batch` rows see
-    together, in order, what one rank with ranks * batch rows sees; so do micro-batches of one step.
+    An epoch tiles the stream with W = len(source) // context windows that do not overlap. Their offset (the stream
+    wraps around) and their order are drawn for each epoch. Sample n = origin + (step * ranks + rank) * batch + row is
+    window n mod W of epoch n div W: together and in order, `ranks` ranks with `batch` rows get the same samples as one
+    rank with ranks * batch rows. The same holds for the micro-batches of a step. `origin` is 0 unless the batch size
+    changed on resuming: see `continue_at`.
     """
 
     def __init__(
         self, source: TokenSource, *, batch: int, context: int, seed: int, rank: int = 0, ranks: int = 1
     ) -> None:
-        """Windows of `context` tokens, `batch` per step and rank. UserError where `source` is too short."""
+        """Windows of `context` tokens, `batch` per step and rank. Raises UserError if `source` is too short."""
         if batch < 1 or context < 1:
             raise UserError(f"batch ({batch}) and context ({context}) must be at least 1")
         if not 0 <= rank < ranks:
@@ -42,14 +43,19 @@ class Batches:
         self.source, self.batch_size, self.context, self.seed = source, batch, context, seed
         self.rank, self.ranks = rank, ranks
         self.windows_per_epoch = len(source) // context
+        self.origin = 0
+
+    def continue_at(self, step: int, samples: int) -> None:
+        """Let step number `step` begin at sample number `samples`, as many as all ranks saw before it."""
+        self.origin = samples - step * self.ranks * self.batch_size
 
     def samples(self, step: int) -> npt.NDArray[np.int64]:
-        """Sample numbers (batch,) of a step, counted from the beginning of training over all ranks."""
-        first = (step * self.ranks + self.rank) * self.batch_size
+        """Sample numbers of a step, (batch,) int64, counted from the start of training over all ranks."""
+        first = self.origin + (step * self.ranks + self.rank) * self.batch_size
         return np.arange(first, first + self.batch_size, dtype=np.int64)
 
     def starts(self, step: int) -> npt.NDArray[np.int64]:
-        """Where the windows of a step begin in the stream, (batch,) int64."""
+        """Start positions in the stream of the windows of a step, (batch,) int64."""
         samples = self.samples(step)
         epochs = samples // self.windows_per_epoch
         starts = np.empty(self.batch_size, dtype=np.int64)
@@ -62,17 +68,17 @@ class Batches:
         return starts
 
     def batch(self, step: int) -> Batch:
-        """Tokens and targets of a step, each (batch, context) int32; targets are the next tokens, or IGNORE_INDEX."""
+        """Tokens and targets of a step, (batch, context) int32 each; targets are the next tokens or IGNORE_INDEX."""
         if step < 0:
             raise ValueError(f"step {step} is negative")
         return self.source.windows(self.starts(step).tolist(), self.context)
 
 
 def evaluation_batches(source: TokenSource, *, batch: int, context: int, limit: int | None) -> Iterator[Batch]:
-    """Fixed batches over `source`, every token a target once except the first: (batch, context) int32 each.
+    """Fixed batches over `source`, (batch, context) int32 each; every token except the first is a target once.
 
-    Windows follow one another; the last is filled up with token 0 and targets IGNORE_INDEX, and so are missing rows
-    of the last batch, so all batches have one shape. `limit` is the largest number of batches: with fewer than all,
+    Windows are consecutive. The last one, and missing rows of the last batch, are padded with token 0 and targets
+    IGNORE_INDEX, so all batches have the same shape. limit: maximum number of batches (None: all); with fewer than all,
     the windows are spread evenly over the stream.
     """
     count = evaluation_windows(source, batch=batch, context=context, limit=limit)
@@ -83,7 +89,7 @@ def evaluation_batches(source: TokenSource, *, batch: int, context: int, limit: 
 
 
 def evaluation_windows(source: TokenSource, *, batch: int, context: int, limit: int | None) -> int:
-    """How many windows `evaluation_batches` goes through. UserError where there can be none."""
+    """Number of windows in `evaluation_batches`. Raises UserError if there can be none."""
     if batch < 1 or context < 1 or (limit is not None and limit < 1):
         raise UserError(f"evaluation batch ({batch}), context ({context}) and limit ({limit}) must be at least 1")
     if len(source) < 2:
@@ -104,5 +110,5 @@ def _evaluation_batch(source: TokenSource, windows: list[int], batch: int, conte
         length = min(context, len(source) - 1 - start)
         both = source.read(start, length + 1)
         tokens[row, :length], targets[row, :length] = both[:-1], both[1:]
-        source.hide_undetermined(tokens[row : row + 1, :length], targets[row : row + 1, :length])
+        source.ignore_undetermined(tokens[row : row + 1, :length], targets[row : row + 1, :length])
     return tokens, targets

@@ -1,4 +1,4 @@
-"""Opens any data source as two verified streams of tokens."""
+"""Opens any data source as two verified token streams, for training and validation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from cllm_gpu.data import patterns
 from cllm_gpu.data.batches import require_length
 from cllm_gpu.data.llmc import is_llmc, open_llmc
-from cllm_gpu.data.prepare import SHARD_NAMES, Progress, prepared_folder
+from cllm_gpu.data.prepare import SHARD_NAMES, Progress, corpus_identity, prepared_folder, prepared_with
 from cllm_gpu.data.shards import ShardHeader, is_shard, open_shard
 from cllm_gpu.data.sources import Corpus, find_corpus
 from cllm_gpu.data.split import Part, require_fraction
 from cllm_gpu.data.text import TextOptions
-from cllm_gpu.data.tokenizers import END_OF_TEXT_NAMES, Tokenizer, identified, load_tokenizer, lost_share
+from cllm_gpu.data.tokenizers import END_OF_TEXT_NAMES, Tokenizer, load_tokenizer, lost_share, tokenizer_label
 from cllm_gpu.data.tokens import TokenSource
 from cllm_gpu.utils.errors import UserError
 
@@ -27,15 +27,15 @@ _SPLIT_NAME = re.compile(r"(train|val)\.bin")
 
 @dataclass(frozen=True)
 class Dataset:
-    """An open, verified corpus of tokens.
+    """An open, verified data set of tokens.
 
-    tokenizer:        None for llm.c shards without a tokenizer given
-    vocabulary:       every token id is below it
-    bytes_per_token:  UTF-8 bytes of the validation text per token, for bits per byte; None where unknown
-    skipped_files:    files of the source left out because they are not text
-    lost:             share of the characters of a sample of the text that its tokens do not give back; None where there
+    tokenizer:        None for llm.c shards if no tokenizer was given
+    vocabulary:       vocabulary size; every token id is below it
+    bytes_per_token:  UTF-8 bytes of the validation text per token, for bits per byte; None if unknown
+    skipped_files:    number of files of the source skipped because they are not text
+    lost:             fraction of the characters of a sample of the text that its tokens do not reproduce; None if there
                       is no text
-    notes:            lines to be said of the text
+    notes:            messages about the text
     """
 
     train: TokenSource
@@ -49,7 +49,7 @@ class Dataset:
 
     @property
     def identity(self) -> str:
-        """Tells this data from other data: lengths, and checksums where the sources have them."""
+        """Identifies the data: the lengths, and the checksums if the sources have them."""
         return "/".join(f"{len(part)} {part.digest}".strip() for part in (self.train, self.validation))
 
 
@@ -66,23 +66,23 @@ def open_dataset(
     validation: str | None = None,
     dtype: str | None = None,
 ) -> Dataset:
-    """Open `source`, preparing its shards in `cache_folder` where they are not there yet.
+    """Open `source`; prepares its shards in `cache_folder` unless they are there.
 
-    source:     "stdlib" (the standard library's .py files), "patterns", a file of text or records (JSON lines, JSON,
+    source:     "stdlib" (the standard library's .py files), "patterns", a file of text or records (JSON Lines, JSON,
                 CSV, Parquet; compressed or not), a folder of them, a glob, a folder with prepared shards, or .bin files
                 of token ids (file, folder or glob)
-    tokenizer:  one, or its name (see `load_tokenizer`); "bytes" is none for llm.c shards
-    context:    tokens in a window; a training part too short for one is an error
-    options:    how texts are read (None: as they are)
-    validation: a source like `source`, all of it for validation (None: a share of `source`)
+    tokenizer:  a tokenizer or its name (see `load_tokenizer`); "bytes" means none for llm.c shards
+    context:    window length in tokens; a training part shorter than one window is an error
+    options:    how texts are read (None: unchanged)
+    validation: a source like `source`, all of it for validation (None: a fraction of `source`)
     dtype:      "uint16" or "uint32": .bin files are bare token ids, as nanoGPT writes them (None: llm.c's shards)
-    progress:   called with (bytes done, bytes in all) while text is prepared
-    Raises UserError, one line, for whatever is wrong with the source.
+    progress:   called with (bytes done, total bytes) while text is prepared
+    Raises UserError for anything wrong with the source.
     """
     require_fraction(validation_fraction)
     if (found := _llmc_files(source)) is not None:
         held_out = _validation_files(validation)
-        dataset = _open_foreign(source, found, tokenizer, validation_fraction, held_out, dtype)
+        dataset = _open_llmc_dataset(source, found, tokenizer, validation_fraction, held_out, dtype)
     else:
         chosen = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         if dtype is not None:
@@ -115,7 +115,7 @@ def _require_no_validation(source: str, validation: str | None) -> None:
 
 
 def _validation_files(validation: str | None) -> list[Path]:
-    """The .bin files of a validation source."""
+    """The .bin files of the validation source; none if there is none."""
     if validation is None:
         return []
     found = _llmc_files(validation)
@@ -125,7 +125,7 @@ def _validation_files(validation: str | None) -> list[Path]:
 
 
 def _notes(sample: list[str], options: TextOptions) -> tuple[str, ...]:
-    """What is said of a text in which an end of text is written out."""
+    """The message about a text that contains an end of text written out."""
     for mark in END_OF_TEXT_NAMES[:1] if options.separator is None else ():
         if count := sum(text.count(mark) for text in sample):
             times = f"{count} times" if count > 1 else "once"
@@ -135,24 +135,27 @@ def _notes(sample: list[str], options: TextOptions) -> tuple[str, ...]:
 
 
 def text_corpus(source: str, options: TextOptions | None = None) -> Corpus:
-    """`find_corpus` for what needs text; UserError for a source that is tokens already."""
+    """`find_corpus` for commands that need text. Raises UserError for a source that consists of tokens."""
     if source == "patterns":
-        raise UserError("patterns is no text: its letters are made as tokens, for --data.tokenizer patterns")
+        raise UserError("patterns is not a text: its letters are generated as tokens, for --data.tokenizer patterns")
     if _llmc_files(source) is not None or _shard_folder(source) is not None:
         raise UserError(f"{source} holds tokens, not text: give the text they were made from")
     return find_corpus(source, options)
 
 
 def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes | None = None) -> Dataset:
-    """The two shards of `folder`, verified. UserError where they were made with another tokenizer or apart."""
+    """Open and verify the two shards of `folder`.
+
+    Raises UserError if they were made with another tokenizer, or do not belong together.
+    """
     opened = {part: open_shard(folder / SHARD_NAMES[part]) for part in Part}
     headers: dict[Part, ShardHeader] = {part: header for part, (header, _) in opened.items()}
     for part, header in headers.items():
         if header.fingerprint.hex() not in (tokenizer.fingerprint, *tokenizer.earlier_fingerprints):
-            found = identified(header.tokenizer, header.fingerprint.hex())
+            found = tokenizer_label(header.tokenizer, header.fingerprint.hex())
             raise UserError(
                 f"{folder / SHARD_NAMES[part]} was made with another tokenizer: {found}, here it is "
-                f"{identified(tokenizer.name, tokenizer.fingerprint)}; give that one, or prepare the text again"
+                f"{tokenizer_label(tokenizer.name, tokenizer.fingerprint)}; give that one, or prepare the text again"
             )
         if header.end_of_text != tokenizer.end_of_text:
             raise UserError(
@@ -161,7 +164,9 @@ def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes
                 "or prepare the text again"
             )
         if header.part != part or header.identity != (identity or headers[Part.TRAIN].identity):
-            raise UserError(f"{folder / SHARD_NAMES[part]} belongs to another set: delete {folder} and prepare again")
+            raise UserError(
+                f"{folder / SHARD_NAMES[part]} belongs to another set: move {folder} away and prepare again"
+            )
     train, validation = (
         TokenSource(
             f"{name} ({part.name.lower()})",
@@ -177,6 +182,37 @@ def open_prepared(folder: Path, tokenizer: Tokenizer, name: str, identity: bytes
     return Dataset(train, validation, tokenizer, tokenizer.vocabulary, validation.bytes_per_token, skipped)
 
 
+def reopen_prepared(
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    identity: str,
+    fraction: float,
+    seed: int,
+    cache: Path,
+    options: TextOptions | None = None,
+    validation: str | None = None,
+) -> tuple[Dataset, str | None] | None:
+    """The dataset of `identity` from `cache`, whatever became of `source`, and a line if that is gone or has changed.
+
+    None if the cache has it not, as for sources that are no text: they are opened anew.
+    """
+    found = prepared_with(cache, identity)
+    if found is None:
+        return None
+    folder, made_from = found
+    try:
+        corpus = text_corpus(source, options)
+        if validation is not None:
+            corpus.held_out = text_corpus(validation, options)
+        now = corpus_identity(corpus, tokenizer, fraction, seed)
+        line = f"{source} has changed since the run began" if now != made_from else None
+    except UserError as error:
+        line = str(error)
+    dataset = open_prepared(folder, tokenizer, source)
+    return dataset, line and f"{line}: training goes on with the tokens prepared from it then, in {folder}"
+
+
 def _open_patterns(tokenizer: Tokenizer, seed: int) -> Dataset:
     train, validation = (
         patterns.pattern_source(f"patterns ({part.name.lower()})", tokenizer, documents=count, seed=seed, part=part)
@@ -185,7 +221,7 @@ def _open_patterns(tokenizer: Tokenizer, seed: int) -> Dataset:
     return Dataset(train, validation, tokenizer, tokenizer.vocabulary, None)
 
 
-def _open_foreign(
+def _open_llmc_dataset(
     source: str,
     paths: list[Path],
     tokenizer: str | Tokenizer,
@@ -204,7 +240,7 @@ def _open_foreign(
 
 
 def _shard_folder(source: str) -> Path | None:
-    """The folder of prepared shards that `source` is, or lies in; None where it is something else."""
+    """The folder of prepared shards, if `source` is such a folder or a shard in it; else None."""
     path = Path(os.path.expanduser(source))
     if path.is_dir() and any((path / name).exists() for name in SHARD_NAMES.values()):
         return path
@@ -214,7 +250,7 @@ def _shard_folder(source: str) -> Path | None:
 
 
 def _llmc_files(source: str) -> list[Path] | None:
-    """The .bin files that `source` names, or None where it names something else."""
+    """The .bin files that `source` names; None if it names anything else."""
     path = Path(os.path.expanduser(source))
     if path.is_file():
         return [path] if path.suffix == ".bin" or is_llmc(path) else None

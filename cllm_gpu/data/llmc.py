@@ -1,7 +1,8 @@
 """llm.c's .bin shards: 256 int32 (magic, version, number of tokens, zeros), then the tokens, little-endian.
 
-Two kinds: magic 20240520, version 1, uint16, made with GPT-2's tokenizer; magic 20240801, version 7, uint32, made with
-Llama 3's (llm.c, dev/data/data_common.py). They carry no checksum: the size is checked at opening, ids when read.
+Two kinds: magic 20240520, version 1, uint16, of GPT-2's tokenizer; magic 20240801, version 7, uint32, of Llama 3's
+(llm.c, dev/data/data_common.py). They have no checksum: the size is checked when a file is opened, ids when they are
+read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _HEADER_BYTES = 1024
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of .bin shard. `vocabulary` is that of the model family it was made for."""
+    """One kind of .bin shard. vocabulary: vocabulary size of the model family it was made for."""
 
     family: str
     version: int
@@ -52,13 +53,13 @@ def open_llmc(
     held_out: Sequence[Path] = (),
     dtype: str | None = None,
 ) -> tuple[TokenSource, TokenSource]:
-    """Train and validation streams of .bin files, in the order of their names.
+    """Training and validation streams of .bin files, sorted by name.
 
-    A name with the word "val", "valid", "validation" or "dev" (between dots, dashes and underscores) is validation, one
-    with "test" is left out of a set, every other is training; where only one sort is there, the last `fraction` of the
-    tokens is held out. With files `held_out`, these are it. `vocabulary` replaces that of the family. `dtype`:
-    of files without a header, bare token ids.
-    UserError for a file that is no such shard, is truncated, or is of another kind than the others.
+    Files whose name contains the word "val", "valid", "validation" or "dev" (delimited by dots, dashes and underscores)
+    are validation, those with "test" are left out of a set, all others are training; if there is only one sort, the
+    last `fraction` of the tokens is held out. held_out: files that are the validation part (empty: see above).
+    vocabulary: overrides the family's (None: the family's). dtype: of files without a header, bare token ids. Raises
+    UserError for a file that is not such a shard, is truncated, or is of another kind than the others.
     """
     chosen = sorted(paths)
     chosen = [path for path in chosen if len(chosen) == 1 or "test" not in _words(path)]
@@ -89,7 +90,7 @@ def open_llmc(
 
 
 def is_llmc(path: Path) -> bool:
-    """Whether a file begins with one of llm.c's magic numbers; False where it cannot be read."""
+    """Whether a file begins with one of llm.c's magic numbers; False if it cannot be read."""
     try:
         with path.open("rb") as file:
             return int.from_bytes(file.read(4), "little") in KINDS
@@ -126,8 +127,9 @@ def _open(path: Path) -> tuple[Kind, TokenFile]:
     magic, version, count = np.frombuffer(head, dtype="<i4", count=3).tolist()
     kind = KINDS.get(magic)
     if kind is None:
+        known = " or ".join(map(str, KINDS))
         raise UserError(
-            f"{path} is no llm.c shard: its magic number is {magic}, not {' or '.join(map(str, KINDS))}; "
+            f"{path} is not an llm.c shard: its magic number is {magic}, not {known}; "
             "for bare token ids, as nanoGPT writes them, say --data.dtype uint16"
         )
     if version != kind.version:

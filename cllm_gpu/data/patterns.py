@@ -1,13 +1,13 @@
-"""The synthetic set `patterns`: letter sequences a tiny model must learn completely.
+"""The synthetic data set `patterns`: letter sequences that even a tiny model can learn completely.
 
-A document starts at a letter and steps through the alphabet, up or down, by a fixed stride until the next letter
-would leave it; then comes the end of text: "CFILORUX", "HGFEDCBA", "ABC...Z". It has three letters at least. So the
-two tokens before it, in one document, determine every later token, its end included; a bigram model cannot know it, a
-model that attends to the previous token can.
+A document starts at a letter and steps through the alphabet, up or down, with a fixed stride until it would leave the
+alphabet; then comes the end of text: "CFILORUX", "HGFEDCBA", "ABC...Z". It has at least three letters. Within a
+document, the two preceding tokens determine every token from the third on, including the end of text: a bigram model
+cannot predict it, a model that attends to the previous token can.
 
-Not determined: a document's first letter, its second (which sets the stride), and whatever follows the first token of a
-window. Those targets are IGNORE_INDEX (`TokenSource.hide_undetermined`), so accuracy and loss are over determined
-positions alone, and can reach 100% and 0. Validation holds other sequences of the same documents.
+Not determined are the first letter of a document, its second (which sets the stride), and the token after the first one
+of a window. These targets are IGNORE_INDEX (`TokenSource.ignore_undetermined`), so accuracy and loss are computed over
+determined positions only, and can reach 100% and 0. The validation set has other sequences of the same documents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cllm_gpu.data.random import hash_words, mix
 from cllm_gpu.data.tokenizers import LETTERS, Tokenizer
-from cllm_gpu.data.tokens import TokenSource, narrow
+from cllm_gpu.data.tokens import TokenSource, compact_ids
 from cllm_gpu.utils.errors import UserError
 
 STRIDES = (1, 2, 3, 4, -1, -2, -3, -4)
@@ -27,7 +27,7 @@ VALIDATION_DOCUMENTS = 2048
 
 
 def pattern_documents() -> list[str]:
-    """All documents: every start and stride that give at least three letters."""
+    """All documents: every start and stride with at least three letters."""
     return [
         document
         for stride in STRIDES
@@ -39,7 +39,7 @@ def pattern_documents() -> list[str]:
 def pattern_source(name: str, tokenizer: Tokenizer, *, documents: int, seed: int, part: int) -> TokenSource:
     """A stream of `documents` documents drawn by (seed, part), each followed by the end of text.
 
-    Works with any tokenizer that gives each letter one id (patterns, bytes); UserError otherwise.
+    Raises UserError if the tokenizer does not encode each letter as one id, as patterns and bytes do.
     """
     ids = {letter: tokenizer.encode(letter) for letter in LETTERS}
     if any(len(encoded) != 1 for encoded in ids.values()):
@@ -53,7 +53,7 @@ def pattern_source(name: str, tokenizer: Tokenizer, *, documents: int, seed: int
     stream = np.concatenate([encoded[index] for index in drawn.tolist()])
     return TokenSource(
         name,
-        [narrow(stream, tokenizer.vocabulary)],
+        [compact_ids(stream, tokenizer.vocabulary)],
         vocabulary=tokenizer.vocabulary,
         documents=documents,
         pattern_end=tokenizer.end_of_text,

@@ -1,24 +1,25 @@
-"""Turns a corpus of text into a folder with two shards, as a stream, and finds it again when nothing changed."""
+"""Tokenizes a text corpus, as a stream, into a folder with two shards; reuses the folder if nothing changed."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import platform
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cllm_gpu.data.shards import VERSION, ShardHeader, ShardWriter
+from cllm_gpu.data.shards import VERSION, ShardHeader, ShardWriter, read_header
 from cllm_gpu.data.sources import Corpus
-from cllm_gpu.data.split import Part, Routed, documents_needed, split_by_document, split_by_position
+from cllm_gpu.data.split import Part, SplitPiece, documents_needed, split_by_document, split_by_position
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import PARTIAL, clear_errors, remove, sync_folder
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
+"""Called with (bytes done, total bytes)."""
 
 SHARD_NAMES = {Part.TRAIN: "train.tokens", Part.VALIDATION: "validation.tokens"}
 _ABANDONED_AFTER_SECONDS = 24 * 3600
@@ -30,44 +31,59 @@ _GROUP_PIECES = 1024
 def prepared_folder(
     corpus: Corpus, tokenizer: Tokenizer, *, fraction: float, seed: int, cache: Path, progress: Progress | None
 ) -> tuple[Path, bytes]:
-    """The folder with the corpus's shards, made now unless it is in `cache`, and the identity its shards must have.
+    """The folder with the corpus's shards, created unless it is in `cache`, and the identity its shards must have.
 
-    The identity is a SHA-256 of the format's version, the corpus (names, sizes and times of change of its files), the
-    tokenizer, the fraction and the seed. Processes may race: each writes a folder of its own, the first to finish
-    gives it the final name. A folder that lost a shard is made again. UserError for bad text and where the cache cannot
-    be written.
+    The identity is a SHA-256 of the format version, the corpus (names, sizes and modification times of its files), the
+    tokenizer, the fraction and the seed. Safe with concurrent processes: each writes a temporary folder, and the first
+    to finish renames it. A folder that lacks a shard is created again. Raises UserError for invalid text, and if the
+    cache cannot be written.
     """
-    identity = _identity(corpus, tokenizer, fraction, seed)
+    identity = corpus_identity(corpus, tokenizer, fraction, seed)
+    _remove_abandoned(cache)
     target = cache / f"tokens-{identity.hex()[:24]}"
     if target.is_dir():
         if all((target / name).exists() for name in SHARD_NAMES.values()):
             return target, identity
-        remove(target)  # someone deleted a damaged shard; what is left of the folder is in the way
-    with _unfinished_folder(cache) as folder:
+        remove(target)  # a damaged shard was deleted; remove the rest of the folder
+    with _temporary_folder(cache) as folder:
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
-        _publish(folder, target)
+        _rename_into_place(folder, target)
     return target, identity
+
+
+def prepared_with(cache: Path, wanted: str) -> tuple[Path, bytes] | None:
+    """The folder in `cache` whose shards have the identity `wanted` of `Dataset.identity`, and theirs; None if none."""
+    for folder in sorted(cache.glob("tokens-*")):
+        try:
+            train, validation = (read_header(folder / SHARD_NAMES[part]) for part in (Part.TRAIN, Part.VALIDATION))
+        except UserError:
+            continue
+        if wanted == "/".join(f"{header.tokens} {header.checksum.hex()}" for header in (train, validation)):
+            return folder, train.identity
+    return None
 
 
 def new_folder(
     corpus: Corpus, tokenizer: Tokenizer, target: Path, *, fraction: float, seed: int, progress: Progress | None
 ) -> None:
-    """Make `target`, a folder with the corpus's shards that is itself a source of data.
+    """Create the folder `target` with the corpus's shards, which can be used as a data source.
 
-    It is complete or not there. UserError where `target` exists, cannot be written, or the text is bad.
+    The folder appears only when it is complete. Raises UserError if `target` exists or cannot be written, or if the
+    text is invalid.
     """
     if target.exists() or target.is_symlink():
-        raise UserError(f"{target} exists already: name a new folder for the shards, or remove it first")
-    identity = _identity(corpus, tokenizer, fraction, seed)
-    with _unfinished_folder(target.parent) as folder:
+        raise UserError(f"{target} exists already: name a new folder for the shards, or move it away")
+    identity = corpus_identity(corpus, tokenizer, fraction, seed)
+    with _temporary_folder(target.parent) as folder:
         write_shards(corpus, tokenizer, folder, fraction=fraction, seed=seed, identity=identity, progress=progress)
         with clear_errors("write", target):
+            sync_folder(folder)
             os.rename(folder, target)
             sync_folder(target.parent)
 
 
-def _identity(corpus: Corpus, tokenizer: Tokenizer, fraction: float, seed: int) -> bytes:
-    """SHA-256 of all that decides on the shards' content."""
+def corpus_identity(corpus: Corpus, tokenizer: Tokenizer, fraction: float, seed: int) -> bytes:
+    """SHA-256 of everything that determines the content of the shards."""
     facts = f"{VERSION}\n{corpus.identity}\n{tokenizer.fingerprint}\n{fraction!r}\n{seed}\n{corpus.skip_undecodable}"
     return hashlib.sha256(facts.encode()).digest()
 
@@ -82,12 +98,12 @@ def write_shards(
     identity: bytes,
     progress: Progress | None,
 ) -> None:
-    """Write train.tokens and validation.tokens into `folder`, in memory bounded by a few pieces of text."""
+    """Write train.tokens and validation.tokens to `folder`, holding only a few pieces of text in memory."""
     headers = {part: _header(part, tokenizer, identity) for part in Part}
     total = corpus.total_bytes + (corpus.held_out.total_bytes if corpus.held_out else 0)
     with contextlib.ExitStack() as stack:
         writers = {p: stack.enter_context(ShardWriter(folder / SHARD_NAMES[p], headers[p])) for p in Part}
-        _stream(split_pieces(corpus, fraction, seed), writers, tokenizer, throttled(progress, total))
+        _stream(split_pieces(corpus, fraction, seed), writers, tokenizer, throttled_progress(progress, total))
         for header in headers.values():
             header.skipped = corpus.skipped
     for part in Part:
@@ -98,8 +114,8 @@ def write_shards(
             )
 
 
-def split_pieces(corpus: Corpus, fraction: float, seed: int) -> Iterator[Routed]:
-    """All text of a corpus, as pieces with their sides: what shards are made from and tokenizers learn from."""
+def split_pieces(corpus: Corpus, fraction: float, seed: int) -> Iterator[SplitPiece]:
+    """All text of a corpus, in pieces with their part: the input of shards and of tokenizer training."""
     pieces = corpus.pieces()
     if corpus.held_out is not None:
         return _held_out_apart(corpus, corpus.held_out)
@@ -108,11 +124,11 @@ def split_pieces(corpus: Corpus, fraction: float, seed: int) -> Iterator[Routed]
     return split_by_position(pieces, fraction, corpus.total_bytes)
 
 
-def _held_out_apart(corpus: Corpus, held_out: Corpus) -> Iterator[Routed]:
+def _held_out_apart(corpus: Corpus, held_out: Corpus) -> Iterator[SplitPiece]:
     """All of one corpus to learn from, all of another for validation."""
     for part, one, base in ((Part.TRAIN, corpus, 0), (Part.VALIDATION, held_out, corpus.total_bytes)):
         for piece in one.pieces():
-            yield Routed(part, piece.text, piece.text_bytes, base + piece.end, piece.last)
+            yield SplitPiece(part, piece.text, piece.text_bytes, base + piece.end, piece.last)
         corpus.skipped += one.skipped if one is held_out else 0
 
 
@@ -128,7 +144,7 @@ def _header(part: Part, tokenizer: Tokenizer, identity: bytes) -> ShardHeader:
 
 
 def _stream(
-    routed: Iterator[Routed], writers: dict[Part, ShardWriter], tokenizer: Tokenizer, tell: Callable[[int], None]
+    routed: Iterator[SplitPiece], writers: dict[Part, ShardWriter], tokenizer: Tokenizer, tell: Callable[[int], None]
 ) -> None:
     for group in _groups(routed):
         encoded = tokenizer.encode_many([piece.text for piece in group])
@@ -139,9 +155,9 @@ def _stream(
         tell(group[-1].end)
 
 
-def _groups(routed: Iterator[Routed]) -> Iterator[list[Routed]]:
-    """The pieces in groups large enough to encode on several processors, and small enough for the memory."""
-    group: list[Routed] = []
+def _groups(routed: Iterator[SplitPiece]) -> Iterator[list[SplitPiece]]:
+    """The pieces in groups large enough to encode in parallel and small enough for memory."""
+    group: list[SplitPiece] = []
     size = 0
     for piece in routed:
         group.append(piece)
@@ -153,8 +169,8 @@ def _groups(routed: Iterator[Routed]) -> Iterator[list[Routed]]:
         yield group
 
 
-def throttled(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """`progress` for every megabyte and at the end; a no-operation without it."""
+def throttled_progress(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """A function that calls `progress` for every megabyte and at the end; does nothing if `progress` is None."""
     told = 0
 
     def tell(done: int) -> None:
@@ -167,12 +183,12 @@ def throttled(progress: Progress | None, total: int) -> Callable[[int], None]:
 
 
 @contextlib.contextmanager
-def _unfinished_folder(cache: Path) -> Iterator[Path]:
-    """A new folder in `cache` to write in, gone afterwards unless renamed. Old ones of killed runs are removed."""
+def _temporary_folder(cache: Path) -> Iterator[Path]:
+    """Yields a temporary folder in `cache`, removed on exit unless renamed. Removes old ones of killed processes."""
     with clear_errors("write", cache):
         cache.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(cache)
-        folder = cache / f"tokens-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
+        folder = cache / f"tokens-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
         folder.mkdir()
     try:
         yield folder
@@ -181,15 +197,36 @@ def _unfinished_folder(cache: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(cache: Path) -> None:
+    """Remove what killed preparations left: of a process of this machine that has ended, or of an old one anywhere."""
     for folder in cache.glob(f"tokens-*{PARTIAL}"):
         with contextlib.suppress(OSError):  # another process may be removing it too
-            if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+            if _has_ended(folder.name) or time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
                 remove(folder)
 
 
-def _publish(folder: Path, target: Path) -> None:
-    """Give a finished folder its final name, unless another process did so first."""
+def _machine() -> str:
+    """Tells the machines that share a cache apart."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _has_ended(name: str) -> bool:
+    """Whether the process that made the partial folder `name` is known to have ended."""
+    parts = name.split("-")
+    if os.name == "nt" or len(parts) != 4 or parts[1] != _machine() or not parts[2].isdecimal():
+        return False
+    try:
+        os.kill(int(parts[2]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is another user's
+        return False
+    return False
+
+
+def _rename_into_place(folder: Path, target: Path) -> None:
+    """Rename a finished folder to `target`, unless another process has created it first."""
     with clear_errors("write", target):
+        sync_folder(folder)
         try:
             os.rename(folder, target)
         except OSError:

@@ -1,4 +1,4 @@
-"""Counter-based randomness for data: the same numbers on every machine and NumPy version, with no state to save."""
+"""Counter-based random numbers for data: the same on every machine and NumPy version, without state to save."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ROUNDS = 5
 
 
 def mix(words: Words) -> Words:
-    """A bijection of 64-bit words that scrambles all bits: the finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
+    """A bijection of 64-bit words that mixes all bits: the finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
     words = words ^ (words >> np.uint64(30))
     words = words * np.uint64(0xBF58476D1CE4E5B9)
     words = words ^ (words >> np.uint64(27))
@@ -29,11 +29,11 @@ def hash_words(*values: int) -> int:
 
 
 def permute(positions: Words, size: int, key: int) -> Words:
-    """Where a key's permutation of [0, size) sends `positions`; O(len(positions)) time and memory for any size.
+    """Apply the permutation of [0, size) given by `key` to `positions`; O(len(positions)) time and memory for any size.
 
-    A bijection of the next power of two, walked until the value falls below `size` (cycle walking: Black and Rogaway
-    2002); fewer than two walks are expected. Each of its rounds adds a constant, multiplies by an odd one and folds the
-    high half of the bits into the low half, all bijections modulo a power of two, with constants drawn by the key.
+    A bijection of [0, next power of two) is applied until the value is below `size` (cycle walking: Black and Rogaway
+    2002); fewer than two applications are expected. Each of its rounds adds a constant, multiplies by an odd one and
+    XORs the high half of the bits into the low half: bijections modulo a power of two, with constants drawn by the key.
     """
     bits = max(1, (size - 1).bit_length())
     mask, fold = np.uint64((1 << bits) - 1), np.uint64((bits + 1) // 2)

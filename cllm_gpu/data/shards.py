@@ -1,15 +1,15 @@
-"""Token shards on disk: a header of 512 bytes, then the tokens, uint16 or uint32, little-endian.
+"""Token shards: a header of 512 bytes followed by the tokens, uint16 or uint32, little-endian.
 
 Offset  Field
-0       magic "CLLMTOKS"; uint32 version; uint32 bytes of the header; uint32 bytes per token (2 or 4); uint32 part
-24      uint64 vocabulary, end-of-text id, tokens, documents, text bytes, files skipped
-72      SHA-256 of the tokenizer (its fingerprint), of what the shard was made from, and of the tokens
-168     name of the tokenizer, UTF-8, zeros after it (96 bytes; zeros only in shards of earlier versions)
-480     SHA-256 of the 480 bytes before
+0       magic "CLLMTOKS"; uint32 version; uint32 header size; uint32 bytes per token (2 or 4); uint32 part
+24      uint64 vocabulary size, end-of-text id, number of tokens, documents, text bytes, skipped files
+72      SHA-256 of the tokenizer (its fingerprint), of the source (its identity), and of the tokens
+168     name of the tokenizer, UTF-8, zero-padded (96 bytes; only zeros in shards of earlier versions)
+480     SHA-256 of the preceding 480 bytes
 
-The tokens' checksum is SHA-256 over the SHA-256 of each block of 4 MiB, so that it is checked as a stream on all
-processors (about 1.4 GB/s each with SHA instructions): every opening checks every byte. A shard is written under a
-temporary name, synced and renamed, so that a file under its own name is complete.
+The checksum of the tokens is the SHA-256 over the SHA-256 of each block of 4 MiB, so that it can be verified as a
+stream on all cores (about 1.4 GB/s each with SHA instructions): opening a shard verifies every byte. A shard is written
+under a temporary name, synced and renamed, so a file under its final name is complete.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NO_HASH = bytes(32)
 
 @dataclass
 class ShardHeader:
-    """What a shard says of itself. `identity`, `fingerprint` and `checksum` are SHA-256 digests of 32 bytes."""
+    """The header of a shard. `identity`, `fingerprint` and `checksum` are SHA-256 digests of 32 bytes."""
 
     part: int
     vocabulary: int
@@ -57,15 +57,15 @@ class ShardHeader:
     skipped: int = 0
     checksum: bytes = _NO_HASH
     tokenizer: str = ""
-    """Its name, for messages; the end of it where it is long."""
+    """Name of the tokenizer, for messages; long names are stored without their beginning."""
 
     @property
     def dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
-        """uint16 where the vocabulary fits in it, uint32 otherwise; little-endian."""
+        """Token dtype, little-endian: uint16 if the vocabulary size is at most 65,536, else uint32."""
         return np.dtype("<u2") if self.vocabulary <= 1 << 16 else np.dtype("<u4")
 
     def pack(self) -> bytes:
-        """The header's 512 bytes."""
+        """The 512 bytes of the header."""
         fields = _FIELDS.pack(
             *(MAGIC, VERSION, HEADER_BYTES, self.dtype.itemsize, self.part),
             *(self.vocabulary, self.end_of_text, self.tokens, self.documents, self.text_bytes, self.skipped),
@@ -83,10 +83,10 @@ def _name_bytes(name: str) -> bytes:
 
 
 class ShardWriter:
-    """Writes one shard as a stream. `close` makes it complete; leaving the block by an exception does not."""
+    """Writes a shard as a stream; a context manager. `close` completes the shard; an exception leaves it incomplete."""
 
     def __init__(self, path: Path, header: ShardHeader) -> None:
-        """Open `path` for writing. Every write raises UserError where the disk is full or the folder not writable."""
+        """Open `path` for writing. Every write raises UserError if the disk is full or the folder is not writable."""
         self.path, self.header = path, header
         self._block = np.empty(BLOCK_BYTES // header.dtype.itemsize, dtype=header.dtype)
         self._used = 0
@@ -106,7 +106,7 @@ class ShardWriter:
         self._abandon()
 
     def add(self, tokens: npt.NDArray[np.uint32], text_bytes: int) -> None:
-        """Append `tokens`, which stand for `text_bytes` bytes of text, to the current document."""
+        """Append `tokens`, the encoding of `text_bytes` bytes of text, to the current document."""
         self.header.text_bytes += text_bytes
         self._inside_document = self._inside_document or len(tokens) > 0
         while len(tokens):
@@ -119,14 +119,14 @@ class ShardWriter:
     def end_document(self) -> None:
         """Append the end of text, unless the current document is empty."""
         if self._inside_document:
-            self._block[self._used] = self.header.end_of_text  # there is room: a full block is flushed at once
+            self._block[self._used] = self.header.end_of_text  # there is room: full blocks are flushed immediately
             self._used += 1
             self.header.documents += 1
             self._inside_document = False
             self._flush_if_full()
 
     def close(self) -> None:
-        """Write what is left and the header, and sync the file to the disk."""
+        """Write the remaining tokens and the header, and sync the file to disk."""
         self._flush()
         self.header.checksum = self._digests.digest()
         with self._abandoned_on_error():
@@ -137,7 +137,7 @@ class ShardWriter:
             self._file.close()
 
     def _abandon(self) -> None:
-        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk; the first error counts
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk; report the first error
             self._file.close()
 
     def _flush_if_full(self) -> None:
@@ -166,8 +166,16 @@ class ShardWriter:
             raise
 
 
+def read_header(path: Path) -> ShardHeader:
+    """The header of a shard, whose tokens are not looked at; UserError where it is damaged or of another size."""
+    with clear_errors("read", path):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            return _unpack(path, file.read(HEADER_BYTES), size)
+
+
 def open_shard(path: Path) -> tuple[ShardHeader, Tokens]:
-    """The header and the tokens of a shard, every byte verified; UserError where anything is wrong."""
+    """The header and the tokens of a shard; verifies every byte. Raises UserError if anything is wrong."""
     with clear_errors("read", path):
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -186,7 +194,7 @@ def open_shard(path: Path) -> tuple[ShardHeader, Tokens]:
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a file begins as a shard does; False where it cannot be read."""
+    """Whether a file begins with a shard's magic bytes; False if it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -196,7 +204,7 @@ def is_shard(path: Path) -> bool:
 
 def _unpack(path: Path, head: bytes, size: int) -> ShardHeader:
     if not head.startswith(MAGIC):
-        raise UserError(f"{path} is no token shard: it does not begin with {MAGIC.decode()}")
+        raise UserError(f"{path} is not a token shard: it does not begin with {MAGIC.decode()}")
     version = int.from_bytes(head[8:12], "little")
     if version > VERSION:
         raise UserError(f"{path} has format version {version}, newer than this program's {VERSION}: update cllm-gpu")
@@ -218,7 +226,7 @@ def _unpack(path: Path, head: bytes, size: int) -> ShardHeader:
 
 
 def _checksum(path: Path, size: int) -> bytes:
-    """The tokens' checksum, read in blocks by as many threads as pay (hashlib lets go of the interpreter's lock)."""
+    """The checksum of the tokens, computed block by block on up to 8 threads (hashlib releases the GIL)."""
     starts = range(HEADER_BYTES, size, BLOCK_BYTES)
     workers = max(1, min(8, os.cpu_count() or 1, len(starts)))
     shares = [starts[len(starts) * n // workers : len(starts) * (n + 1) // workers] for n in range(workers)]

@@ -1,7 +1,7 @@
-"""Where text comes from: finds the files of a source and streams their documents as pieces of text.
+"""Finds the files of a text source and streams their documents as pieces of text.
 
-A document is a text file, a record of a file of these (its field `text`: JSON lines, JSON, CSV, Parquet), or a module
-of the standard library. Compressed files are decompressed.
+A document is a text file, a record (the field `text`) of a JSON Lines, JSON, CSV or Parquet file, or a module of the
+standard library. Compressed files are decompressed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from cllm_gpu.data.text import RECORDS, Piece, TextOptions, is_utf8, pieces_of, 
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors, describe_error
 
+STDLIB = "stdlib"
 _BLOCK_BYTES, _BLOCKS = 4096, 16
-"""What of a large file tells it from another of its name, size and time: so many blocks, spread evenly."""
+"""A large file is told from another of its name, size and time by this many blocks, spread evenly."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a corpus: its path, the name that identifies it, its size in bytes and time of change.
+    """One file of a corpus: its path, identifying name, size in bytes and modification time.
 
     content: SHA-256 of all of it, or of samples if it is large
     """
@@ -48,9 +49,10 @@ class SourceFile:
 
 @dataclass
 class Corpus:
-    """The files of a source in their fixed order. `skipped` counts files left out because they are not text.
+    """The files of a source in a fixed order. skipped: number of files that are not text.
 
-    held_out: text for validation, all of it (None: a share of this corpus)
+    held_out:  text for validation, all of it (None: a fraction of this corpus)
+    is_path:   whether the name is a path, as of every source but the standard library
     """
 
     name: str
@@ -59,24 +61,27 @@ class Corpus:
     skipped: int = 0
     options: TextOptions = field(default_factory=TextOptions)
     held_out: Corpus | None = None
+    is_path: bool = True
     _unread: set[Path] = field(default_factory=set)
 
     @property
     def identity(self) -> str:
-        """SHA-256 of all that decides on its text: of its files name, size, time of change and content."""
-        facts = [self.name, *(f"{f.name}\0{f.size}\0{f.changed_ns}\0{f.content}" for f in self.files)]
+        """SHA-256 of all that determines its text: of its files name, size, modification time and content."""
+        # a path means one text whichever folder it is given from
+        name = os.path.abspath(os.path.expanduser(self.name)) if self.is_path else self.name
+        facts = [name, *(f"{f.name}\0{f.size}\0{f.changed_ns}\0{f.content}" for f in self.files)]
         facts += [repr(self.options), self.held_out.identity if self.held_out else ""]
         return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files in bytes."""
+        """Total size of the files in bytes."""
         return sum(file.size for file in self.files)
 
     def pieces(self) -> Iterator[Piece]:
-        """All documents as pieces of text; positions are bytes from the beginning of the first file.
+        """All documents as pieces of text; positions are bytes from the start of the first file.
 
-        Raises UserError for a file that cannot be read, that is not UTF-8, or that changes under the reading.
+        Raises UserError for a file that cannot be read, that is not UTF-8, or that changes while it is read.
         """
         base = 0
         for file in self.files:
@@ -133,14 +138,14 @@ class Corpus:
 
 
 def find_corpus(source: str, options: TextOptions | None = None) -> Corpus:
-    """The corpus of "stdlib", a file of text or records, a folder, or a glob; UserError where there is no text."""
+    """The corpus of "stdlib", a file of text or records, a folder, or a glob. Raises UserError if there is no text."""
     corpus = _find(source)
-    corpus.options = dataclasses.replace(options or TextOptions(), keep_mark=source == "stdlib")
+    corpus.options = dataclasses.replace(options or TextOptions(), keep_mark=source == STDLIB)
     return corpus
 
 
 def _find(source: str) -> Corpus:
-    if source == "stdlib":
+    if source == STDLIB:
         return _standard_library()
     path = Path(os.path.expanduser(source))
     if path.is_file():
@@ -155,7 +160,7 @@ def _find(source: str) -> Corpus:
 
 
 def _corpus(source: str, found: list[SourceFile], skipped: int = 0, *, of_many: bool = False) -> Corpus:
-    """A corpus of the files that are not empty; UserError where all are. `of_many`: one that is no text is skipped."""
+    """A corpus of the nonempty files. Raises UserError if all are empty. of_many: files that are not text are skipped."""
     files = [file for file in found if file.size]
     if not files:
         what = f"{source} is empty" if len(found) == 1 else f"all {len(found)} files of {source} are empty"
@@ -177,7 +182,7 @@ def _source_file(path: Path, name: str) -> SourceFile:
 
 
 def _walk(folder: Path, left_out: frozenset[str]) -> Iterator[Path]:
-    """Files below `folder` in the order of their parts, hidden ones and folders named in `left_out` left out."""
+    """Files below `folder`, sorted by path components, without hidden ones and folders named in `left_out`."""
 
     def refuse(error: OSError) -> None:
         raise UserError(describe_error(error, "read", Path(error.filename))) from error
@@ -190,20 +195,21 @@ def _walk(folder: Path, left_out: frozenset[str]) -> Iterator[Path]:
 
 
 def _standard_library() -> Corpus:
-    """Every .py file of the running Python's standard library, third-party packages left out."""
+    """Every .py file of the running Python's standard library, without third-party packages."""
     folder = Path(sysconfig.get_path("stdlib"))
     left_out = frozenset({"site-packages", "dist-packages", "__pycache__"})
     paths = [path for path in _walk(folder, left_out) if path.suffix == ".py"] if folder.is_dir() else []
     if not paths:
         raise UserError(f"the standard library has no .py files at {folder}: name a text file or folder as data")
     files = [_source_file(path, path.relative_to(folder).as_posix()) for path in paths]
-    corpus = _corpus("stdlib", files, of_many=True)
+    corpus = _corpus(STDLIB, files, of_many=True)
+    corpus.is_path = False
     corpus.name = f"standard library of Python {sys.version_info.major}.{sys.version_info.minor}"
     return corpus
 
 
 def _folder(folder: Path) -> Corpus:
-    """All files of text or records below a folder: not hidden, and no binary data among their first 8192 bytes."""
+    """All files of text or records below a folder: not hidden, and without binary data in their first 8192 bytes."""
     every = list(_walk(folder, frozenset({"__pycache__"})))
     texts = [path for path in every if _looks_like_text(path)]
     if not texts:
@@ -227,7 +233,7 @@ def _matches(pattern: str) -> Corpus:
 
 
 def _looks_like_text(path: Path) -> bool:
-    """Whether a file of many is read; a damaged one is, and told of when its turn comes."""
+    """Whether one of several files is read; a damaged one is, and reported when it is read."""
     try:
         return what_it_is(path) is None
     except UserError:

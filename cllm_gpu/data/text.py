@@ -1,4 +1,4 @@
-"""Streams one file as pieces of text of bounded size, in bounded memory."""
+"""Streams a file as pieces of text of bounded size, in bounded memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cllm_gpu.data.records import (
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors
 
-CHUNK_BYTES = 64 * 1024  # larger strings of ever new sizes tear holes in the heap: at 512 KiB 100 MB more for 2 GB
+CHUNK_BYTES = 64 * 1024  # larger strings of varying sizes fragment the heap: 512 KiB takes 100 MB more for 2 GB of text
 TEXT_FIELD = "text"
 JSON_LINES = (".jsonl", ".ndjson")
 RECORDS = (*JSON_LINES, ".json", ".csv", ".tsv", ".parquet")
@@ -60,9 +60,9 @@ class TextOptions:
 class Piece:
     """A piece of a document.
 
-    text_bytes:  UTF-8 bytes of the text
-    start, end:  the bytes of the corpus it stands for (for a JSON record: its share of the line)
-    last:        whether it ends its document
+    text_bytes:  UTF-8 length of the text in bytes
+    start, end:  range of bytes in the corpus (for a JSON record: a proportional part of the line)
+    last:        whether the piece ends its document
     """
 
     text: str
@@ -185,10 +185,10 @@ def separated(pieces: Iterable[Piece], mark: str) -> Iterator[Piece]:
 
 
 def file_pieces(stream: IO[bytes], path: Path, base: int, *, keep_mark: bool = False) -> Iterator[Piece]:
-    """A text, one document, whose first byte is byte `base` of the corpus.
+    """The pieces of a text, which is one document starting at byte `base` of the corpus.
 
-    Pieces end at line ends where they can (see `cut_position`). Characters over the borders of reads stay whole and
-    line ends stay as they are; a byte order mark at the beginning is no text, unless `keep_mark`. UserError with the
+    Pieces end at line ends if possible (see `cut_position`). Characters across read boundaries stay whole, and line
+    ends are not converted; a byte order mark at the beginning is skipped unless `keep_mark`. Raises UserError with the
     byte offset for text that is not UTF-8.
     """
     held: Piece | None = None
@@ -208,7 +208,7 @@ def file_pieces(stream: IO[bytes], path: Path, base: int, *, keep_mark: bool = F
 
 
 def utf8_length(text: str) -> int:
-    """UTF-8 bytes of `text`."""
+    """UTF-8 length of `text` in bytes."""
     return len(text) if text.isascii() else len(text.encode("utf-8"))
 
 
@@ -230,7 +230,7 @@ def _not_utf8(path: Path, offset: int) -> UserError:
 
 
 def _cut_texts(texts: Iterator[str]) -> Iterator[str]:
-    """The same text, cut at good places instead of wherever a read ended; no piece is empty, short texts stay whole."""
+    """The same text, cut at `cut_position` instead of where a read ended; no piece is empty, short texts stay whole."""
     carried = ""
     for text in texts:
         if cut := cut_position(carried):
@@ -241,10 +241,10 @@ def _cut_texts(texts: Iterator[str]) -> Iterator[str]:
 
 
 def cut_position(text: str) -> int:
-    """Where to cut `text` so that tokenizers do not notice: in (0, len(text)], or 0 for no text.
+    """A position in (0, len(text)] at which cutting `text` does not change its tokens; 0 if `text` is empty.
 
-    The last line end that stands between two characters that are no white space: there the splitting patterns of
-    byte-level tokenizers cut too. Else any line end, else the end of the text.
+    The last line end between two characters that are not white space, where the pre-tokenization patterns of byte-level
+    tokenizers cut too. Otherwise the last line end, otherwise the end of the text.
     """
     position = len(text) - 1
     for _ in range(_BOUNDARIES_TRIED):
@@ -257,9 +257,9 @@ def cut_position(text: str) -> int:
 
 
 def record_pieces(stream: IO[bytes], path: Path, base: int, field: str = TEXT_FIELD) -> Iterator[Piece]:
-    """The field `field` of every JSON line, each a document; blank lines and empty texts are left out.
+    """The fields `field` of all JSON lines, each a document; blank lines and empty texts are skipped.
 
-    UserError naming file and line for a line that is not JSON, has no such field, or is longer than 64 MiB.
+    Raises UserError naming file and line for a line that is not JSON, lacks the field, or is longer than 64 MiB.
     """
     start = 0
     for number, line in enumerate(_lines(stream, path), 1):
@@ -279,7 +279,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
 
 
 def _record_text(line: bytes, number: int, start: int, path: Path, field: str) -> str:
-    """Text of one line, "" for a blank one."""
+    """The text of one line; "" if it is blank."""
     if not line.strip():
         return ""
     try:
@@ -295,7 +295,7 @@ def _record_text(line: bytes, number: int, start: int, path: Path, field: str) -
 
 
 def _record(text: str, start: int, end: int) -> Iterator[Piece]:
-    """One record's text in pieces of bounded size; each stands for its share of the bytes [start, end)."""
+    """The text of a record in pieces of bounded size, each with a proportional part of the bytes [start, end)."""
     if len(text) <= CHUNK_BYTES:
         yield Piece(text, utf8_length(text), start, end, last=True)
         return

@@ -1,4 +1,4 @@
-"""A corpus of tokens to take windows from: one stream over one or several arrays, in memory or in files."""
+"""A token stream to take windows from, over one or several arrays, in memory or in files."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32] | TokenFile
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 
-def narrow(ids: npt.NDArray[np.uint32], vocabulary: int) -> Tokens:
-    """`ids` as uint16 where `vocabulary` allows it, else as they are."""
+def compact_ids(ids: npt.NDArray[np.uint32], vocabulary: int) -> Tokens:
+    """`ids` as uint16 if `vocabulary` is at most 65,536, else unchanged."""
     return ids.astype(np.uint16) if vocabulary <= 1 << 16 else ids
 
 
 class TokenSource:
-    """A read-only stream of token ids: the concatenation of `arrays`, or the part [start, stop) of it.
+    """A read-only stream of token ids: the part [start, stop) of the concatenation of `arrays`.
 
     name:             for messages
-    vocabulary:       every id is below it; checked on each read
-    text_bytes:       UTF-8 bytes of the text behind the stream, or None where unknown
-    documents:        number of documents, or None where unknown
-    digest:           checksum of the tokens, where the source has one
-    lost:             share of the text's characters that the tokens do not give back; None where unknown
-    pattern_end:      for the set `patterns`, its end-of-text id: targets that nothing visible determines are
-                      IGNORE_INDEX (see cllm_gpu/data/patterns.py); None for text
+    vocabulary:       vocabulary size; every id is below it, which each read checks
+    text_bytes:       UTF-8 bytes of the underlying text; None if unknown
+    documents:        number of documents; None if unknown
+    digest:           checksum of the tokens; empty if the source has none
+    lost:             fraction of the text's characters that the tokens do not reproduce; None if unknown
+    pattern_end:      end-of-text id of the data set `patterns`, whose undetermined targets are IGNORE_INDEX (see
+                      cllm_gpu/data/patterns.py); None for text
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class TokenSource:
 
     @property
     def bytes_per_token(self) -> float | None:
-        """UTF-8 bytes of text per token, ends of text counted as tokens; None where unknown."""
+        """UTF-8 bytes of text per token, counting end-of-text tokens; None if unknown."""
         return self.text_bytes / len(self) if self.text_bytes and len(self) else None
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int32]:
-        """Tokens [start, start + count), int32; past the end it goes on at the beginning (count <= len(self)).
+        """Tokens [start, start + count), int32; wraps around at the end (count <= len(self)).
 
-        DataError for a file that changed since it was opened, and for an id outside the vocabulary.
+        Raises DataError for a file that changed since it was opened, and for an id outside the vocabulary.
         """
         if not (0 <= start < len(self) and 0 <= count <= len(self)):
             raise ValueError(f"window of {count} tokens at {start} in a stream of {len(self)}")
@@ -88,27 +88,27 @@ class TokenSource:
             )
 
     def _fill(self, out: npt.NDArray[np.int32], position: int) -> None:
-        """Copy the tokens at `position` of the whole stream into `out`, over the borders of arrays."""
+        """Copy the tokens at `position` of the concatenated arrays into `out`, across array boundaries."""
         index = int(np.searchsorted(self._ends, position, side="right"))
         while len(out):
             array = self._arrays[index]
             offset = position - (int(self._ends[index]) - len(array))
             taken = min(len(out), len(array) - offset)
-            # the bits of a uint32 id stay: sound ids are below 2^20, others are caught by _require_vocabulary
+            # the cast keeps the bits of a uint32 id: valid ids are below 2^20, _require_vocabulary catches others
             out[:taken] = array[offset : offset + taken].astype(np.int32, copy=False)
             out, position, index = out[taken:], position + taken, index + 1
 
     def windows(self, starts: Sequence[int], context: int) -> Batch:
-        """Tokens and next-token targets (len(starts), context), int32, of the windows that begin at `starts`."""
+        """Tokens and next-token targets, (len(starts), context) int32 each, of the windows that begin at `starts`."""
         both = np.empty((len(starts), context + 1), dtype=np.int32)
         for row, start in zip(both, starts, strict=True):
             row[:] = self.read(start, context + 1)
         tokens, targets = both[:, :-1].copy(), both[:, 1:].copy()
-        self.hide_undetermined(tokens, targets)
+        self.ignore_undetermined(tokens, targets)
         return tokens, targets
 
-    def hide_undetermined(self, tokens: npt.NDArray[np.int32], targets: npt.NDArray[np.int32]) -> None:
-        """In the set `patterns`, set targets to IGNORE_INDEX where the two tokens before are not of one document."""
+    def ignore_undetermined(self, tokens: npt.NDArray[np.int32], targets: npt.NDArray[np.int32]) -> None:
+        """In `patterns`, set a target to IGNORE_INDEX if the two preceding tokens are not of the same document."""
         if self.pattern_end is None:
             return
         is_end = tokens == self.pattern_end

@@ -24,7 +24,7 @@ class EnergyMeter:
         self._nvml, self._handle = nvml, handle
 
     def joules(self) -> float | None:
-        """Taken since the driver was loaded; None where the card does not say."""
+        """Taken since the driver was loaded; None if the card does not report it."""
         millijoules = ctypes.c_ulonglong(0)
         if self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle, ctypes.byref(millijoules)) != _SUCCESS:
             return None
@@ -32,7 +32,7 @@ class EnergyMeter:
 
 
 def find_meter(device: int = 0) -> EnergyMeter | None:
-    """The counter of CUDA's device number `device`; None where there is no driver or the card does not count."""
+    """The counter of CUDA's device number `device`; None without a driver or if the card has no counter."""
     nvml = load_library("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
     driver = driver_library()
     return None if nvml is None or driver is None else meter_of(nvml, driver, device)

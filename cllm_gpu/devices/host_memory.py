@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def anonymous_bytes() -> int | None:
-    """Memory this process has allocated and touched, mapped files left out; None where no one says (not Linux)."""
+    """Memory this process has allocated and touched, mapped files left out; None if unknown (not Linux)."""
     return _kilobytes("/proc/self/status", "RssAnon")
 
 
 def available_bytes() -> int | None:
     """Memory that programs may still take without swapping; what a control group leaves, where that is less.
 
-    Where the system does not say what is available, all there is; None where it does not say that either (Windows).
+    Where the system does not say what is available, all there is; None if it does not say that either (Windows).
     """
     available = _kilobytes("/proc/meminfo", "MemAvailable")
     if available is None:
@@ -27,7 +27,7 @@ def available_bytes() -> int | None:
 
 
 def _left_in_group(folder: Path) -> int | None:
-    """What the control group of this process (version 2) may still take; None where it has no limit.
+    """What the control group of this process (version 2) may still take; None if it has no limit.
 
     Pages of files that nothing uses count as free: the system takes them back first.
     """

@@ -1,17 +1,17 @@
-"""Variants of one configuration, each trained from several seeds: what a change of the model is worth, and how surely.
+"""Ablations: variants of one configuration, each trained from several seeds, and their gains over the first variant.
 
-An experiment is a TOML file: the sections of a configuration, which all variants share, and besides
+An experiment is a TOML file with the sections of a configuration, which all variants share, and
 
     title = "…"
-    seeds = [1, 2, 3]                     # of the weights and the batches; the split of the data stays
+    seeds = [1, 2, 3]                     # of the weights and the batches; the data split is the same
     [[variants]]
-    name = "standard"                     # the first is what the others are measured against
+    name = "standard"                     # the first variant is the baseline
     [[variants]]
     name = "matches"
-    model.attention = "crystalline"       # whatever differs, by the names of the configuration
+    model.attention = "crystalline"       # settings that differ
 
-Every variant trains on the same batches for a seed, so differences are taken seed by seed. Each run is kept in
-runs.json as soon as it is done: an experiment that was stopped goes on where it was.
+For a given seed, all variants train on the same batches, so differences are taken seed by seed. Each finished run is
+saved in runs.json: an interrupted experiment resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from cllm_gpu.config_aliases import in_full
 from cllm_gpu.data import Dataset
 from cllm_gpu.experiments.run_in_memory import CurveRecorder, Point
 from cllm_gpu.training.metrics import clipped
+from cllm_gpu.training.signals import Stopped
 from cllm_gpu.training.trainer import Trainer
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.errors import UserError
@@ -44,16 +45,19 @@ RUNS = "runs.json"
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is to be trained."""
+    """An experiment: variants to train from several seeds."""
 
     title: str
     seeds: tuple[int, ...]
     base: Config
     changes: tuple[tuple[str, dict[str, Any]], ...]
-    """Name of each variant, and what differs from the base, as nested plain data."""
+    """Name of each variant, and its differences from the base, as nested plain data."""
 
     def variants(self, base: Config | None = None) -> list[tuple[str, Config]]:
-        """Name and configuration of every variant, over `base` (None: the experiment's own). UserError for bad ones."""
+        """Name and configuration of every variant, applied to `base` (None: the experiment's).
+
+        Raises UserError for an invalid variant.
+        """
         values = as_dict(base or self.base)
         found = []
         for name, changes in self.changes:
@@ -71,37 +75,37 @@ class SeedRun:
     variant: str
     seed: int
     points: tuple[Point, ...]
-    """Evaluations, the last after the last step."""
+    """Evaluations; the last is after the last step."""
     parameters: int
     step_seconds: float
-    """Median over the steps."""
+    """Median time of a step."""
     scalars: dict[str, list[list[float]]]
-    """The lattice's scalars at the end, by layer: (heads, terms)."""
+    """Parameter name → the lattice scalars at the end, (heads, terms)."""
     stopped: str | None = None
-    """Why the run ended early; None where it did not."""
+    """Why the run ended early; None if it did not."""
     skipped: int | None = None
-    """Steps whose gradient was refused; None in runs kept before these were counted."""
+    """Number of skipped steps; None in runs saved before these were counted."""
     clipped: int | None = None
-    """Steps whose gradient was scaled down to `optimizer.clip_norm`; None as above."""
+    """Number of steps whose gradient was clipped to `optimizer.clip_norm`; None as above."""
 
     @property
     def loss(self) -> float:
-        """Validation loss after the last step, nats per token; inf where there is none."""
+        """Validation loss after the last step in nats per token; inf if the run ended early."""
         return self.points[-1].loss if self.points and self.stopped is None else math.inf
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A variant over its seeds."""
+    """The results of a variant over its seeds."""
 
     variant: str
     parameters: int
     losses: tuple[float, ...]
-    """By seed."""
+    """Loss for each seed."""
     gains: tuple[float, ...]
-    """Loss of the first variant minus this one's, seed by seed."""
+    """Loss of the first variant minus this one's, for each seed."""
     step_ratio: float
-    """Median seconds of a step over the first variant's, seed by seed, and of those the median."""
+    """Median over the seeds of the step time relative to the first variant's."""
     step_seconds: float
 
     @property
@@ -116,12 +120,12 @@ class Summary:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Standard deviation over seeds (n − 1); 0 for one."""
+    """Standard deviation over seeds (n − 1); 0 for one value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read an experiment's TOML file. UserError, one line, when it cannot be used."""
+    """Read an experiment's TOML file. Raises UserError if it is invalid."""
     try:
         with clear_errors("read", path):
             values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -144,12 +148,12 @@ def load_experiment(path: Path) -> Experiment:
 
 
 def checked_seeds(seeds: Any, name: str) -> tuple[int, ...]:
-    """The seeds of an experiment. UserError, with the name of where they stand, for what are none."""
+    """The seeds of an experiment. Raises UserError, naming the setting, if they are invalid."""
     listed = seeds if isinstance(seeds, list | tuple) else ()
     if not listed or not all(type(seed) is int and seed >= 0 for seed in listed):
         raise UserError(f"{name} must be a list of whole numbers of at least 0, such as [1, 2, 3]")
     if len(set(listed)) < len(listed):
-        raise UserError(f"a seed stands twice in {name}")
+        raise UserError(f"a seed occurs twice in {name}")
     return tuple(listed)
 
 
@@ -176,14 +180,15 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_variant(name: str, config: Config, backend: Backend, dataset: Dataset) -> SeedRun:
-    """Train `config` from its seed, in memory. KeyboardInterrupt when the person asked to stop."""
+    """Train `config` from its seed, in memory. Raises Stopped if a signal asks to stop."""
     recorder = _Recorder(config.optimizer.clip_norm)
     trainer = Trainer(config, backend, dataset, reporter=recorder)
     stopped = None
     try:
         trainer.initialise()
-        if trainer.train().interrupted:
-            raise KeyboardInterrupt
+        outcome = trainer.train()
+        if outcome.interrupted:
+            raise Stopped(outcome.signal)
         scalars = {
             group: backend.to_host(view).tolist()
             for group, view in trainer.parameters.items()
@@ -202,7 +207,7 @@ def run_variant(name: str, config: Config, backend: Backend, dataset: Dataset) -
 
 
 class _Recorder(CurveRecorder):
-    """Keeps the seconds of every step too, and counts the steps that were skipped or clipped."""
+    """Also records the time of every step, and counts skipped and clipped steps."""
 
     def __init__(self, clip_norm: float) -> None:
         super().__init__()
@@ -224,13 +229,13 @@ def run_experiment(
     run: Callable[[str, Config], SeedRun],
     report: Callable[[SeedRun, bool], None] = lambda run, known: None,
 ) -> list[SeedRun]:
-    """Every variant from every seed, seed by seed; those that `folder` has already are taken from there.
+    """Train every variant from every seed, seed by seed; runs saved in `folder` are reused.
 
-    `report` is told of every run, and whether it was known. UserError where the folder cannot be used.
+    report: called with every run, and whether it was reused. Raises UserError if the folder cannot be used.
     """
-    kept = _Kept(folder / RUNS)
+    kept = _RunStore(folder / RUNS)
     done = []
-    for name, config in _planned(experiment, base):
+    for name, config in _configurations(experiment, base):
         found = kept.find(name, config)
         known = found is not None
         if found is None:
@@ -241,14 +246,14 @@ def run_experiment(
     return done
 
 
-def _planned(experiment: Experiment, base: Config) -> Iterator[tuple[str, Config]]:
+def _configurations(experiment: Experiment, base: Config) -> Iterator[tuple[str, Config]]:
     for seed in experiment.seeds:
         for name, config in experiment.variants(base):
             yield name, dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
 
 
-class _Kept:
-    """The runs done so far, in a file; a run counts as done only for the very configuration it was made with."""
+class _RunStore:
+    """Finished runs, saved in a file; a run is reused only for exactly the same configuration."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -258,10 +263,10 @@ class _Kept:
                 with clear_errors("read", path):
                     self._entries = exact_json.loads(path.read_bytes())["runs"]
             except (ValueError, TypeError, KeyError):
-                raise UserError(f"{path} is not a list of runs; remove it or give another --output") from None
+                raise UserError(f"{path} is not a list of runs; give another --output, or move it away") from None
 
     def find(self, name: str, config: Config) -> SeedRun | None:
-        """The run of this configuration, under its present name."""
+        """The saved run of this configuration, with `name` as its variant; None if there is none."""
         for entry in self._entries:
             if entry["config"] == _identity(config):
                 values = entry["run"]
@@ -270,13 +275,13 @@ class _Kept:
         return None
 
     def add(self, run: SeedRun, config: Config) -> None:
-        """Keep a run, on disk."""
+        """Save a run."""
         self._entries.append({"config": _identity(config), "run": dataclasses.asdict(run)})
         write_atomically(self._path, exact_json.dumps({"runs": self._entries}, indent=1) + "\n")
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """What a run's numbers depend on: not where it is written, nor what is printed at its end."""
+    """The settings that a run's results depend on: not its folder, samples or logging."""
     values = as_dict(dataclasses.replace(config, output=None))
     values["training"] |= {"sample_tokens": 0, "sample_prompt": None}
     for name in ("sample_every", "diagnose_every", "tensorboard"):
@@ -284,16 +289,16 @@ def _identity(config: Config) -> dict[str, Any]:
     if values["model"]["attention"] == "standard":
         del values["model"]["lattice"], values["optimizer"]["lattice_rate"]
     for section, name in ((values, "initial"), (values["model"], "vocabulary")):
-        if section[name] is None:  # runs kept before there was such a setting are still these
+        if section[name] is None:  # compatible with runs saved before the setting was added
             del section[name]
     return exact_json.loads(exact_json.dumps(values))
 
 
-# ---- what came of it
+# ---- results
 
 
 def summarise(experiment: Experiment, runs: Sequence[SeedRun]) -> list[Summary]:
-    """A summary of every variant, in the order of the experiment."""
+    """A summary of every variant, in order."""
     by_key = {(run.variant, run.seed): run for run in runs}
     names = [name for name, _ in experiment.changes]
     first = [by_key[names[0], seed] for seed in experiment.seeds]

@@ -1,9 +1,9 @@
-"""The same model from the same seed under several optimizers and schedules: which reaches a loss sooner, fairly tuned.
+"""Compares optimizers and schedules on the same model and seed: which reaches a given loss sooner, with tuned rates.
 
-A family is one optimizer and schedule; its settings differ in the learning rate alone. Every family is tried over as
-many rates as any other, a constant factor apart, and where the best rate lies at an end of its grid, over more rates
-beyond that end (as many for every family at most). The loss is the validation loss at evaluations; a loss is reached
-at the first evaluation that is not above it. Time is that of training steps, without evaluations.
+A family is one optimizer and schedule; its settings differ only in the learning rate. Every family is trained with
+equally many rates, a constant factor apart. If the best rate is at an end of the grid, the grid is extended beyond that
+end (by the same maximum for every family). The loss is the validation loss; a loss is reached at the first evaluation
+that is not above it. Times are of training steps, without evaluations.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ RATES: dict[OptimizerName, tuple[float, ...]] = {
     "adam": (0.0003, 0.001, 0.003, 0.01, 0.03),
     "adamw": (0.0003, 0.001, 0.003, 0.01, 0.03),
 }
-"""Two decades around each optimizer's usual rate, half a decade apart: as many for each."""
+"""Grid of learning rates: two decades around each optimizer's usual rate, half a decade apart."""
 ADAMW_DECAY = 0.1
-"""AdamW's weight decay where the configuration has none: without any it is Adam."""
+"""AdamW's weight decay if the configuration has none: without weight decay it would be Adam."""
 EVALUATIONS = 40
-"""A run is evaluated this often at least, so that steps to a loss are known to 1/40 of the run."""
+"""Minimum number of evaluations per run, so that the steps to a loss are known to 1/40 of the run."""
 EXTENSIONS = 3
-"""Rates at most that a family may be tried over beyond its grid."""
+"""Maximum number of rates by which a family's grid is extended."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One run to make: what it is called, whose grid it belongs to, and its configuration."""
+    """One run to train: its name, its family, and its configuration."""
 
     name: str
     family: str
@@ -46,39 +46,39 @@ class Setting:
 
     @property
     def rate(self) -> float:
-        """Its peak learning rate."""
+        """The peak learning rate."""
         return self.config.optimizer.rate
 
 
 @dataclass(frozen=True)
 class Run:
-    """A setting and what came of it."""
+    """A setting and its training curve."""
 
     setting: Setting
     curve: Curve
 
     @property
     def best_loss(self) -> float:
-        """Lowest loss, or inf."""
+        """The lowest loss; inf if no loss was finite."""
         return self.curve.best.loss if self.curve.best else math.inf
 
 
 @dataclass(frozen=True)
 class Row:
-    """A family in the comparison. "sooner" is the baseline's steps or seconds to the target over this family's."""
+    """A family in the comparison. "sooner": the speedup, the baseline's steps or seconds to the target over its own."""
 
     family: str
     runs: int
-    """Rates it was tried over."""
+    """Number of rates tried."""
     tuned: str
     """Name of the setting with the lowest loss."""
     rate: float
-    """Its learning rate."""
+    """Learning rate of the tuned setting."""
     at_edge: bool
-    """That rate is the least or the greatest tried: a better one may lie beyond."""
+    """Whether that rate is the lowest or highest tried, so that a better one may exist beyond it."""
     best_loss: float
     steps: int | None
-    """Steps of the tuned setting to the target; None where it never got there."""
+    """Steps of the tuned setting to the target; None if it did not reach it."""
     seconds: float | None
     steps_sooner: float | None
     seconds_sooner: float | None
@@ -90,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs, and a row for each family against the baseline's best loss."""
+    """All runs, and a row per family that compares it with the baseline's best loss."""
 
     baseline: str
     target: float
@@ -99,7 +99,7 @@ class Comparison:
     runs: tuple[Run, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, configurations and curves included."""
+        """Plain data, including configurations and curves."""
         return {
             "baseline": self.baseline,
             "target": self.target,
@@ -122,7 +122,7 @@ class Comparison:
         return [by_name[row.tuned] for row in self.rows]
 
 
-# ---- what is run
+# ---- the settings
 
 
 def default_settings(
@@ -131,12 +131,12 @@ def default_settings(
     optimizers: Sequence[OptimizerName] = ("sgd", "adam", "adamw"),
     schedules: Sequence[ScheduleName] = (),
 ) -> list[Setting]:
-    """A grid of rates for every optimizer under `config`'s schedule, and for AdamW under each of `schedules` besides.
+    """A grid of rates for every optimizer with `config`'s schedule, and for AdamW with each of `schedules`.
 
-    The minimum rate keeps its ratio to the peak; runs are evaluated at least 40 times.
+    The minimum rate keeps its ratio to the peak rate; runs are evaluated at least 40 times.
     """
-    _known(optimizers, get_args(OptimizerName), "optimizer")
-    _known(schedules, get_args(ScheduleName), "schedule")
+    _require_known(optimizers, get_args(OptimizerName), "optimizer")
+    _require_known(schedules, get_args(ScheduleName), "schedule")
     settings = [s for name in optimizers for s in _grid(config, name, name)]
     for schedule in schedules:
         if schedule != config.schedule.name:
@@ -145,7 +145,7 @@ def default_settings(
     return settings
 
 
-def _known(names: Iterable[str], known: tuple[str, ...], what: str) -> None:
+def _require_known(names: Iterable[str], known: tuple[str, ...], what: str) -> None:
     for name in names:
         if name not in known:
             raise UserError(f"{what} {name!r} is not known; choose from {', '.join(known)}")
@@ -164,7 +164,7 @@ def _grid(config: Config, optimizer: OptimizerName, family: str) -> list[Setting
 
 
 def with_rate(setting: Setting, rate: float) -> Setting:
-    """The setting with another peak rate, and a name that says it."""
+    """The setting with another peak rate, which its name contains."""
     config = setting.config
     rate = float(f"{rate:.3g}")
     minimum = config.schedule.minimum_rate / config.optimizer.rate * rate
@@ -185,12 +185,12 @@ def compare(
     extensions: int = EXTENSIONS,
     report: Callable[[Run], None] = lambda run: None,
 ) -> Comparison:
-    """Run every setting, and at most `extensions` more rates per family where the best rate is at the grid's end.
+    """Run every setting, and up to `extensions` more rates per family while its best rate is at the end of the grid.
 
-    `report` is told of every run as it ends. UserError when the settings do not train the same model on the same
-    batches for the same steps, when the baseline is missing, or when it reached no finite loss.
+    report: called with every finished run. Raises UserError if the settings do not train the same model on the same
+    batches for the same number of steps, or if the baseline is missing or reached no finite loss.
     """
-    _require_alike(settings, baseline)
+    _require_comparable(settings, baseline)
     runs: list[Run] = []
 
     def make(setting: Setting) -> Run:
@@ -211,7 +211,7 @@ def compare(
     return summarise(families, runs, baseline)
 
 
-def _require_alike(settings: Sequence[Setting], baseline: str) -> None:
+def _require_comparable(settings: Sequence[Setting], baseline: str) -> None:
     families = {setting.family for setting in settings}
     if baseline not in families:
         raise UserError(f"the comparison is against {baseline}, which is not among {', '.join(sorted(families))}")
@@ -226,9 +226,10 @@ def _require_alike(settings: Sequence[Setting], baseline: str) -> None:
 
 
 def next_rate(tried: Sequence[tuple[float, float]]) -> float | None:
-    """The rate to try after these (rate, lowest loss): one factor beyond the end at which the best lies, else None.
+    """The next rate to try after these (rate, lowest loss) pairs; None if the best rate is not at an end of the grid.
 
-    The factor is that between the two rates at that end. None too for fewer than two rates, or where all diverged.
+    The grid is extended by the factor between the two rates at that end. Also None with fewer than two rates, or if all
+    of them diverged.
     """
     order = sorted(tried)
     losses = [loss for _, loss in order]
@@ -240,7 +241,7 @@ def next_rate(tried: Sequence[tuple[float, float]]) -> float | None:
 
 
 def summarise(families: dict[str, list[Run]], runs: Sequence[Run], baseline: str) -> Comparison:
-    """The comparison of families of runs. UserError when the baseline has no finite loss."""
+    """Compare families of runs. Raises UserError if the baseline has no finite loss."""
     tuned = {name: min(grid, key=lambda r: r.best_loss) for name, grid in families.items()}
     target = tuned[baseline].best_loss
     if not math.isfinite(target):

@@ -1,4 +1,4 @@
-"""One training run that writes no file: its evaluations as a curve."""
+"""A training run that writes no files and returns its evaluations as a curve."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 from cllm_gpu.backend import Backend
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
+from cllm_gpu.training.signals import Stopped
 from cllm_gpu.training.trainer import Trainer
 from cllm_gpu.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation: after `step` steps and `seconds` of training the validation loss (nats/token) was `loss`."""
+    """An evaluation: the validation loss (nats/token) after `step` steps and `seconds` of training."""
 
     step: int
     seconds: float
@@ -30,31 +31,32 @@ class Curve:
 
     points: tuple[Point, ...]
     stopped: str | None = None
-    """Why the run ended early; None where it did not."""
+    """Why the run ended early; None if it did not."""
 
     @property
     def best(self) -> Point | None:
-        """The first evaluation of the lowest loss; None where no loss was finite."""
+        """The first evaluation with the lowest loss; None if no loss was finite."""
         return min((p for p in self.points if math.isfinite(p.loss)), key=lambda p: p.loss, default=None)
 
     def reach(self, loss: float) -> Point | None:
-        """The first evaluation with at most this loss."""
+        """The first evaluation with at most this loss; None if there is none."""
         return next((p for p in self.points if p.loss <= loss), None)
 
 
 def run_in_memory(config: Config, backend: Backend, dataset: Dataset) -> Curve:
-    """Train `config` from its seed, in memory; its evaluations. A run that training gave up on ends early.
+    """Train `config` from its seed, in memory, and return its evaluations; the curve ends early if training stopped.
 
-    KeyboardInterrupt when the person asked to stop.
+    Raises Stopped if a signal asks to stop.
     """
     recorder = CurveRecorder()
     trainer = Trainer(config, backend, dataset, reporter=recorder)
     stopped = None
     try:
         trainer.initialise()
-        with np.errstate(all="ignore"):  # numbers that overflow are what a rate too high looks like, and are judged
-            if trainer.train().interrupted:
-                raise KeyboardInterrupt
+        with np.errstate(all="ignore"):  # overflow is expected if the learning rate is too high
+            outcome = trainer.train()
+            if outcome.interrupted:
+                raise Stopped(outcome.signal)
     except UserError as error:
         stopped = str(error)
     finally:
@@ -63,19 +65,19 @@ def run_in_memory(config: Config, backend: Backend, dataset: Dataset) -> Curve:
 
 
 class CurveRecorder:
-    """A `reporter.Reporter` that keeps the evaluations and the time of the steps before each."""
+    """A `reporter.Reporter` that records the evaluations and the training time before each."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []
         self._seconds = 0.0
 
     def step(self, record: dict[str, Any]) -> None:
-        """Count a step's time."""
+        """Add the time of a step."""
         self._seconds += record["seconds"]
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        """Keep an evaluation."""
+        """Record an evaluation."""
         self.points.append(Point(record["step"], self._seconds, record["loss"]))
 
     def message(self, text: str) -> None:
-        """Nothing: what stops a run is kept with its curve."""
+        """Ignore the message: the reason for a stop is recorded with the curve."""

@@ -1,6 +1,6 @@
-"""GPT-2 as Hugging Face stores it: read into a checkpoint of ours, and written from one."""
+"""Import and export of GPT-2 models in Hugging Face format."""
 
 from cllm_gpu.huggingface.exporting import export_model
-from cllm_gpu.huggingface.importing import Imported, import_model
+from cllm_gpu.huggingface.importing import import_model
 
-__all__ = ["Imported", "export_model", "import_model"]
+__all__ = ["export_model", "import_model"]

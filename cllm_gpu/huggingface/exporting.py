@@ -1,4 +1,4 @@
-"""Writes a model as a folder that transformers loads: GPT2LMHeadModel and AutoTokenizer `.from_pretrained`."""
+"""Exports a model to a folder for GPT2LMHeadModel.from_pretrained and AutoTokenizer.from_pretrained of transformers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Array = np.ndarray[Any, Any]
 
 
 def export_model(model: Transformer, tokenizer: Tokenizer | None, target: Path) -> tuple[str, ...]:
-    """Write the new folder `target` with the model in float32; a line for each thing that is left out.
+    """Write the model in float32 to the new folder `target`. Returns a message for each part that is not exported.
 
-    Ids that no token has, as those that fill up the vocabulary, are suppressed in generation_config.json: generation by
-    transformers does not pick them, as ours does not. The folder is there completely or not at all. Raises UserError
-    for a model that GPT-2 cannot express, and where the folder holds something or cannot be written.
+    Ids that no token has, such as those that pad the vocabulary, are suppressed in generation_config.json: generation
+    by transformers does not pick them, like ours. The folder appears only when it is complete. Raises UserError for a
+    model that GPT-2 cannot express, and if the folder is not empty or cannot be written.
     """
     a = model.architecture
     require_exportable(a)
@@ -57,7 +57,7 @@ def _without(tokenizer: Tokenizer | None) -> str:
 
 
 def _renamed(model: Transformer) -> dict[str, Array]:
-    """GPT-2's names → its arrays; on the host, views of the model's where those are float32."""
+    """GPT-2's parameter names → float32 arrays on the host; views of the model's arrays if these are float32."""
     arrays = {}
     for ours, (theirs, transposed) in parameter_names(model.architecture).items():
         array = model.backend.to_host(model.parameters[ours]).astype(np.float32, copy=False)
@@ -66,12 +66,12 @@ def _renamed(model: Transformer) -> dict[str, Array]:
 
 
 def _write_folder(target: Path, documents: dict[str, str], weights: dict[str, Array]) -> None:
-    """Everything into a folder under a temporary name, synced, which then gets its own."""
+    """Write everything to a temporary folder, sync it, and rename it to `target`."""
     place = target.absolute()
     partial = place.with_name(f".{place.name}{PARTIAL}")
     with clear_errors("write", target, sum(array.nbytes for array in weights.values())):
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
-            raise UserError(f"{target} is there already and not empty; choose another --output")
+            raise UserError(f"{target} exists already and is not empty; choose another --output")
         remove(partial)
         partial.mkdir(parents=True)
         try:

@@ -1,7 +1,7 @@
-"""GPT-2's config.json and parameter names, and ours: what stands for what, and what one side cannot say.
+"""Mapping between GPT-2's config.json and parameter names and ours, and checks for what one side cannot express.
 
-Names and defaults are those of GPT2Config and GPT2LMHeadModel of the library transformers. Its linear layers
-(Conv1D) keep their weights (inputs, outputs): the transpose of ours (outputs, inputs).
+Names and defaults are those of GPT2Config and GPT2LMHeadModel of the library transformers. The weights of its linear
+layers (Conv1D) have shape (inputs, outputs): the transpose of ours, (outputs, inputs).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from cllm_gpu.model.layers.layer_norm import EPSILON
 from cllm_gpu.utils.errors import UserError
 
 ACTIVATION = "gelu_new"
-"""GELU by tanh (Hendrycks and Gimpel 2016)."""
+"""GELU with the tanh approximation (Hendrycks and Gimpel 2016)."""
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
 EMBEDDING = "wte.weight"
 MASKS = (".attn.bias", ".attn.masked_bias")
-"""Ends of the names of causal masks, which old files keep beside the weights."""
+"""Suffixes of the causal masks that old files store with the weights."""
 
 _SAME_ACTIVATION = (ACTIVATION, "gelu_pytorch_tanh", "gelu_fast")
 _SHAPE = {
@@ -29,30 +29,30 @@ _SHAPE = {
     "n_layer": ("layers", 12),
     "n_head": ("heads", 12),
 }
-"""Setting → (our name, what it is where a file does not say)."""
+"""Setting → (our name, default)."""
 _FIXED: dict[str, tuple[Any, Any]] = {
     "layer_norm_epsilon": (1e-5, EPSILON),
     "scale_attn_weights": (True, True),
     "scale_attn_by_inverse_layer_idx": (False, False),
     "add_cross_attention": (False, False),
 }
-"""Setting → (what it is where a file does not say, the only value this package computes with)."""
+"""Setting → (default, the only value this package supports)."""
 _EXPRESSED = {*(ours for ours, _ in _SHAPE.values()), "mlp_width", "tied_head", "dropout", "lattice"}
-"""Our settings that `write_config` writes, and the lattice, which is told of by another name."""
+"""Our settings that `write_config` writes, and the lattice, which `require_exportable` checks as "attention"."""
 _NORMS = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
 _LINEARS = {"qkv": "attn.c_attn", "projection": "attn.c_proj", "mlp_up": "mlp.c_fc", "mlp_down": "mlp.c_proj"}
 
 
 def read_config(values: Any, name: str) -> tuple[Architecture, tuple[str, ...]]:
-    """The architecture that a config.json's content describes, and a line for each setting that is left out.
+    """The architecture described by the content of a config.json, and a message for each setting that is ignored.
 
-    `name` is for messages. UserError for another kind of model, and for a setting that would change its results here.
+    name: for messages. Raises UserError for another model type, and for a setting that this package does not support.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{name} is no configuration of a model: expected names and values")
+        raise UserError(f"{name} is not a model configuration: expected names and values")
     kind = values.get("model_type")
     if kind != "gpt2":
-        raise UserError(f"{name} is of a model of type {kind!r}; only 'gpt2' can be imported")
+        raise UserError(f"{name} has the model type {kind!r}; only 'gpt2' can be imported")
     for setting, (default, ours) in _FIXED.items():
         _require(name, setting, values.get(setting, default), (ours,))
     _require(name, "activation_function", values.get("activation_function", ACTIVATION), _SAME_ACTIVATION)
@@ -72,7 +72,7 @@ def read_config(values: Any, name: str) -> tuple[Architecture, tuple[str, ...]]:
 
 def _require(name: str, setting: str, found: Any, known: tuple[Any, ...]) -> None:
     if found not in known:
-        raise UserError(f"{name}: {setting} is {found!r}; this package computes only {' or '.join(map(repr, known))}")
+        raise UserError(f"{name}: {setting} is {found!r}; this package supports only {' or '.join(map(repr, known))}")
 
 
 def _whole_number(name: str, setting: str, value: Any) -> int:
@@ -82,7 +82,7 @@ def _whole_number(name: str, setting: str, value: Any) -> int:
 
 
 def _dropout(name: str, values: dict[str, Any]) -> tuple[float, tuple[str, ...]]:
-    """The dropout of the residual branches, ours, and what is said of the other two; it changes training only."""
+    """Our dropout (that of the residual branches), and messages on the other two, which affect training only."""
     found = {}
     for setting in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
         found[setting] = values.get(setting, 0.1)
@@ -91,14 +91,14 @@ def _dropout(name: str, values: dict[str, Any]) -> tuple[float, tuple[str, ...]]
     ours, embedding, attention = map(float, found.values())
     notes = []
     if attention:
-        notes.append(f"attn_pdrop {attention:g} is left out: attention has no dropout here")
+        notes.append(f"attn_pdrop {attention:g} is ignored: attention has no dropout here")
     if embedding != ours:
-        notes.append(f"embd_pdrop {embedding:g} is left out: the embedding's dropout is here the branches', {ours:g}")
+        notes.append(f"embd_pdrop {embedding:g} is ignored: the embedding's dropout is that of the branches, {ours:g}")
     return ours, tuple(notes)
 
 
 def require_exportable(architecture: Architecture) -> None:
-    """UserError for a model that GPT-2's configuration cannot describe, naming the setting and both values."""
+    """Raises UserError for a model that GPT-2's configuration cannot describe, naming the setting and both values."""
     a = architecture
     settings = {"attention": ("standard" if a.lattice is None else "crystalline", "standard")}
     for name, needed in _needed(a).items():
@@ -115,7 +115,7 @@ def _needed(a: Architecture) -> dict[str, Any]:
 
 
 def write_config(architecture: Architecture, ends: tuple[int, ...]) -> dict[str, Any]:
-    """The config.json of a model that `require_exportable` lets pass; `ends`: the ids that end a text."""
+    """The content of the config.json of a model that passes `require_exportable`; ends: the ids that end a text."""
     a = architecture
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -141,7 +141,7 @@ def write_config(architecture: Architecture, ends: tuple[int, ...]) -> dict[str,
 
 
 def parameter_names(architecture: Architecture) -> dict[str, tuple[str, bool]]:
-    """Our name of each parameter → (GPT-2's, without its prefix; whether its weights are the transpose of ours)."""
+    """Our parameter name → (GPT-2's name without prefix, whether its array is the transpose of ours)."""
     names = {"token_embedding": (EMBEDDING, False), "position_embedding": ("wpe.weight", False)}
     for layer in range(architecture.layers):
         for part, other in (_NORMS | _LINEARS).items():

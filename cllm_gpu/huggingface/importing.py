@@ -1,8 +1,8 @@
-"""Reads a folder with a GPT-2, as Hugging Face stores it, into a checkpoint of ours: every bit of float32 weights.
+"""Imports a GPT-2 in Hugging Face format as a checkpoint; float32 weights are preserved bit for bit.
 
-config.json                    the shape; what would compute something else here is refused
-model.safetensors              or its parts, listed in model.safetensors.index.json
-tokenizer.json                 or vocab.json and merges.txt; the model alone works on token ids
+config.json                    the architecture; unsupported settings are an error
+model.safetensors              or its shards, listed in model.safetensors.index.json
+tokenizer.json                 or vocab.json and merges.txt; optional, without it the model works on token ids only
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cllm_gpu.checkpoint.checkpoint import MODEL, Checkpoint
+from cllm_gpu.checkpoint.imported import Imported
 from cllm_gpu.checkpoint.safetensors_io import each_tensor
+from cllm_gpu.checkpoint.soundness import require_finite
 from cllm_gpu.config import Config, ModelConfig, as_dict
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.huggingface.gpt2_mapping import EMBEDDING, HEAD, MASKS, PREFIX, parameter_names, read_config
@@ -32,22 +33,11 @@ INDEX = "model.safetensors.index.json"
 _FLOATS = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What was found in a folder."""
-
-    checkpoint: Checkpoint
-    architecture: Architecture
-    tokenizer: Tokenizer | None
-    notes: tuple[str, ...]
-    """A line for each thing that is left out."""
-
-
 def import_model(folder: Path, tokenizer: Tokenizer | None = None) -> Imported:
-    """The GPT-2 in `folder` as a checkpoint after 0 steps, float32; `tokenizer` stands over the folder's own.
+    """The GPT-2 in `folder` as a float32 checkpoint at step 0. tokenizer: overrides the folder's (None: the folder's).
 
-    Narrower weights (bfloat16, float16) are widened, which is exact. Raises UserError, one line, where a file is
-    missing or damaged, or where the model is not what this package computes.
+    bfloat16 and float16 weights are converted to float32 exactly. Raises UserError if a file is missing or damaged, or
+    if this package does not support the model.
     """
     config_path = folder / CONFIG
     architecture, notes = read_config(_read_json(config_path), str(config_path))
@@ -76,7 +66,7 @@ def import_model(folder: Path, tokenizer: Tokenizer | None = None) -> Imported:
 
 def _read_json(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give the folder of a model as Hugging Face stores it")
+        raise UserError(f"{path} does not exist; give the folder of a model in Hugging Face format")
     try:
         with clear_errors("read", path):
             return json.loads(path.read_bytes())
@@ -85,7 +75,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the parts that its index lists."""
+    """model.safetensors, or the shards listed in its index."""
     if (folder / MODEL).is_file():
         return [folder / MODEL]
     index = folder / INDEX
@@ -101,7 +91,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read_parameters(architecture: Architecture, files: list[Path]) -> FlatParameters:
-    """The weights in our layout. UserError that names the first tensor missing, extra, of another shape or dtype."""
+    """The weights in our layout. Raises UserError naming the first tensor that is missing, unexpected, or of another
+    shape or dtype."""
     layout = Layout(parameter_specs(architecture), np.float32)
     parameters = layout.views(np.zeros(layout.size, np.float32))
     wanted = {theirs: (ours, transposed) for ours, (theirs, transposed) in parameter_names(architecture).items()}
@@ -109,16 +100,17 @@ def _read_parameters(architecture: Architecture, files: list[Path]) -> FlatParam
     tied_head = None
     for name, tensor, path in _tensors(files):
         if name == HEAD and architecture.tied_head:
-            tied_head = tensor  # written out by some, though it is the embedding
+            tied_head = tensor  # some files store it although it is the embedding
             continue
         if name not in wanted:
-            raise UserError(f"{path}: {name} {list(tensor.shape)} is no parameter of a GPT-2 of this configuration")
+            raise UserError(f"{path}: {name} {list(tensor.shape)} is not a parameter of a GPT-2 of this configuration")
         ours, transposed = wanted[name]
         view = parameters[ours].T if transposed else parameters[ours]
         if tensor.shape != view.shape:
             raise UserError(
                 f"{path}: {name} is {list(tensor.shape)}, {CONFIG} makes it {list(view.shape)}: they disagree"
             )
+        require_finite({name: tensor}, path, "such a model computes nothing: get the file anew")
         view[...] = tensor
         missing.pop(name, None)
     if missing:
@@ -129,7 +121,7 @@ def _read_parameters(architecture: Architecture, files: list[Path]) -> FlatParam
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, np.ndarray[Any, Any], Path]]:
-    """(name without prefix, array, file) of every tensor but the masks. UserError for one that is not of floats."""
+    """(name without prefix, array, file) of every tensor except masks. Raises UserError for a dtype not in _FLOATS."""
     for path in files:
         for name, tensor in each_tensor(path):
             if name.endswith(MASKS) and re.match(rf"({re.escape(PREFIX)})?h\.\d+\.", name):

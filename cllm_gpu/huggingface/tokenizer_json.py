@@ -1,6 +1,6 @@
 """Tokenizers in a Hugging Face folder: tokenizer.json, or GPT-2's older vocab.json and merges.txt.
 
-A byte-level BPE without merges is our bytes: each of the 256 characters of GPT-2's alphabet is one id.
+A byte-level BPE without merges is our tokenizer `bytes`: each of the 256 characters of GPT-2's alphabet is one id.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a folder; None where it holds none. UserError for files that cannot be used.
+    """The tokenizer of a folder; None if it has none. Raises UserError for invalid files.
 
-    Prompts begin with what its post-processor puts before a text, as they did where the model was trained.
+    Prompts begin with what its post-processor puts before a text, as they did when the model was trained.
     """
     if (folder / TOKENIZER).is_file():
         found = load_tokenizer(str(folder / TOKENIZER), template=True)
@@ -37,19 +37,19 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     files = [folder / name for name in (VOCABULARY, MERGES)]
     there = [path for path in files if path.is_file()]
     if len(there) == 1:
-        raise UserError(f"{there[0]} is there without its {next(f.name for f in files if f not in there)}: give both")
+        raise UserError(f"{there[0]} has no {next(f.name for f in files if f not in there)} beside it: give both")
     return _from_merges(*files) if there else None
 
 
 def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
-    """GPT-2's tokenizer of its two files, with its end of text marked as special."""
+    """GPT-2's tokenizer from its two files, with its end of text marked as special."""
     import tokenizers  # slow to import
     from tokenizers import decoders, models, pre_tokenizers
 
     try:
         built = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{vocabulary} and {merges.name} are no byte-level BPE: {error}") from error
+        raise UserError(f"{vocabulary} and {merges.name} are not a byte-level BPE: {error}") from error
     if built.token_to_id(END_OF_TEXT) is None:
         raise UserError(f"{vocabulary} has no {END_OF_TEXT}: it is not the vocabulary of a GPT-2")
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -59,14 +59,14 @@ def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
 
 
 def tokenizer_text(tokenizer: Tokenizer) -> str | None:
-    """The tokenizer.json that does what `tokenizer` does; None where there is none that does."""
+    """The content of a tokenizer.json equivalent to `tokenizer`; None if it cannot be expressed as one."""
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer.exported()
     return json.dumps(bytes_settings()) if isinstance(tokenizer, ByteTokenizer) else None
 
 
 def tokenizer_config(tokenizer: Tokenizer, text: str, context: int) -> dict[str, Any]:
-    """What transformers' AutoTokenizer needs beside tokenizer.json."""
+    """The content of tokenizer_config.json, which transformers' AutoTokenizer needs."""
     named = tokenizer if isinstance(tokenizer, HuggingFaceTokenizer) else HuggingFaceTokenizer(text, TOKENIZER)
     end = named.name_of(tokenizer.end_of_text)
     return {
@@ -79,7 +79,7 @@ def tokenizer_config(tokenizer: Tokenizer, text: str, context: int) -> dict[str,
 
 
 def bytes_settings() -> dict[str, Any]:
-    """`ByteTokenizer` as the content of a tokenizer.json: the same ids."""
+    """`ByteTokenizer` as the content of a tokenizer.json, with the same ids."""
     end = {
         "id": ByteTokenizer.end_of_text, "content": END_OF_TEXT, "single_word": False, "lstrip": False,
         "rstrip": False, "normalized": False, "special": True,

@@ -28,7 +28,7 @@ class Evaluation:
     perplexity: float
     """exp(loss); inf where that overflows."""
     bits_per_byte: float | None
-    """loss / ln 2 / (bytes per token); None where the bytes are not known."""
+    """loss / ln 2 / (bytes per token); None if the bytes are not known."""
     accuracy: float
     """Share of targets that were the likeliest token."""
     tokens: int
@@ -63,6 +63,12 @@ def evaluate(
     loss = total / count
     bits = None if bytes_per_token is None else loss / math.log(2) / bytes_per_token
     return Evaluation(loss, perplexity(loss), bits, hit / count, count)
+
+
+def require_finite_loss(found: Evaluation, path: object) -> None:
+    """UserError if the loss of the model in `path` is not a finite number."""
+    if not math.isfinite(found.loss):
+        raise UserError(f"the loss of the model in {path} is {found.loss}: its weights are too large to compute with")
 
 
 def perplexity(loss: float) -> float:

@@ -169,7 +169,7 @@ class Activations:
 
 
 def _arrays(layer: Layer, request: PlanRequest, views: dict[str, Any]) -> SimpleNamespace:
-    """A layer's arrays among the views of a plan; its optional ones are None where they were not planned."""
+    """A layer's arrays among the views of a plan; optional ones are None unless they were planned."""
     found: dict[str, Any] = dict.fromkeys(layer.optional)
     for name in (activation.name for activation in layer.activations(request) if activation.name not in layer.aliases):
         found[name] = views.get(f"{layer.name}.{name}", views.get(_shared(layer, name)))

@@ -201,7 +201,7 @@ class _Problem:
 
 
 def _direction(gradient: npt.NDArray[np.float64], generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Unit vector: a random one plus, where there is one, the gradient's."""
+    """Unit vector: a random one plus the gradient's, unless that is zero."""
     random = generator.standard_normal(gradient.shape)
     direction = random / np.linalg.norm(random)
     norm = np.linalg.norm(gradient)

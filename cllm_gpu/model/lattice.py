@@ -32,13 +32,13 @@ class LatticeInputs:
     tokens: Any
     """(B, S) int32, those in the cache included."""
     points: Any
-    """(B, S, 3), or None where no term sees them."""
+    """(B, S, 3), None if no term uses them."""
 
 
 def primes(count: int) -> npt.NDArray[np.int64]:
     """The first `count` primes, (count,): the sieve of Eratosthenes. UserError for a negative count."""
     if count < 0:
-        raise UserError(f"{count} primes cannot be had; ask for 0 or more")
+        raise UserError(f"{count} primes asked for; the count must be at least 0")
     limit = _bound_of_prime(count)
     composite = np.zeros(limit + 1, dtype=bool)
     composite[:2] = True

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.ops.registry import Operations
 from cllm_gpu.ops.stream import Device
+from cllm_gpu.optim.bounds import Growth
 from cllm_gpu.optim.update_rule import DeviceUpdateRule, UpdateArrays
 
 
@@ -27,6 +28,19 @@ class Adam(DeviceUpdateRule):
             rate=rate, step=step, gradient_scale=gradient_scale, **self._settings(arrays),
         )  # fmt: skip
         return squared
+
+    @property
+    def growth(self) -> Growth:
+        """m / (√v + ε) is at most m / ε: v may be as small as 0."""
+        return Growth(
+            "first_moment",
+            carry=self.config.beta1,
+            gain=1.0 - self.config.beta1,
+            amplification=1.0 / self.config.epsilon,
+            correction_beta=self.config.beta1,
+            coupled_decay=0.0 if self.decoupled else self.config.weight_decay,
+            decoupled_decay=self.decoupled_decay,
+        )
 
     @property
     def betas(self) -> tuple[float, float]:

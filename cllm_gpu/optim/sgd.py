@@ -7,6 +7,7 @@ from typing import Any
 from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.ops.registry import Operations
 from cllm_gpu.ops.stream import Device
+from cllm_gpu.optim.bounds import Growth
 from cllm_gpu.optim.update_rule import DeviceUpdateRule, UpdateArrays
 
 
@@ -17,6 +18,12 @@ class SGD(DeviceUpdateRule):
     def state_names(cls, config: OptimizerConfig) -> tuple[str, ...]:
         """The velocity, if there is momentum."""
         return ("velocity",) if config.momentum else ()
+
+    @property
+    def growth(self) -> Growth:
+        """The velocity, or without momentum the gradient itself."""
+        moment = "velocity" if self.config.momentum else None
+        return Growth(moment, carry=self.config.momentum, gain=1.0, coupled_decay=self.config.weight_decay)
 
     def step(self, ops: Operations, arrays: UpdateArrays, *, rate: float, step: int, gradient_scale: float) -> float:
         """As `UpdateRule.step`."""

@@ -11,6 +11,8 @@ from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.ops.reference.rounding import StochasticRounding
 from cllm_gpu.ops.registry import Operations
 from cllm_gpu.ops.stream import Device
+from cllm_gpu.optim.bounds import Growth
+from cllm_gpu.optim.parameter_groups import ParameterGroup, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,24 @@ class UpdateRule(ABC):
         self.config = config
 
     @classmethod
+    def groups(cls, config: OptimizerConfig) -> tuple[ParameterGroup, ...]:
+        """Which parameters are stepped by which rule in a run of this one: all by this one, unless overridden."""
+        return parameter_groups(config)
+
+    @classmethod
     @abstractmethod
     def state_names(cls, config: OptimizerConfig) -> tuple[str, ...]:
-        """Names of the moments kept, each of as many elements as the parameters; they start at zero."""
+        """Names of the moments kept, each of as many elements as the parameters; they start at zero.
+
+        Rules of one run may share a name: each has the part of its own parameters.
+        """
+
+    @property
+    def growth(self) -> Growth | None:
+        """Bounds on a step. None if the rule knows none: weights and moments are then copied before every step, to be
+        put back should the step not be finite.
+        """
+        return None
 
     @abstractmethod
     def step(self, ops: Operations, arrays: UpdateArrays, *, rate: float, step: int, gradient_scale: float) -> float:

@@ -1,4 +1,4 @@
-"""Table and picture of an experiment: every variant's loss over its seeds, and what it is better by."""
+"""Table and plot of an experiment: the loss of every variant over its seeds, and its gain over the first."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cllm_gpu.report.figure import require_plots, save_figure
 from cllm_gpu.report.table import Table
 
 MOST_NAMED = 10
-"""Of more variants the picture names the curves at their gains only."""
+"""With more variants, the plot has no legend: the axis of the gains names them."""
 
 
 def experiment_table(experiment: Experiment, runs: Sequence[SeedRun]) -> Table:
-    """A row for every variant."""
+    """A table with a row per variant."""
     rows = tuple(_row(summary) for summary in summarise(experiment, runs))
     first = experiment.changes[0][0]
     several = len(experiment.seeds) > 1
@@ -53,7 +53,7 @@ def _with_spread(values: Sequence[float], form: str) -> str:
 
 
 def experiment_data(experiment: Experiment, runs: Sequence[SeedRun]) -> dict[str, Any]:
-    """The same as plain data, with every run's evaluations and scalars."""
+    """The results as plain data, with the evaluations and scalars of every run."""
     return {
         "title": experiment.title,
         "seeds": list(experiment.seeds),
@@ -63,9 +63,10 @@ def experiment_data(experiment: Experiment, runs: Sequence[SeedRun]) -> dict[str
 
 
 def plot_experiment(experiment: Experiment, runs: Sequence[SeedRun], path: Path) -> None:
-    """Validation loss over the steps, a line per variant (mean, with a band from least to greatest), and gains by seed.
+    """Plot validation loss over steps, a line per variant (mean, with a band from minimum to maximum), and gains by
+    seed.
 
-    UserError without matplotlib, or where the file cannot be written.
+    Raises UserError without matplotlib, or if the file cannot be written.
     """
     figure = require_plots()(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -85,7 +86,7 @@ def plot_experiment(experiment: Experiment, runs: Sequence[SeedRun], path: Path)
         right.plot([summary.gain], [number], "|", color=colour, markersize=22, markeredgewidth=2)
     left.set_xlabel("steps")
     left.set_ylabel("validation loss (nats/token)")
-    left.set_ylim(*_view(runs))
+    left.set_ylim(*_loss_limits(runs))
     if len(summaries) <= MOST_NAMED:
         left.legend(frameon=False)
     else:
@@ -100,15 +101,15 @@ def plot_experiment(experiment: Experiment, runs: Sequence[SeedRun], path: Path)
 
 
 def _colours(variants: int) -> Sequence[Any]:
-    """A colour for every variant, up to 20; of more than 10, two that follow each other are shades of one."""
+    """A colour per variant, up to 20; with more than 10 variants, consecutive ones have shades of the same colour."""
     from matplotlib import colormaps
 
     chosen: Any = colormaps["tab10" if variants <= 10 else "tab20"]
     return chosen.colors
 
 
-def _view(runs: Sequence[SeedRun]) -> tuple[float, float]:
-    """From below the best end to a little above where the second half of the runs begins."""
+def _loss_limits(runs: Sequence[SeedRun]) -> tuple[float, float]:
+    """Limits of the loss axis that hold the last two thirds of all runs."""
     late = [point.loss for run in runs for point in run.points[len(run.points) // 3 :] if math.isfinite(point.loss)]
     if not late:
         return 0.0, 1.0

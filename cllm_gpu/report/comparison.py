@@ -1,4 +1,4 @@
-"""Table and picture of an optimizer comparison: how soon each family reached the baseline's best loss."""
+"""Table and plot of an optimizer comparison: how soon each family reached the baseline's best loss."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cllm_gpu.report.table import NONE, Table, number_or_dash
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """A row for every family: its tuned rate, its loss, and how soon it reached the baseline's best."""
+    """A table with a row per family: its tuned rate, its loss, and its speedup over the baseline."""
     notes = [
         f"Target: {comparison.target:.4f} nats/token, the lowest validation loss of {comparison.baseline} over its "
         "rates. Steps and seconds: to the first evaluation at or below it, by the rate with the lowest loss; fastest: "
         f"by whichever rate of the family got there first. Sooner: {comparison.baseline}'s over the family's."
     ]
     notes += [
-        f"The best rate of {row.family} is at the end of what was tried: a better one may lie beyond."
+        f"The best rate of {row.family} is at the end of the grid: a better one may exist beyond it."
         for row in comparison.rows
         if row.at_edge
     ]
@@ -53,9 +53,9 @@ def _times(value: float | None) -> str:
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
-    """Validation loss over steps and over seconds as a PNG: a colour per family, its other rates faint.
+    """Plot validation loss over steps and over seconds to a PNG file: a colour per family, its other rates faint.
 
-    UserError without matplotlib, or where the file cannot be written.
+    Raises UserError without matplotlib, or if the file cannot be written.
     """
     figure = require_plots()(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -77,7 +77,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
 
 
 def _limit_losses(axes: Any, comparison: Comparison) -> None:
-    """Keep what the tuned runs do in view; a run that diverges may leave the picture."""
+    """Set the loss axis to the range of the tuned runs; diverging runs may leave the plot."""
     losses = [p.loss for run in comparison.tuned() for p in run.curve.points if math.isfinite(p.loss)]
     low, high = min(losses), max(losses)
     margin = 0.05 * (high - low) or 0.1

@@ -1,6 +1,6 @@
-"""Table and picture of what `training.diagnose_every` kept of a run: gradients, updates and activations by layer.
+"""Table and plot of the diagnostics recorded with `training.diagnose_every`: gradients, updates, activations by layer.
 
-Parameters are taken together by where they stand: embeddings, each block, the final norm with a head of its own.
+Parameters are grouped into the embeddings, each block, and the final norm with an untied head.
 """
 
 from __future__ import annotations
@@ -28,48 +28,48 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "MLP": ("hidden",),
     "logits": ("logits",),
 }
-"""What the table and the picture call the kinds of activations; `scores`: log-sum-exp of a row's attention scores."""
+"""Label in the table and plot → recorded kinds of activations; `scores`: log-sum-exp of a row's attention scores."""
 GRADIENTS = ("gradient norm", "update / weight", "zero gradients")
 OF_MODEL = ("final_residual", "logits")
-"""Kinds that belong to no block."""
+"""Kinds that do not belong to a block."""
 TITLES = ("gradient norm before clipping", "update / weight", "largest |activation|, over all layers")
 MOST_NAMED = 8
-"""Of more blocks the picture's legend names the first and the last."""
+"""With more blocks, the legend of the plot lists only the first and the last."""
 
 
 @dataclass(frozen=True)
 class DiagnosedRun:
-    """A run and the looks at it, in order."""
+    """A run and its diagnostics records ("looks"), in order."""
 
     run: RunRecord
     looks: tuple[dict[str, Any], ...]
 
     @property
     def steps(self) -> list[int]:
-        """Of the looks."""
+        """Steps of the looks."""
         return [look["step"] for look in self.looks]
 
     @property
     def skipped(self) -> int:
-        """Steps of the whole run that were refused."""
+        """Number of skipped steps in the whole run."""
         return sum(1 for record in self.run.steps if record["skipped"] is not None)
 
     @property
     def clipped(self) -> int | None:
-        """Steps of the whole run whose gradient was scaled down; None for a run without its configuration."""
+        """Number of steps in the whole run whose gradient was clipped; None if the run has no configuration."""
         if self.run.config is None:
             return None
         return sum(clipped(record, self.run.config.optimizer.clip_norm) for record in self.run.steps)
 
 
 def read_diagnosed(paths: Sequence[Path]) -> list[DiagnosedRun]:
-    """Runs with their looks. UserError for a folder without any."""
+    """Read runs with their looks. Raises UserError for a run without diagnostics."""
     found = []
     for path, run in zip(paths, read_runs(paths), strict=True):
         file = (path if path.is_dir() else path.parent) / DIAGNOSTICS
         looks = tuple(read_metrics(file)) if file.is_file() else ()
         if not looks:
-            raise UserError(f"{file.parent} was not looked into; train with --training.diagnose-every 50, say")
+            raise UserError(f"{file.parent} has no diagnostics; train with, for example, --training.diagnose-every 50")
         found.append(DiagnosedRun(run, looks))
     return found
 
@@ -78,14 +78,14 @@ def read_diagnosed(paths: Sequence[Path]) -> list[DiagnosedRun]:
 
 
 def layer_of(parameter: str) -> str:
-    """Where a parameter stands: "embeddings", "block 0" …, "final norm" (a head of its own included)."""
+    """The layer of a parameter: "embeddings", "block 0", …, "final norm" (including an untied head)."""
     if parameter.startswith("blocks."):
         return f"block {parameter.split('.')[1]}"
     return EMBEDDINGS if parameter in ("token_embedding", "position_embedding", "lattice_points") else LAST
 
 
 def layers(look: Mapping[str, Any]) -> list[str]:
-    """All of them, in the order of the forward."""
+    """All layers, in order of the forward."""
     blocks = {layer_of(name) for name in look["parameters"]} - {EMBEDDINGS, LAST}
     return [EMBEDDINGS, *sorted(blocks, key=lambda name: int(name.split()[1])), LAST]
 
@@ -96,13 +96,13 @@ def gradient_norm(look: Mapping[str, Any], layer: str) -> float:
 
 
 def update_ratio(look: Mapping[str, Any], layer: str) -> float:
-    """Norm of a layer's update over the norm of its weights; NaN where these are all 0."""
+    """Norm of a layer's update divided by the norm of its weights; NaN if all weights are 0."""
     weight = _norm(look, layer, "weight")
     return _norm(look, layer, "update") / weight if weight else math.nan
 
 
 def zero_share(look: Mapping[str, Any], layer: str) -> float:
-    """Share of the elements of a layer's gradient that are 0 or subnormal."""
+    """Fraction of the elements of a layer's gradient that are 0 or subnormal."""
     found = [values for name, values in look["parameters"].items() if layer_of(name) == layer]
     return sum(v["zeros"] + v["subnormals"] for v in found) / sum(v["size"] for v in found)
 
@@ -113,7 +113,7 @@ def _norm(look: Mapping[str, Any], layer: str, of: str) -> float:
 
 
 def activations_of(look: Mapping[str, Any], kind: str, layer: str) -> list[float]:
-    """The largest |x| of each array of one of `ACTIVATIONS` in a layer; none where the layer has no such array."""
+    """The largest |x| of each array of a kind of `ACTIVATIONS` in a layer; empty if the layer has no such array."""
     values: list[float] = []
     for array in ACTIVATIONS[kind]:
         found = look["activations"].get(array, [])  # a model of other layers has other arrays
@@ -125,7 +125,7 @@ def activations_of(look: Mapping[str, Any], kind: str, layer: str) -> list[float
 
 
 def series(run: DiagnosedRun) -> dict[str, Any]:
-    """Everything the picture shows, as plain data: steps, and by layer or kind a value for each."""
+    """The data of the plot: steps, and by layer or kind a value for each step."""
     names = layers(run.looks[0])
     return {
         "steps": run.steps,
@@ -149,7 +149,7 @@ def series(run: DiagnosedRun) -> dict[str, Any]:
 
 
 def diagnostics_tables(run: DiagnosedRun) -> tuple[Table, Table]:
-    """Gradients and updates, and the largest activations, a row for every layer; each fits 80 columns."""
+    """Tables of gradients and updates, and of the largest activations, with a row per layer; each fits 80 columns."""
     found = series(run)
     rows = [layer_row(found, name) for name in found["gradient_norm"]]
     cut = 1 + len(GRADIENTS)
@@ -172,13 +172,13 @@ def diagnostics_tables(run: DiagnosedRun) -> tuple[Table, Table]:
 
 
 def layer_row(found: Mapping[str, Any], layer: str) -> tuple[str, ...]:
-    """A layer, then its cells under GRADIENTS and ACTIVATIONS, from what `series` gives."""
-    activations = (_shown(highest(found["largest"][kind].get(layer, ())), ".3g") for kind in ACTIVATIONS)
+    """The layer's name, then its cells for GRADIENTS and ACTIVATIONS, from the result of `series`."""
+    activations = (_format(highest(found["largest"][kind].get(layer, ())), ".3g") for kind in ACTIVATIONS)
     return (
         layer,
-        _shown(_median(found["gradient_norm"][layer]), ".3g"),
-        _shown(_median(found["update_ratio"][layer]), ".2e"),
-        _shown(highest(found["zero_share"][layer]), ".2%"),
+        _format(_median(found["gradient_norm"][layer]), ".3g"),
+        _format(_median(found["update_ratio"][layer]), ".2e"),
+        _format(highest(found["zero_share"][layer]), ".2%"),
         *activations,
     )
 
@@ -189,21 +189,21 @@ def _median(values: Sequence[float]) -> float:
 
 
 def highest(values: Iterable[float]) -> float:
-    """The largest of those that are numbers; NaN where none is."""
+    """The largest value that is not NaN; NaN if there is none."""
     return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
-def _shown(value: float, form: str) -> str:
+def _format(value: float, form: str) -> str:
     return NONE if math.isnan(value) else format(value, form)
 
 
-# ---- picture
+# ---- plot
 
 
 def plot_diagnostics(runs: Sequence[tuple[str, Mapping[str, Any]]], path: Path) -> None:
-    """A row for every name and `series`: gradient norm and update / weight by layer, largest activations by kind.
+    """Plot gradient norm and update / weight by layer, and largest activations by kind, with a row per (name, series).
 
-    UserError without matplotlib, or where the file cannot be written.
+    Raises UserError without matplotlib, or if the file cannot be written.
     """
     figure = require_plots()(figsize=(13, 0.6 + 3.4 * len(runs)), layout="constrained")
     grid = figure.subplots(len(runs), 3, squeeze=False, sharey="col", sharex=True)
@@ -219,11 +219,7 @@ def plot_diagnostics(runs: Sequence[tuple[str, Mapping[str, Any]]], path: Path) 
         for axes in (gradients, updates, activations):
             axes.set_yscale("log")
             axes.grid(alpha=0.2, which="both", linewidth=0.5)
-    for axes, title in zip(
-        grid[0],
-        ("gradient norm before clipping", "update / weight", "largest |activation|, over all layers"),
-        strict=True,
-    ):
+    for axes, title in zip(grid[0], TITLES, strict=True):
         axes.set_title(title, fontsize=11)
     for axes in grid[-1]:
         axes.set_xlabel("step")
@@ -233,7 +229,7 @@ def plot_diagnostics(runs: Sequence[tuple[str, Mapping[str, Any]]], path: Path) 
 
 
 def _plot_layers(axes: Any, found: Mapping[str, Any], what: str) -> None:
-    """A line for every layer: blocks from light to dark, the embeddings dashed, the final norm dotted."""
+    """Plot a line per layer: blocks from light to dark, the embeddings dashed, the final norm dotted."""
     from matplotlib import colormaps
 
     blocks = [name for name in found[what] if name.startswith("block ")]

@@ -1,4 +1,4 @@
-"""Table of a gradient check: every parameter's worst relative error beside the bound."""
+"""Table of a gradient check: the largest relative error of every parameter, compared with the bound."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cllm_gpu.report.table import Table, print_table
 
 
 def print_checks(checks: Sequence[GroupCheck], console: Console | None = None) -> None:
-    """Show the table of a gradient check."""
+    """Print the table of a gradient check."""
     print_table(gradient_table(checks), console)
 
 
 def gradient_table(checks: Sequence[GroupCheck]) -> Table:
-    """Every parameter's worst relative error beside the bound."""
+    """The table of a gradient check, with a row per parameter."""
     failed = [check for check in checks if not check.passed]
     worst = max((c.relative_error for c in checks), key=lambda error: math.inf if math.isnan(error) else error)
     verdict = f"{len(failed)} of {len(checks)} groups FAILED" if failed else f"all {len(checks)} groups passed"
@@ -43,5 +43,5 @@ def gradient_table(checks: Sequence[GroupCheck]) -> Table:
 
 
 def gradient_data(checks: Sequence[GroupCheck]) -> dict[str, Any]:
-    """The same as plain data."""
+    """The results as plain data."""
     return {"passed": all(check.passed for check in checks), "groups": [check.as_dict() for check in checks]}

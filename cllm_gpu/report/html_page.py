@@ -1,6 +1,6 @@
-"""One or more runs as a page of HTML that needs nothing besides itself: no network, no script, no font.
+"""A self-contained HTML page of one or more runs: no network, scripts or fonts.
 
-Every text is escaped, and the page's own policy forbids the browser to load anything.
+All text is escaped, and the page's content security policy forbids loading anything.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from cllm_gpu.report.table import Table
 from cllm_gpu.utils.files import readable_size, write_atomically
 
 LONG_TITLE = 80
-"""Letters; more names of runs than that are left to the table."""
+"""Maximum length in characters of the run names in the title."""
 SETTLING = 0.02
-"""Share of a run's steps in which its loss falls so far that all the rest would look flat."""
+"""Fraction of the first steps, with their steep fall of the loss, that is ignored for the range of the loss axis."""
 
 
 def write_page(runs: Sequence[RunRecord], path: Path) -> None:
-    """Write the page of `runs`. UserError where the file cannot be written."""
+    """Write the page of `runs`. Raises UserError if the file cannot be written."""
     write_atomically(path, page(runs))
 
 
 def page(runs: Sequence[RunRecord]) -> str:
-    """The page: the runs' table, and those of its other parts that the runs have something for."""
+    """The page: a table of the runs, and every other section for which the runs have data."""
     names = ", ".join(run.name for run in runs)
     title = f"Run {names}" if len(runs) == 1 else f"Runs {names}" if len(names) <= LONG_TITLE else f"{len(runs)} runs"
     parts = [summary(runs), curves(runs), memory(runs), samples(runs), configurations(runs)]
@@ -48,11 +48,11 @@ def page(runs: Sequence[RunRecord]) -> str:
     )
 
 
-# ---- its parts; each is "" where the runs have nothing for it
+# ---- sections; each is "" if the runs have no data for it
 
 
 def summary(runs: Sequence[RunRecord]) -> str:
-    """How far each run came, its losses, its speed."""
+    """The progress, losses and speed of each run."""
     table = runs_table(runs)
     return section("Summary", html_table(table) + "".join(f"<p>{escaped(note)}</p>" for note in table.notes))
 
@@ -82,7 +82,7 @@ def _lines(runs: Sequence[RunRecord], value: str) -> tuple[Line, ...]:
 
 
 def memory(runs: Sequence[RunRecord]) -> str:
-    """What each run planned to hold, before it allocated anything."""
+    """The memory plan of each run."""
     planned = [run for run in runs if run.plan]
     if not planned:
         return ""
@@ -96,7 +96,7 @@ def _size(count: int | None) -> str:
 
 
 def samples(runs: Sequence[RunRecord]) -> str:
-    """What each run wrote on its way; the last text of each is open."""
+    """The samples generated during each run; the last one of each is unfolded."""
     return section("Samples", "".join(_samples_of(run) for run in runs if run.samples))
 
 
@@ -110,7 +110,7 @@ def _samples_of(run: RunRecord) -> str:
 
 
 def configurations(runs: Sequence[RunRecord]) -> str:
-    """What differs between the runs, and each configuration in full, folded."""
+    """The differences between the configurations, and each full configuration, folded."""
     known = [(run.name, run.config) for run in runs if run.config is not None]
     body = ""
     if len(known) > 1:
@@ -121,16 +121,16 @@ def configurations(runs: Sequence[RunRecord]) -> str:
     return section("Configuration", body)
 
 
-# ---- pieces of HTML
+# ---- HTML elements
 
 
 def section(title: str, body: str) -> str:
-    """A part under its heading; "" without a body."""
+    """A section with a heading; "" if the body is empty."""
     return f"<section><h2>{escaped(title)}</h2>{body}</section>" if body else ""
 
 
 def html_table(table: Table) -> str:
-    """A table that scrolls within itself where the page is narrow."""
+    """A table that scrolls horizontally on a narrow page."""
 
     def row(cells: Iterable[str], tag: Callable[[int], str]) -> str:
         marked = ((tag(n), ' class="text"' if n in table.text_columns else "", c) for n, c in enumerate(cells))
@@ -143,7 +143,7 @@ def html_table(table: Table) -> str:
 
 
 def figure(chart: Chart, keys: str) -> str:
-    """A chart under its title and the `keys` of its colours; "" when it has no point."""
+    """A chart with its title and legend `keys`; "" if it has no points."""
     drawn = svg(chart)
     if not drawn:
         return ""

@@ -1,4 +1,4 @@
-"""The style sheet of the report page: light and dark, narrow and wide."""
+"""The style sheet of the report page, for light and dark mode and any width."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Pictures of the lattice: where the tokens lie, what a model learnt of it, and what attention does with it.
+"""Plots of the lattice: the tokens' points, the scalars a model learned, and attention weights with and without terms.
 
-Everything needs matplotlib (the extra `plots`); each function gives a figure for `figure.save_figure`.
+All plots need matplotlib (the extra `plots`); the draw functions return a figure for `figure.save_figure`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from cllm_gpu.report.figure import require_plots
 
 Array = npt.NDArray[Any]
 LABELLED = 300
-"""Vocabularies of at most so many tokens get their tokens' names written beside the points."""
+"""Largest vocabulary whose points are labelled with the tokens."""
 DRAWN = 20_000
-"""Points of a picture; a larger vocabulary is thinned out evenly."""
-_CYCLE = "hsv"  # the twelve rotations come round again, so does the hue
+"""Maximum number of points; a larger vocabulary is subsampled evenly."""
+_CYCLE = "hsv"  # cyclic, as the twelve rotations are
 
 
 def draw_lattice(vocabulary: int, names: Sequence[str] | None = None) -> Any:
-    """The lattice of a vocabulary from above and in space, coloured by symmetry element; `names` of the tokens."""
+    """The lattice of a vocabulary from above and in 3D, coloured by symmetry element. names: labels of the tokens."""
     figure = require_plots()(figsize=(15, 7), layout="constrained")
     tokens = np.unique(np.linspace(0, vocabulary - 1, min(vocabulary, DRAWN)).astype(int))
     points, elements = lattice_points(vocabulary)[tokens], tokens % ELEMENTS
@@ -57,7 +57,7 @@ def draw_lattice(vocabulary: int, names: Sequence[str] | None = None) -> Any:
 
 
 def learned_scalars(model: Transformer) -> tuple[Array, tuple[str, ...]]:
-    """The lattice's scalars (layers, heads, terms) on the host, and the terms' names; none: shape (…, 0)."""
+    """The lattice scalars (layers, heads, terms) on the host, and the names of the terms; both empty without terms."""
     a = model.architecture
     names = () if a.lattice is None else a.lattice.scalars
     if not names:
@@ -67,9 +67,9 @@ def learned_scalars(model: Transformer) -> tuple[Array, tuple[str, ...]]:
 
 
 def draw_scalars(scalars: Array, names: Sequence[str]) -> Any:
-    """Scalars (layers, heads, terms): a row for each head of each layer, a column for each term, red where it attracts.
+    """Scalars (layers, heads, terms) as a heat map: a row per head of each layer, a column per term.
 
-    The distances enter the scores with a minus sign, so theirs are shown turned: red is attraction everywhere.
+    Red increases the attention. Distances enter the scores with a minus sign, so their scalars are shown negated.
     """
     layers, heads, terms = scalars.shape
     shown = scalars * np.array([-1.0 if "distance" in name else 1.0 for name in names])
@@ -92,7 +92,7 @@ def draw_scalars(scalars: Array, names: Sequence[str]) -> Any:
 
 
 def prompt_weights(model: Transformer, tokens: Array, layer: int) -> tuple[Array, Array]:
-    """Attention weights (H, T, T) of a layer for tokens (T,), with the lattice's terms and without, on the host."""
+    """Attention weights (H, T, T) of a layer for tokens (T,), with and without the lattice terms, on the host."""
     backend = model.backend
     ids = backend.asarray(np.ascontiguousarray(tokens, dtype=np.int32)[None])
     dtype = model.parameters.layout.dtype
@@ -103,7 +103,7 @@ def prompt_weights(model: Transformer, tokens: Array, layer: int) -> tuple[Array
 
 
 def draw_weights(with_terms: Array, without: Array, names: Sequence[str], title: str) -> Any:
-    """Attention weights (T, T) of one head of a prompt: without the terms, with them, and the difference."""
+    """Attention weights (T, T) of one head on a prompt: without the terms, with them, and the difference."""
     count = len(names)
     figure = require_plots()(figsize=(18, 6.6), layout="constrained")
     panels = figure.subplots(1, 3)

@@ -1,4 +1,4 @@
-"""Finished runs: what a run's folder keeps, tables of several runs, and a picture of their curves."""
+"""Finished runs: reads the contents of run folders, makes tables of several runs, and plots their curves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cllm_gpu.config import Config, as_dict, load_toml
+from cllm_gpu import config as configuration
+from cllm_gpu.config import Config, load_toml
 from cllm_gpu.report.figure import require_plots, save_figure
 from cllm_gpu.report.table import NONE, Table, number_or_dash
 from cllm_gpu.training.metrics import read_metrics
@@ -17,31 +18,31 @@ from cllm_gpu.training.run_folder import CONFIGURATION, METRICS, load_plan
 from cllm_gpu.utils.errors import UserError
 
 CARD_FIGURES = {"mfu": ("MFU", ".1%"), "watts": ("W", ".0f"), "joules_per_token": ("J/token", ".3g")}
-"""What only a card's runs have of a step: name → title and form in a table."""
+"""Figures recorded only on a GPU: name in a step's record → title and format in a table."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run's folder keeps."""
+    """The contents of a run folder."""
 
     name: str
     steps: tuple[dict[str, Any], ...]
     evaluations: tuple[dict[str, Any], ...]
     samples: tuple[dict[str, Any], ...] = ()
-    """With "step", "prompt" and "text"."""
+    """Records with "step", "prompt" and "text"."""
     plan: dict[str, int] = field(default_factory=dict)
-    """Planned memory in bytes; empty when the folder has none."""
+    """Planned memory in bytes; empty if the folder has no plan."""
     config: Config | None = None
 
     def series(self, kind: str, value: str) -> tuple[list[float], list[float]]:
-        """Steps and finite values of the "steps" or "evaluations"; for a picture."""
+        """Steps and finite values of the field `value` of the "steps" or "evaluations"; for a plot."""
         records = self.steps if kind == "steps" else self.evaluations
         pairs = [(r["step"], r[value]) for r in records if r.get(value) is not None and math.isfinite(r[value])]
         return [float(step) for step, _ in pairs], [float(y) for _, y in pairs]
 
 
 def read_run(path: Path) -> RunRecord:
-    """What a run's folder keeps, or the folder of a metrics.jsonl. UserError when it holds no step of a run."""
+    """Read a run, given by its folder or its metrics.jsonl. Raises UserError if it has no training steps."""
     file = path / METRICS if path.is_dir() else path
     if path.is_dir() and not file.exists():
         raise UserError(f"no training ran in {path}, so it has nothing to report; name a run that was trained")
@@ -62,7 +63,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """`read_run` for each; runs of the same name are told apart by their paths."""
+    """`read_run` for each path; runs of the same name are renamed to their paths."""
     runs = [read_run(path) for path in paths]
     names = [run.name for run in runs]
     return [
@@ -72,7 +73,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
 
 
 def runs_table(runs: Sequence[RunRecord]) -> Table:
-    """A row for every run: how far it came, its losses, its speed; MFU and power where one of them has them."""
+    """A table with a row per run: progress, losses, speed, and MFU and power if any run has them."""
     summaries = [run_summary(run) for run in runs]
     added = {name: form for name, form in CARD_FIGURES.items() if any(s[name] is not None for s in summaries)}
     return Table(
@@ -88,7 +89,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
 
 
 def differences_table(runs: Sequence[RunRecord]) -> Table:
-    """A row for every setting in which runs that keep a configuration differ; where they lie is left out."""
+    """A table with a row per setting in which the runs' configurations differ, except for the output folder."""
     known = [(run.name, _settings(run.config)) for run in runs if run.config is not None]
     names = dict.fromkeys(name for _, settings in known for name in settings)
     rows = [(name, *(settings.get(name, NONE) for _, settings in known)) for name in names]
@@ -100,22 +101,13 @@ def differences_table(runs: Sequence[RunRecord]) -> Table:
 
 
 def _settings(config: Config) -> dict[str, str]:
-    """Every setting as text under its dotted name."""
-    found: dict[str, str] = {}
-
-    def collect(values: dict[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                collect(value, f"{prefix}{name}.")
-            else:
-                found[prefix + name] = NONE if value is None else str(value)
-
-    collect(as_dict(dataclasses.replace(config, output=None)), "")
-    return found
+    """Dotted name of every setting → its value as text."""
+    found = configuration.settings(dataclasses.replace(config, output=None))
+    return {name: NONE if value is None else str(value) for name, value in found.items()}
 
 
 def run_summary(run: RunRecord) -> dict[str, Any]:
-    """The figures of a run's row, as plain data."""
+    """The figures of a run's row in the table, as plain data."""
     last = run.steps[-1]
     best = min((e for e in run.evaluations if math.isfinite(e["loss"])), key=lambda e: e["loss"], default=None)
     return {
@@ -133,7 +125,7 @@ def run_summary(run: RunRecord) -> dict[str, Any]:
 
 
 def _median(run: RunRecord, name: str) -> float | None:
-    """The middle one of a figure over the steps that have it; None where none has."""
+    """The median of a figure over the steps that have it; None if none has."""
     found = sorted(r[name] for r in run.steps if r.get(name) is not None)
     return found[len(found) // 2] if found else None
 
@@ -153,9 +145,9 @@ def _run_row(s: dict[str, Any]) -> tuple[str, ...]:
 
 
 def plot_runs(runs: Sequence[RunRecord], path: Path) -> None:
-    """Loss, learning rate and gradient norm of runs over their steps, as a PNG.
+    """Plot loss, learning rate and gradient norm over the steps to a PNG file.
 
-    UserError without matplotlib, or where the file cannot be written.
+    Raises UserError without matplotlib, or if the file cannot be written.
     """
     figure = require_plots()(figsize=(11, 7), layout="constrained")
     axes: Mapping[str, Any] = figure.subplot_mosaic([["loss", "loss"], ["rate", "gradient"]])

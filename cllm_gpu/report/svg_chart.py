@@ -1,6 +1,6 @@
-"""Line charts as inline SVG, without a drawing library: for pages that must open anywhere.
+"""Line charts as inline SVG, without a plotting library, for self-contained pages.
 
-Colours, font and its size come from the page's style sheet by class: c0 … c7 set the colour of a line.
+Colours and fonts come from the page's style sheet: the classes c0 … c7 set the colour of a line.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from cllm_gpu.utils.text import visible
 
 WIDTH, HEIGHT = 600, 330
 LEFT, RIGHT, TOP, BOTTOM = 76, 16, 14, 52
-"""Room around the plot, enough for labels at the larger size that narrow pages use."""
+"""Margins around the plot, large enough for labels in the larger font of narrow pages."""
 COLOURS = 8
 MOST_POINTS = 600
-"""Points of a line that are drawn; of more, the extremes of each stretch."""
+"""Maximum number of points drawn per line; longer lines are downsampled to the extremes of each interval."""
 
 FEW_DOTS = 40
-"""Of more dots on a line each is drawn smaller."""
+"""Lines with more dots have smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 0
-    """Which of the page's colours; they repeat after COLOURS."""
+    """Index of the colour, modulo COLOURS."""
     dotted: bool = False
-    """Dashed, with a dot at every point that shows its value when pointed at."""
+    """Dashed, with a dot at every point and its value as a tooltip."""
     faint: bool = False
-    """In the background; does not decide how far the axis reaches."""
+    """In the background; does not affect the range of the axis."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Chart:
 
     title: str
     unit: str
-    """Of the vertical axis."""
+    """Unit of the vertical axis."""
     lines: tuple[Line, ...]
     log: bool = False
-    """Logarithmic vertical axis; values that are not above 0 are left out."""
+    """Logarithmic vertical axis; values that are not positive are omitted."""
     settling: float = 0.0
-    """Share of the steps, from the start, that does not decide how far the axis reaches."""
+    """Fraction of the steps, from the start, that does not affect the range of the axis."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +61,27 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where `value` lies between `low` (0) and `high` (1)."""
+        """The position of `value` between `low` (0) and `high` (1)."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
 
 def svg(chart: Chart) -> str:
-    """The chart as an <svg> element; "" when there is no point to draw."""
+    """The chart as an <svg> element; "" if it has no points."""
     lines = [drawable(line, log=chart.log) for line in chart.lines]
     lines = [line for line in lines if line.x]
     if not lines:
         return ""
     across = axis_over([0.0, *(x for line in lines for x in line.x)], margin=0.0)
-    up = axis_over(_deciding(lines, chart.settling * across.high), margin=0.05, log=chart.log)
-    # as far as the edge on the right, where the last point's dot reaches over the axis' end
+    up = axis_over(_range_values(lines, chart.settling * across.high), margin=0.05, log=chart.log)
+    # up to the right edge, because the last dot extends beyond the end of the axis
     box = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT}" height="{HEIGHT - TOP - BOTTOM}"'
     return "\n".join(
         [
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escaped(chart.title)}">',
             *_grid(across, up),
-            f"<svg {box}>",  # an inner picture clips what leaves it
+            f"<svg {box}>",  # the inner svg clips the lines
             *(_line(line, across, up) for line in sorted(lines, key=lambda line: not line.faint)),
             "</svg>",
             "</svg>",
@@ -89,8 +89,8 @@ def svg(chart: Chart) -> str:
     )
 
 
-def _deciding(lines: list[Line], settled: float) -> list[float]:
-    """The values that decide how far the axis reaches: of lines that are not faint, and after the step `settled`."""
+def _range_values(lines: list[Line], settled: float) -> list[float]:
+    """The values that determine the range of the axis: those of lines that are not faint, from step `settled` on."""
     for chosen in ([line for line in lines if not line.faint], lines):
         for first in (settled, 0.0):
             if values := [y for line in chosen for x, y in zip(line.x, line.y, strict=True) if x >= first]:
@@ -99,14 +99,14 @@ def _deciding(lines: list[Line], settled: float) -> list[float]:
 
 
 def drawable(line: Line, *, log: bool) -> Line:
-    """The line with the points that can be drawn, at most about MOST_POINTS."""
+    """The line with its drawable points only, about MOST_POINTS at most."""
     points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y) and (y > 0 or not log)]
-    points = thinned(points)
+    points = downsampled(points)
     return Line(line.label, [x for x, _ in points], [y for _, y in points], line.colour, line.dotted, line.faint)
 
 
-def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of each stretch of many points the lowest and the highest, so that no spike is lost; first and last stay."""
+def downsampled(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Downsample to the lowest and highest point of each interval, so that no spike is lost; keeps first and last."""
     if len(points) <= MOST_POINTS:
         return points
     stretch = math.ceil(len(points) / (MOST_POINTS // 2))
@@ -118,7 +118,7 @@ def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def escaped(text: str) -> str:
-    """Text for HTML or SVG that shows as it is; what cannot be shown becomes U+FFFD."""
+    """Text escaped for HTML or SVG; characters that cannot be displayed become U+FFFD."""
     return html.escape(visible(text))
 
 
@@ -126,9 +126,9 @@ def escaped(text: str) -> str:
 
 
 def axis_over(values: Sequence[float], *, margin: float, log: bool = False) -> Axis:
-    """The axis that holds all `values` with a margin, as a share of its length, at both ends."""
+    """The axis that covers all `values`, with a margin (a fraction of its length) at both ends."""
     low, high = min(values), max(values)
-    if low == high:  # one value still gets an axis around it
+    if low == high:  # an axis around a single value
         low, high = (low / 2, high * 2) if log else (low - (abs(low) / 2 or 1.0), high + (abs(high) / 2 or 1.0))
     if log:
         factor = (high / low) ** margin
@@ -137,7 +137,7 @@ def axis_over(values: Sequence[float], *, margin: float, log: bool = False) -> A
 
 
 def ticks(axis: Axis, most: int = 5) -> list[float]:
-    """At most `most` round values on the axis: 1, 2 or 5 times a power of ten apart, or on a log axis such values."""
+    """At most `most` round tick values, spaced by 1, 2 or 5 times a power of ten; on a log axis, such values."""
     if axis.log and (found := _log_ticks(axis, most)):
         return found
     step = 10.0 ** math.floor(math.log10((axis.high - axis.low) / most))
@@ -150,7 +150,7 @@ def ticks(axis: Axis, most: int = 5) -> list[float]:
 
 
 def _log_ticks(axis: Axis, most: int) -> list[float]:
-    """Powers of ten, or 1, 2, 5 times them where there are few; none where even those are fewer than two."""
+    """Powers of ten, with 1, 2, 5 times them if they are few; empty if even these are fewer than two."""
     powers = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         found = [f * 10.0**p for p in powers for f in factors if axis.low <= f * 10.0**p <= axis.high]
@@ -159,8 +159,8 @@ def _log_ticks(axis: Axis, most: int) -> list[float]:
     return found[:: math.ceil(len(found) / most)]
 
 
-def short(value: float) -> str:
-    """A tick's number: 0.002, 1.5, 20k, 3M, 5e-05."""
+def tick_label(value: float) -> str:
+    """The label of a tick: 0.002, 1.5, 20k, 3M, 5e-05."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 10 * size or (abs(value) >= size and unit != "k"):
             return f"{value / size:.4g}{unit}"
@@ -171,25 +171,25 @@ def short(value: float) -> str:
 
 
 def _grid(across: Axis, up: Axis) -> list[str]:
-    """Rules, numbers, and what the horizontal axis counts."""
+    """Grid lines, tick labels, and the label of the horizontal axis."""
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     marks = []
     for value in ticks(up, 7):
         y = TOP + (1 - up.place(value)) * (bottom - TOP)
         marks.append(f'<path class="rule" d="M{LEFT} {y:.1f}H{right}"/>')
-        marks.append(f'<text x="{LEFT - 8}" y="{y:.1f}" dy=".35em" text-anchor="end">{short(value)}</text>')
-    for value in (value for value in ticks(across) if value == round(value)):  # there is no half step
+        marks.append(f'<text x="{LEFT - 8}" y="{y:.1f}" dy=".35em" text-anchor="end">{tick_label(value)}</text>')
+    for value in (value for value in ticks(across) if value == round(value)):  # only whole steps
         x = LEFT + across.place(value) * (right - LEFT)
         anchor = "end" if x > right - 12 else "middle"
         marks.append(f'<path class="rule" d="M{x:.1f} {bottom}v5"/>')
-        marks.append(f'<text x="{x:.1f}" y="{bottom + 8}" dy=".8em" text-anchor="{anchor}">{short(value)}</text>')
+        marks.append(f'<text x="{x:.1f}" y="{bottom + 8}" dy=".8em" text-anchor="{anchor}">{tick_label(value)}</text>')
     marks.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
     marks.append(f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>')
     return marks
 
 
 def _line(line: Line, across: Axis, up: Axis) -> str:
-    """A curve in the inner picture's coordinates."""
+    """A curve in the coordinates of the inner svg."""
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     places = [(across.place(x) * width, (1 - up.place(y)) * height) for x, y in zip(line.x, line.y, strict=True)]
     colour = f"c{line.colour % COLOURS}"

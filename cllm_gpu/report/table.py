@@ -1,9 +1,9 @@
-"""A table of text, and its renderings: for terminals of any width, for pipes, and as Markdown."""
+"""A table of text and its renderings: for terminals of any width, for pipes, and as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,42 +14,53 @@ from rich.text import Text
 
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.files import write_atomically
+from cllm_gpu.utils.text import visible
 
 GAP = 2
-"""Columns of a terminal between two of a table."""
+"""Spaces between two columns of a table."""
 PLAIN_WIDTH = 160
-"""Columns where there is no terminal."""
+"""Width in characters if there is no terminal."""
 NONE = "–"
-"""Cell where there is nothing to show."""
+"""Content of an empty cell."""
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Show a table; where there is no terminal, wide enough that no row is broken."""
+    """Print a table; without a terminal, wide enough that rows are not wrapped."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    console.print(table.rich(console.width))
+    console.print(table.visible().rich(console.width))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text, numbers to the right, with notes below."""
+    """A table of text with notes below; columns are right-aligned except `text_columns`."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     text_columns: frozenset[int] = frozenset({0})
-    """Columns set to the left."""
+    """Left-aligned columns."""
     bad_rows: frozenset[int] = frozenset()
-    """Rows to set off (a failed check)."""
+    """Rows to highlight (failed checks)."""
     notes: tuple[str, ...] = field(default=())
     spare_columns: tuple[int, ...] = ()
-    """Columns that a terminal too narrow for all leaves out, the first of these first; it says so."""
+    """Columns to omit, in this order, if the terminal is too narrow; a note lists them."""
+
+    def visible(self) -> Table:
+        """The same table, its texts as a terminal may receive them."""
+        return replace(
+            self,
+            title=visible(self.title),
+            header=tuple(map(visible, self.header)),
+            rows=tuple(tuple(map(visible, row)) for row in self.rows),
+            notes=tuple(map(visible, self.notes)),
+        )
 
     def rich(self, width: int) -> RichTable:
-        """For a terminal of `width` columns: headers break between words, cells nowhere.
+        """Render for a terminal of `width` characters: headers are wrapped between words, cells are not.
 
-        Where a table is too wide even without the spare columns, each row is a list of its cells.
+        If the table is too wide even without the spare columns, each row is rendered as a list of its cells.
         """
         widths = [self._column_width(column) for column in range(len(self.header))]
         shown = list(range(len(self.header)))
@@ -87,7 +98,7 @@ class Table:
         return max(len(word) for word in (*self.header[column].split(), *(row[column] for row in self.rows)))
 
     def markdown(self) -> str:
-        """As a Markdown document: heading, table, notes."""
+        """Render as a Markdown document: heading, table, notes."""
         rule = [":---" if column in self.text_columns else "---:" for column in range(len(self.header))]
         lines = [_markdown_row(row) for row in (self.header, rule, *self.rows)]
         notes = [f"\n{_escaped(note)}" for note in self.notes]
@@ -99,6 +110,7 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 
 def _escaped(text: str) -> str:
+    text = visible(text)
     for special in "\\|*_`<":
         text = text.replace(special, f"\\{special}")
     return text
@@ -109,7 +121,10 @@ def number_or_dash(value: float | None, form: str) -> str:
 
 
 def write_table(table: Table, data: Any, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write folder/name.md and, from plain `data`, folder/name.json; their paths. UserError when that cannot be."""
+    """Write folder/name.md and, from plain `data`, folder/name.json. Returns both paths.
+
+    Raises UserError if they cannot be written.
+    """
     markdown, json = folder / f"{name}.md", folder / f"{name}.json"
     write_atomically(markdown, table.markdown())
     write_json(json, data)
@@ -117,5 +132,5 @@ def write_table(table: Table, data: Any, folder: Path, name: str) -> tuple[Path,
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write plain `data` as JSON. UserError when the place cannot be written."""
+    """Write plain `data` as JSON. Raises UserError if `path` cannot be written."""
     write_atomically(path, exact_json.dumps(data, indent=1) + "\n")

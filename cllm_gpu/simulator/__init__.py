@@ -1,6 +1,6 @@
 """Runs CUDA kernels on a CPU: `RawKernel` and `RawModule` with CuPy's call signature, on NumPy arrays.
 
-The kernel's source is compiled by the system's C++ compiler; the threads of a block are fibers that switch at barriers
+The kernel source is compiled with the system's C++ compiler; the threads of a block are fibers that switch at barriers
 and warp operations. See docs/kernels.md.
 """
 

@@ -1,8 +1,9 @@
-"""Checks a launch's arguments against the kernel's parameters, by the rules CuPy and CUDA go by.
+"""Checks the arguments of a launch against the kernel's parameters, by the rules of CuPy and CUDA.
 
-CuPy passes an array as a pointer to its first element, whatever its strides; a NumPy scalar by its own type; a Python
-int as `long long`, a float as `double`; a struct is an array of one element. It checks nothing. Here an argument that a
-GPU would misread is a UserError that names the parameter, and a `StructArgument` shows what its pointers point to.
+CuPy passes an array as a pointer to its first element, whatever its strides; a NumPy scalar as its own type; a Python
+int as `long long`, a float as `double`; a struct as an array of one element. It does not check them. Here, an argument
+that a GPU would misread raises a UserError that names the parameter, and a `StructArgument` shows what its pointers
+point to.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from cllm_gpu.utils.struct_argument import StructArgument
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a kernel as the compiler sees it."""
+    """A kernel parameter, as described by the compiler."""
 
     name: str
     kind: str
-    """NumPy's kind letter, 'P' for a pointer, 'V' for anything else."""
+    """NumPy's kind character, 'P' for a pointer, 'V' for anything else."""
     size: int
     pointee_kind: str
     pointee_size: int
@@ -65,7 +66,7 @@ def arrays_in(parameters: Sequence[Parameter], arguments: Sequence[Any]) -> Iter
 
 
 def pack(kernel: str, parameters: Sequence[Parameter], arguments: Sequence[Any]) -> list[bytes]:
-    """The bytes of each argument as the kernel expects them. Raises UserError naming the parameter."""
+    """The bytes of each argument as the kernel expects them. Raises UserError, naming the parameter, on a mismatch."""
     if len(arguments) != len(parameters):
         listed = ", ".join(map(str, parameters))
         raise UserError(f"kernel {kernel} takes {len(parameters)} arguments ({listed}), {len(arguments)} given")
@@ -82,7 +83,7 @@ def _pack_one(kernel: str, parameter: Parameter, argument: Any) -> bytes:
     if not isinstance(argument, np.generic):
         argument = _python_scalar(kernel, parameter, argument)
     if parameter.kind == "P" and argument.dtype.kind in "iu" and argument.dtype.itemsize == 8:
-        return argument.tobytes()  # an address, as in CuPy; 0 is the null pointer
+        return argument.tobytes()  # an address, as in CuPy; 0 is a null pointer
     if parameter.kind == "P":
         raise UserError(f"kernel {kernel}: {parameter} is a pointer, {_say(argument)} given; pass an array")
     if not _scalar_fits(parameter, argument):
@@ -109,7 +110,7 @@ def _say(argument: np.generic) -> str:
 
 
 def _scalar_fits(parameter: Parameter, value: np.generic) -> bool:
-    """The kernel would read the value that was meant. A wider integer is read by its low bytes: right if it fits."""
+    """Whether the kernel reads the intended value; of a wider integer it reads the low bytes, which must hold it."""
     kind, size = value.dtype.kind, value.dtype.itemsize
     if parameter.kind in "iu" and kind in "iu" and size > parameter.size:
         low, high = (-(2 ** (8 * parameter.size - 1)), 2 ** (8 * parameter.size))

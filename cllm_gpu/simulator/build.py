@@ -1,4 +1,4 @@
-"""Compiles a CUDA source and the simulator's runtime into one shared library, kept in the cache by content."""
+"""Compiles a CUDA source and the simulator's runtime to one shared library, cached by content."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from pathlib import Path
 
 from cllm_gpu.simulator import manifest
 from cllm_gpu.simulator import source as cuda_source
-from cllm_gpu.simulator.manifest import Built
-from cllm_gpu.utils.compiler import cache_directory, compiler_version, require_compiler
+from cllm_gpu.simulator.manifest import CompiledSource
+from cllm_gpu.utils.compiler import compiler_version, require_compiler
 from cllm_gpu.utils.errors import UserError
+from cllm_gpu.utils.files import remove
+from cllm_gpu.utils.library_cache import code_folder, is_sound, write_digest
 
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
@@ -31,18 +33,18 @@ _COMMON = (
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
-    "-U_FORTIFY_SOURCE",  # its longjmp does not know our stacks
-    # A large local array is touched page by page, so that it meets the unreadable page at its stack's end.
+    "-U_FORTIFY_SOURCE",  # its longjmp rejects our stacks
+    # Large local arrays are touched page by page, so that a stack overflow hits the guard page.
     *(("-fstack-clash-protection",) if sys.platform == "linux" else ()),
 )
-_FAST = ("-O2",)
+_FAST = ("-O2", "-g1")
 _CHECKED = ("-O1", "-g1", "-DSIM_CHECKED")
 _SANITIZERS = ("thread", "alignment", "null", "shift", "signed-integer-overflow", "integer-divide-by-zero")
 
 
 @functools.cache
 def native_flags() -> tuple[tuple[str, ...], str]:
-    """Flags for this processor, and what the cached result must be keyed by."""
+    """Compiler flags for this processor, and the processor's part of the cache key."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return (), platform.machine()
     try:
@@ -53,7 +55,7 @@ def native_flags() -> tuple[tuple[str, ...], str]:
 
 
 def translate_options(options: Sequence[str]) -> tuple[str, ...]:
-    """NVRTC options as the C++ compiler's: definitions, include folders, the standard; the rest concerns a GPU only."""
+    """NVRTC options as C++ compiler flags: macros, include folders, the standard. Others apply to GPUs only."""
     kept = ["-std=c++17"]
     pending = iter(options)
     for option in pending:
@@ -69,8 +71,8 @@ def translate_options(options: Sequence[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def build(code: str, options: Sequence[str], name_expressions: Sequence[str], checked: bool) -> Built:
-    """Compile `code`, or find it compiled. Raises UserError with the compiler's first error line."""
+def build(code: str, options: Sequence[str], name_expressions: Sequence[str], checked: bool) -> CompiledSource:
+    """Compile `code`, or return the cached result. Raises UserError with the compiler's first error line."""
     compiler = require_compiler()
     native, processor = native_flags()
     flags = (*_COMMON, *native, *(_CHECKED if checked else _FAST), *translate_options(options))
@@ -88,31 +90,49 @@ def build(code: str, options: Sequence[str], name_expressions: Sequence[str], ch
         variables = tuple(cuda_source.find_variables(text[user:]))
         body = text[:user] + cuda_source.rewrite(text[user:]) + cuda_source.kernel_table(expressions, variables)
         target = folder / f"{_digest(*flags, body, *version)}.so"
-        if not target.exists():
-            _compile(compiler, scratch, body, flags, checked, target)
-    built = Built(target, kernels, expressions, variables)
+        if not is_sound(target, [target]):
+            extra = instrumentation(compiler, checked, body[user:])
+            _compile(compiler, scratch, body, (*flags, *extra), checked, target)
+    built = CompiledSource(target, kernels, expressions, variables)
     manifest.write(record, built, cuda_source.included_files(text[user:]))
     return built
 
 
+def instrumentation(compiler: str, checked: bool, text: str) -> tuple[str, ...]:
+    """Compiler flags for calls to the runtime: at every access where they are checked, else at volatile reads only."""
+    if checked:
+        return sanitizer_flags(compiler)
+    has_volatile = re.search(r"(?<!asm )(?<!asm__ )\bvolatile\b", text)
+    return ("-fsanitize=thread", *_entry_exit(compiler), *_tell_volatile(compiler)) if has_volatile else ()
+
+
+def _entry_exit(compiler: str) -> tuple[str, ...]:
+    """Flags that leave out the calls at a function's entry and exit."""
+    option = "tsan-instrument-func-entry-exit=0"
+    return ("-mllvm", f"-{option}") if "clang" in compiler_version(compiler) else ("--param", option)
+
+
+@functools.cache
+def _tell_volatile(compiler: str) -> tuple[str, ...]:
+    """Flags for calls of their own at volatile accesses; none for compilers before GCC 11 and clang 11."""
+    is_clang = "clang" in compiler_version(compiler)
+    option = "tsan-distinguish-volatile=1"
+    flags = ("-mllvm", f"-{option}") if is_clang else ("--param", option)
+    test = [compiler, "-fsanitize=thread", *flags, "-x", "c++", "-c", os.devnull, "-o", os.devnull]
+    return flags if subprocess.run(test, capture_output=True, check=False).returncode == 0 else ()
+
+
 @functools.cache
 def sanitizer_flags(compiler: str) -> tuple[str, ...]:
-    """Flags that make the compiler report memory accesses and broken rules to the runtime's own functions."""
+    """Compiler flags that report memory accesses and undefined behaviour to functions of the runtime."""
     is_clang = "clang" in compiler_version(compiler)
     bounds = "array-bounds" if is_clang else "bounds-strict"
-    entry_exit = "tsan-instrument-func-entry-exit=0"
-    silent = ("-mllvm", f"-{entry_exit}") if is_clang else ("--param", entry_exit)
-    whole = () if is_clang else ("-fno-tree-sra",)  # a float4 is read as 16 bytes, not as four floats
-    return (f"-fsanitize={','.join((*_SANITIZERS, bounds))}", *whole, *silent)
+    whole = () if is_clang else ("-fno-tree-sra",)  # read a float4 as 16 bytes, not as four floats
+    return (f"-fsanitize={','.join((*_SANITIZERS, bounds))}", *whole, *_entry_exit(compiler), *_tell_volatile(compiler))
 
 
 def _cache() -> Path:
-    folder = cache_directory() / "simulator"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write compiled code to {folder}: {error.strerror}; set CLLM_CACHE_DIR") from error
-    return folder
+    return code_folder("simulator")
 
 
 def _scratch() -> tempfile.TemporaryDirectory[str]:
@@ -133,12 +153,12 @@ def _runtime_text() -> str:
 
 
 def _source_file(code: str) -> Path:
-    """The source under a name that depends on its text alone, so that line markers do too."""
-    path = cache_directory() / "simulator" / "sources" / f"{_digest(code)}.cu"
-    if not path.exists():
+    """Write the source to a file named by its content, so that line markers depend on the content alone."""
+    path = _cache() / "sources" / f"{_digest(code)}.cu"
+    if not path.is_file() or path.read_bytes() != code.encode():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(code)
+        temporary.write_bytes(code.encode())
         os.replace(temporary, path)
     return path
 
@@ -167,25 +187,27 @@ def _compile(compiler: str, scratch: str, body: str, flags: Sequence[str], check
     text = Path(scratch) / "kernel.ii"
     text.write_text(body)
     objects = [str(Path(scratch) / "kernel.o"), *map(str, runtime_objects(checked))]
-    flags = (*flags, *(sanitizer_flags(compiler) if checked else ()))
     _run([compiler, *flags, "-w", "-c", str(text), "-o", objects[0]], "the CUDA source")
     library = Path(scratch) / target.name
     _run([compiler, "-shared", *objects, "-o", str(library)], "the CUDA source")
+    write_digest(target, [library])
     os.replace(library, target)
 
 
 def runtime_objects(checked: bool) -> list[Path]:
-    """The runtime's object files, compiled once per compiler, processor and mode."""
+    """The object files of the runtime, compiled once per compiler, processor and mode."""
     compiler = require_compiler()
     native, processor = native_flags()
     flags = (*_COMMON, *native, "-O2", "-std=c++17", *(("-DSIM_CHECKED",) if checked else ()))
     target = _cache() / f"runtime-{_digest(compiler_version(compiler), *flags, processor, _runtime_text())}"
-    if not target.exists():
+    if not is_sound(target, sorted(target.glob("*.o"))):
         sources = sorted(str(path) for path in RUNTIME.glob("*.cpp") if checked or "check" not in path.name)
         with _scratch() as scratch:
             objects = Path(scratch) / "objects"
             objects.mkdir()
             _run([compiler, *flags, "-c", *sources], "its own runtime", objects)
+            remove(target)
+            write_digest(target, sorted(objects.glob("*.o")))
             with contextlib.suppress(OSError):  # another process may have been faster
                 os.rename(objects, target)
     return sorted(target.glob("*.o"))

@@ -1,4 +1,4 @@
-"""What a simulated kernel can be found guilty of."""
+"""Errors that the simulator detects in kernels and captured steps."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ KINDS = (
     "shared memory",
     "arithmetic",
     "trap",
+    "time limit",
     "crash",
 )
 """Every value of KernelError.kind."""
 
 
 class CaptureError(UserError):
-    """A captured step did what one must not: allocated, read on the host, or used memory that is not the device's."""
+    """A captured step broke a rule of capture: it allocated, read on the host, or used memory not on the device."""
 
 
 class KernelError(UserError):
-    """A kernel did what CUDA forbids. One line: the kernel, what, the source line, block and thread."""
+    """A kernel did something invalid. The message has the kernel, the source line, block, thread and the error."""
 
     def __init__(
         self, message: str, kind: str, line: int, block: tuple[int, int, int], thread: tuple[int, int, int]
@@ -35,6 +36,6 @@ class KernelError(UserError):
         self.kind = kind
         """One of KINDS."""
         self.line = line
-        """Line in the kernel's own source; where only a header's line is known, that; 0 where none is."""
+        """Line in the kernel's source, or in a header if only that is known; 0 if unknown."""
         self.block = block
         self.thread = thread

@@ -1,11 +1,11 @@
-"""Stands for CUDA graphs where there is no card: what a step does to its arrays is recorded, and replayed.
+"""Simulated CUDA graphs: records the operations of a step on its arrays, and replays them.
 
-`empty` makes the arrays of the simulated device. During a capture nothing is computed: launches, assignments to
-such arrays, NumPy functions with `out=` and library calls are put on the tape with the very arguments they were given,
-pointers and numbers alike, as cudaStreamBeginCapture does. The rules of a captured step hold by force: it is a
-`CaptureError` that says what was done when a step makes a new array, reads one on the host, or hands a kernel an array
-that is not of the device. What NumPy gives no hook for is `np.asarray` of such an array; a decision taken on what it
-reads is frozen, and so is a number that Python changes from step to step: a replay then differs from the step itself.
+`empty` allocates arrays of the simulated device. During a capture nothing is computed: launches, assignments to these
+arrays, NumPy functions with `out=` and library calls are recorded on a tape with their arguments, pointers and numbers
+alike, as cudaStreamBeginCapture does. The rules of capture are enforced: a step that allocates an array, reads one on
+the host, or passes a kernel an array that is not on the device raises a `CaptureError` saying which. NumPy has no hook
+for `np.asarray` of such an array: a decision based on the values read is frozen, and so is a number that Python changes
+from step to step; a replay then differs from the step itself.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from cllm_gpu.utils.struct_argument import StructArgument
 
 Work = Callable[[], None]
 _open: Graph | None = None
-"""The graph being captured. The simulator runs one launch at a time, so there is one for the process."""
+"""The graph being captured, None outside a capture; one per process, since the simulator runs one launch at a time."""
 
 
 class Graph:
-    """A captured sequence of operations; as cupy.cuda.Graph."""
+    """A captured sequence of operations; the counterpart of cupy.cuda.Graph."""
 
     def __init__(self) -> None:
         self._tape: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
@@ -33,17 +33,17 @@ class Graph:
         return len(self._tape)
 
     def add(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-        """Put a call on the tape."""
+        """Record a call."""
         self._tape.append((function, arguments, named))
 
     def launch(self) -> None:
-        """Do what was captured, in order, with the arguments of then."""
+        """Execute the recorded calls in order, with the recorded arguments."""
         for function, arguments, named in self._tape:
             function(*arguments, **named)
 
 
 def capture(work: Work) -> Graph:
-    """What `work` does, not done but recorded. CaptureError where it does what a captured step must not."""
+    """Record the operations of `work` without executing them. Raises CaptureError if it breaks a rule of capture."""
     global _open
     if _open is not None:
         raise CaptureError("a capture is under way already")
@@ -63,14 +63,14 @@ def empty(size: int | tuple[int, ...], dtype: Any = np.float64) -> DeviceArray:
 
 
 def array(host: Any) -> DeviceArray:
-    """A host array as one of the simulated device: the same memory."""
+    """An array of the simulated device that shares the memory of a host array."""
     if _open is not None:
         _refuse("brings a host array to the device")
     return np.asarray(host).view(DeviceArray)
 
 
 def library_call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call a function that computes on the device by other means than our kernels; in a capture, put it on the tape."""
+    """Call a function that computes on the device without our kernels; during a capture, record the call instead."""
     plain = [_plain(x) for x in arguments], {name: _plain(x) for name, x in named.items()}
     if _open is None:
         return function(*plain[0], **plain[1])
@@ -80,7 +80,7 @@ def library_call(function: Callable[..., Any], *arguments: Any, **named: Any) ->
 
 
 def record_launch(kernel: Callable[..., Any], name: str, arguments: Sequence[Any], *launch: Any, **named: Any) -> bool:
-    """Put a launch on the tape of the capture under way; False, and nothing done, where there is none."""
+    """Record a launch during a capture and return True; return False outside a capture."""
     if _open is None:
         return False
     for value in arguments:
@@ -105,7 +105,7 @@ def _refuse(what: str) -> NoReturn:
 
 
 def _owner(array: Any) -> Any:
-    """The array that holds the memory of a view."""
+    """The array that owns the memory of a view."""
     while isinstance(getattr(array, "base", None), np.ndarray):
         array = array.base
     return array
@@ -127,7 +127,7 @@ def _reading(name: str) -> Callable[..., Any]:
 
 
 class DeviceArray(np.ndarray):
-    """Memory of the simulated device: outside of a capture like any NumPy array, whose results are plain arrays."""
+    """An array of the simulated device. Outside a capture, it behaves as a NumPy array; results are plain arrays."""
 
     def __array_finalize__(self, base: Any) -> None:
         if _open is not None and self.size and _owner(self) is not _owner(base):

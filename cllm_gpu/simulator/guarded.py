@@ -1,6 +1,6 @@
-"""Copies of a launch's arrays with room around them, so that an access outside any of them is seen.
+"""Copies of a launch's arrays with guard bytes around them, so that out-of-bounds accesses are detected.
 
-A checked launch runs on these copies: each array stands alone, at the alignment a GPU would give it, and is copied back
+A checked launch runs on these copies: each array is isolated, has the alignment a GPU would give it, and is copied back
 afterwards. Arrays that overlap in memory (an in-place operation, interleaved strided views) share one copy.
 """
 
@@ -15,18 +15,18 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 MARGIN = 8192
-"""Bytes kept free on both sides of each copy."""
+"""Guard bytes on each side of a copy."""
 COPY_LIMIT = 256 << 20
-"""Spans of more bytes (views with strides of gigabytes) are not copied: accesses right beside them may go unseen."""
+"""Larger spans (views with strides of gigabytes) are not copied: accesses next to them may go undetected."""
 ALIGNMENT = 512
-"""What a GPU allocator aligns an array to; a view keeps its offset from it."""
+"""Alignment of GPU allocations; a view keeps its offset within the allocation."""
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass
 class Span:
-    """Memory of one or more overlapping arrays, [low, high), and its copy."""
+    """The memory [low, high) of one or more overlapping arrays, and its copy."""
 
     low: int
     high: int
@@ -34,7 +34,7 @@ class Span:
     item_bytes: int
     writeable: bool
     offset: int
-    """Of `low` from the start of the array it is a view of."""
+    """Offset of `low` from the start of the array that owns the memory."""
 
     def __post_init__(self) -> None:
         size = self.high - self.low
@@ -52,7 +52,7 @@ class Span:
         self._copy[...] = self._original
 
     def write_back(self) -> None:
-        """Copy what the kernel left into the arrays."""
+        """Copy the kernel's results to the arrays."""
         if self.writeable and self._copied:
             self._original[...] = self._copy
 
@@ -75,7 +75,7 @@ def _offset_in_base(array: Array, low: int) -> int:
 
 
 def spans_of(arrays: Sequence[tuple[str, Array]]) -> list[Span]:
-    """One span per group of overlapping arrays, in order of address."""
+    """One span per group of overlapping arrays, sorted by address."""
     groups: list[list[tuple[int, int, str, Array]]] = []
     for low, high, name, array in sorted(
         ((*_bounds(array), name, array) for name, array in arrays), key=lambda item: item[:2]
@@ -100,7 +100,7 @@ def _span(group: list[tuple[int, int, str, Array]]) -> Span:
 
 
 def address_in(spans: Sequence[Span], array: Array) -> int:
-    """Where the first element of `array` lies in the copies."""
+    """Address of the first element of `array` in the copies."""
     first, low = array.ctypes.data, _bounds(array)[0]
     for span in spans:
         if span.low <= low and (low < span.high or low == span.low == span.high):

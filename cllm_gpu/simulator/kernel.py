@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.simulator import graphs, settings
-from cllm_gpu.simulator.build import Built, build
+from cllm_gpu.simulator.build import CompiledSource, build
 from cllm_gpu.simulator.launch import MAXIMUM_THREADS, Function, Launch, Library, Schedule
 from cllm_gpu.simulator.traffic import Traffic
 from cllm_gpu.utils.errors import UserError
@@ -22,7 +22,9 @@ _BLOCK_LIMITS = (1024, 1024, 64)
 
 
 @functools.lru_cache(maxsize=512)
-def _load(code: str, options: tuple[str, ...], expressions: tuple[str, ...], checked: bool) -> tuple[Built, Library]:
+def _load(
+    code: str, options: tuple[str, ...], expressions: tuple[str, ...], checked: bool
+) -> tuple[CompiledSource, Library]:
     built = build(code, options, expressions, checked)
     return built, Library(built.library, checked, built.variables)
 
@@ -30,11 +32,11 @@ def _load(code: str, options: tuple[str, ...], expressions: tuple[str, ...], che
 class RawModule:
     """CUDA source with one or more kernels; the counterpart of cupy.RawModule.
 
-    code: CUDA C++ source; or path: a file with it (CuPy takes a compiled file there).
-    options: NVRTC options; -D, -U, -I and -std matter here, the rest concerns a GPU only and is ignored.
-    name_expressions: instantiations of templates to make available, as in CuPy.
-    check: True compiles with every memory access checked (slower); None: as `simulator.settings` or
-    $CLLM_SIMULATOR_CHECK say at the launch.
+    code: CUDA C++ source; or path: a file that contains it (in CuPy, a compiled file).
+    options: NVRTC options; -D, -U, -I and -std apply, others are ignored.
+    name_expressions: template instantiations to make available, as in CuPy.
+    check: True compiles with every memory access checked (slower); None: as set by `simulator.settings` or
+    $CLLM_SIMULATOR_CHECK at the launch.
     """
 
     def __init__(
@@ -62,21 +64,21 @@ class RawModule:
         self.check = check
 
     def compile(self) -> None:
-        """Compile now rather than at the first `get_function`. Raises UserError with the compiler's first error."""
+        """Compile now instead of at the first `get_function`. Raises UserError with the compiler's first error."""
         self._load(self._checked())
 
     def get_function(self, name: str) -> RawKernel:
-        """The kernel `name`: an extern "C" function or one of the name expressions. UserError where there is none."""
+        """The kernel `name`, an extern "C" function or one of the name expressions. Raises UserError if not found."""
         kernel = RawKernel.__new__(RawKernel)
         kernel._setup(self, name)
         kernel.compile()
         return kernel
 
     def get_global(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The bytes of a `__device__` or `__constant__` variable of the source, to read and to write.
+        """The bytes of a `__device__` or `__constant__` variable, for reading and writing.
 
         np.ndarray(shape, dtype, buffer=module.get_global(name)) is the array, as in CuPy with memptr=. Checked and
-        unchecked launches have variables of their own; this is the one that a launch would use now.
+        unchecked launches have separate variables; this is the one that a launch with the current settings uses.
         """
         variables = self._load(self._checked())[1].variables
         if name not in variables:
@@ -87,7 +89,7 @@ class RawModule:
     def _checked(self) -> bool:
         return settings.current().check if self.check is None else self.check
 
-    def _load(self, checked: bool) -> tuple[Built, Library]:
+    def _load(self, checked: bool) -> tuple[CompiledSource, Library]:
         return _load(self.code, self.options, self.name_expressions, checked)
 
 
@@ -127,7 +129,7 @@ class RawKernel:
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
-        """Dynamic shared memory a launch may ask for; above 48 KB only after this was raised, as on a GPU."""
+        """Maximum dynamic shared memory of a launch; as on a GPU, it must be raised for more than 48 KB."""
         return self._shared_limit
 
     @max_dynamic_shared_size_bytes.setter
@@ -138,19 +140,19 @@ class RawKernel:
 
     @property
     def max_threads_per_block(self) -> int:
-        """Threads a block of this kernel may have."""
+        """Maximum number of threads per block."""
         return MAXIMUM_THREADS
 
     @property
     def attributes(self) -> dict[str, int]:
-        """CuPy's attributes, as far as they mean something without a GPU."""
+        """The attributes of CuPy that are meaningful without a GPU."""
         return {
             "max_threads_per_block": self.max_threads_per_block,
             "max_dynamic_shared_size_bytes": self.max_dynamic_shared_size_bytes,
         }
 
     def compile(self) -> None:
-        """Compile now rather than at the first launch."""
+        """Compile now instead of at the first launch."""
         self._function(self._module._checked())
 
     def __call__(
@@ -162,7 +164,10 @@ class RawKernel:
         shared_mem: int = 0,
         schedule: Schedule | None = None,
     ) -> None:
-        """Run the kernel over `grid` blocks of `block` threads. Raises UserError (KernelError for a finding)."""
+        """Run the kernel with `grid` blocks of `block` threads.
+
+        Raises UserError for invalid arguments, KernelError for an error in the kernel.
+        """
         chosen = settings.current()
         blocks = _dimensions("grid", grid, _GRID_LIMITS)
         threads = _dimensions("block", block, _BLOCK_LIMITS)
@@ -177,12 +182,14 @@ class RawKernel:
             return
         function = self._function(self._module._checked())
         order = schedule or chosen.schedule
-        found = function.run(Launch(blocks, threads, tuple(args), shared_mem, order, chosen.count_traffic))
+        found = function.run(
+            Launch(blocks, threads, tuple(args), shared_mem, order, chosen.count_traffic, chosen.seconds)
+        )
         self.last_traffic = found or self.last_traffic
 
 
 def _dimensions(what: str, value: Any, limits: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A grid or block size as three numbers. Raises UserError where CUDA would refuse the launch."""
+    """A grid or block size as three numbers. Raises UserError if CUDA would reject it."""
     sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if not 1 <= len(sizes) <= 3 or not all(isinstance(n, (int, np.integer)) for n in sizes):
         raise UserError(f"{what} must be a tuple of one to three integers, not {value!r}")

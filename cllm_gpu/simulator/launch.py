@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cllm_gpu.simulator import arguments as kernel_arguments
-from cllm_gpu.simulator import guarded, symbols, traffic
+from cllm_gpu.simulator import guarded, pauses, symbols, traffic
 from cllm_gpu.simulator.arguments import Parameter
 from cllm_gpu.simulator.errors import KernelError
 from cllm_gpu.simulator.structures import KernelTable, LaunchRequest, RangeEntry, TrafficEntry, VariableEntry
@@ -23,23 +24,25 @@ STACK_BYTES = 256 * 1024
 """Address space of one simulated thread's stack; pages are taken only when touched."""
 STATIC_SHARED_LIMIT = 48 * 1024
 _TRAFFIC_LINES = 4096
+_PAUSED = 2
+"""Of sim_launch and sim_continue."""
 _ONE_LAUNCH = threading.Lock()
 """Launches of all libraries share the stacks, and a crash handler belongs to the process."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """In what order a launch's threads take turns; the result of a right kernel does not depend on it."""
+    """The order in which the threads of a launch run; the result of a correct kernel does not depend on it."""
 
     seed: int = 0
     """0: warps and lanes in order. Otherwise the order is drawn from this seed."""
     lazy_copies: bool = True
-    """cp.async copies at the wait (shows a missing wait) rather than at the issue (shows an early overwrite)."""
+    """True: cp.async copies at the wait (reveals a missing wait). False: at issue (reveals an early overwrite)."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What one launch was asked for."""
+    """The configuration of one launch."""
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
@@ -47,6 +50,8 @@ class Launch:
     shared_bytes: int
     schedule: Schedule
     count_traffic: bool
+    seconds: float
+    """Most processor time; 0: without a limit."""
 
 
 class Library:
@@ -56,9 +61,12 @@ class Library:
 
     def __init__(self, path: Path, checked: bool, variables: Sequence[str] = ()) -> None:
         self.path, self.checked = path, checked
-        self._library = ctypes.CDLL(str(path))
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise UserError(f"the compiled library {path} does not load: {error}") from error
         self.variables = {name: self._variable(i) for i, name in enumerate(variables)}
-        """Each __device__ or __constant__ variable as the bytes it occupies."""
+        """Name of each __device__ or __constant__ variable → its bytes."""
         self._library.sim_launch.argtypes = [ctypes.POINTER(LaunchRequest)]
 
     def kernel(self, index: int) -> Any:
@@ -83,10 +91,20 @@ class Library:
                 raise UserError("the simulator cannot reserve address space for its threads' stacks")
         return Library._stacks
 
-    def run(self, request: LaunchRequest) -> bool:
-        """True when the launch came to its end."""
-        with _ONE_LAUNCH:
-            return self._library.sim_launch(ctypes.byref(request)) == 0
+    def run(self, request: LaunchRequest, seconds: float) -> bool:
+        """Run a launch. Returns True if it completed, False if it stopped at an error or at the time limit.
+
+        The launch is paused several times a second, so that Python handles signals (Ctrl-C) meanwhile.
+        """
+        with _ONE_LAUNCH, pauses.paused_regularly():
+            started = time.thread_time()
+            status = self._library.sim_launch(ctypes.byref(request))
+            while status == _PAUSED:
+                if seconds and time.thread_time() - started > seconds:
+                    request.fault_kind, request.fault_message = b"time limit", _past_limit(seconds)
+                    return False
+                status = self._library.sim_continue()
+            return status == 0
 
 
 class Function:
@@ -98,7 +116,7 @@ class Function:
         self.parameters = _describe(self._table.contents, parameter_names)
 
     def run(self, launch: Launch) -> traffic.Traffic | None:
-        """Run one launch to its end. Raises KernelError with the first finding."""
+        """Run one launch. Returns its traffic if counted, else None. Raises KernelError for the first error found."""
         packed = kernel_arguments.pack(self.name, self.parameters, launch.arguments)
         if not self.library.checked:
             self._run(launch, packed, [])
@@ -138,7 +156,7 @@ class Function:
             traffic_capacity=len(counted),
         )
         request.grid[:], request.block[:] = launch.grid, launch.block
-        if not self.library.run(request):
+        if not self.library.run(request, launch.seconds):
             raise self._error(request)
         return self._traffic(request) if launch.count_traffic else None
 
@@ -146,6 +164,9 @@ class Function:
         kind = request.fault_kind.decode()
         where = self._places(request.fault_address_in_code, request.fault_file, request.fault_line)
         other = self._places(request.other_address_in_code, b"", request.other_line)
+        if kind == "time limit":  # the same place, by what the kernel called last
+            exact = self._places(request.fault_address_in_code, b"", 0)
+            where, other = exact or other or where, ()
         block, thread = _three(request.fault_block), _three(request.fault_thread)
         earlier = f"; the earlier access is in {other[0]}" if other else ""
         place = ", called from ".join(map(str, where)) + ", " * bool(where)
@@ -166,6 +187,12 @@ class Function:
             where = places[0] if places else symbols.Place(0)
             found.append(traffic.LineTraffic(where, bool(entry.shared), entry.instructions, entry.passes, entry.ideal))
         return traffic.merge(found)
+
+
+def _past_limit(seconds: float) -> bytes:
+    return (
+        f"runs for more than {seconds:g} s of processor time; for more, set $CLLM_SIMULATOR_SECONDS (0: no limit)"
+    ).encode()
 
 
 def _range_of(name: str, memory: np.ndarray[Any, Any]) -> RangeEntry:

@@ -1,4 +1,4 @@
-"""Remembers what a CUDA source was compiled to, so that a second process neither preprocesses nor compiles it."""
+"""Cache records of compiled CUDA sources, so that a second process neither preprocesses nor compiles them."""
 
 from __future__ import annotations
 
@@ -11,36 +11,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cllm_gpu.simulator.source import KernelDeclaration
+from cllm_gpu.utils.library_cache import is_sound
 
 
 @dataclass(frozen=True)
-class Built:
-    """A compiled CUDA source: its library and the kernels in it, in the order of their `sim_kernel_<i>`."""
+class CompiledSource:
+    """A compiled CUDA source: its library and its kernels, in the order of `sim_kernel_<i>`."""
 
     library: Path
     kernels: tuple[KernelDeclaration, ...]
     expressions: tuple[str, ...]
     variables: tuple[str, ...]
-    """Names of its __device__ and __constant__ variables, in the order of their `sim_variable_<i>`."""
+    """Names of its __device__ and __constant__ variables, in the order of `sim_variable_<i>`."""
 
 
-def read(record: Path) -> Built | None:
-    """What the record says, or None where it is missing, damaged, or a header has changed since."""
+def read(record: Path) -> CompiledSource | None:
+    """Read a record; None if it is missing or damaged, or if a header has changed."""
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
         library = record.parent / found["library"]
-        if not library.exists() or any(_hash(Path(path)) != digest for path, digest in found["headers"].items()):
+        if library.parent != record.parent or not is_sound(library, [library]):
+            return None
+        if any(_hash(Path(path)) != digest for path, digest in found["headers"].items()):
             return None
         kernels = [
             KernelDeclaration(**entry | {"parameters": tuple(entry["parameters"])}) for entry in found["kernels"]
         ]
-        return Built(library, tuple(kernels), tuple(found["expressions"]), tuple(found["variables"]))
+        return CompiledSource(library, tuple(kernels), tuple(found["expressions"]), tuple(found["variables"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write(record: Path, built: Built, headers: Sequence[str]) -> None:
-    """Keep `built` under `record`; `headers` are the files that the source included."""
+def write(record: Path, built: CompiledSource, headers: Sequence[str]) -> None:
+    """Write `built` to the file `record`. headers: the files that the source includes."""
     content = {
         "library": built.library.name,
         "headers": {path: _hash(Path(path)) for path in headers},

@@ -1,4 +1,4 @@
-"""Runs the same launches under many orders of threads and asks for the same bits."""
+"""Runs the same launches under many thread schedules and compares the results bit for bit."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Arrays = Sequence[np.ndarray[Any, Any]]
 
 
 def schedules(count: int = 20) -> list[Schedule]:
-    """`count` different schedules: in order first, then random ones, copies lazy and eager in turn."""
+    """`count` different schedules: first in order, then random, alternately with lazy and eager copies."""
     return [Schedule(seed=i // 2, lazy_copies=i % 2 == 0) for i in range(count)]
 
 
 def check_schedules(run: Callable[[], Arrays], count: int = 20) -> Arrays:
-    """Call `run` under `count` schedules; it launches kernels on arrays it makes anew and returns the results.
+    """Call `run` under `count` schedules. `run` launches kernels on newly allocated arrays and returns the results.
 
-    Returns the results of the first run. Raises KernelError ("race") naming the array, the element and the schedule
-    where another run gives other bits.
+    Returns the results of the first run. Raises KernelError ("race"), naming the array, element and schedule, if
+    another run gives different bits.
     """
     orders = schedules(count)
     with settings(schedule=orders[0]):

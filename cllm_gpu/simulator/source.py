@@ -1,8 +1,8 @@
-"""Turns CUDA source into C++ the system's compiler takes: preprocess, lay out shared memory, list the kernels.
+"""Translates preprocessed CUDA source to C++ for the system's compiler: shared memory, and a table of kernels.
 
-Only two CUDA words need rewriting after the preprocessor: `__shared__` declarations become statically stored variables
-with room around them (or, when `extern`, pointers to the block's dynamic shared memory), and each `__global__` function
-is entered in a table. Everything else is ordinary C++ given the headers in include/. Line numbers are kept.
+Only two CUDA keywords need rewriting: `__shared__` declarations become static variables with guard bytes around them
+(or, if `extern`, pointers to the block's dynamic shared memory), and each `__global__` function is entered in a table.
+Everything else is ordinary C++ with the headers in include/. Line numbers are preserved.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 
 @dataclass(frozen=True)
 class KernelDeclaration:
-    """A `__global__` function as it stands in the source."""
+    """The declaration of a `__global__` function."""
 
     name: str
     parameters: tuple[str, ...]
-    """The parameters' names, in order ("argument 3" where it has none)."""
+    """Parameter names in order ("argument 3" for an unnamed one)."""
     is_template: bool
     is_extern_c: bool
 
 
 def user_part(preprocessed: str, path: str) -> int:
-    """Offset at which the user's own file begins in the preprocessor's output."""
+    """Offset of the start of the user's file in the preprocessor's output."""
     last = None
     for marker in re.finditer(rf'^# 1 "{re.escape(path)}"[^\n]*$', preprocessed, re.M):
         last = marker
@@ -37,7 +37,7 @@ def user_part(preprocessed: str, path: str) -> int:
 
 
 def included_files(text: str) -> list[str]:
-    """The files that stand in preprocessed text, by its line markers, the source itself left out."""
+    """The files included in preprocessed text, by its line markers, without the source itself."""
     names = dict.fromkeys(re.findall(r'^# \d+ "([^"<]+)" 1', text, re.M))
     return [name for name in names if not re.search(r"[0-9a-f]{32}\.cu$", name)]
 
@@ -62,7 +62,7 @@ def find_kernels(text: str) -> list[KernelDeclaration]:
 
 
 def rewrite(text: str) -> str:
-    """Preprocessed CUDA source as C++: shared variables laid out, `__global__` dropped."""
+    """Preprocessed CUDA source as C++: shared variables rewritten, `__global__` removed."""
     pieces = []
     done = 0
     for word in re.finditer(r"\b__shared__\b", text):
@@ -100,7 +100,7 @@ def _is_at_file_scope(text: str, position: int, extern_c: Sequence[tuple[int, in
 
 
 def kernel_table(expressions: Sequence[str], variables: Sequence[str]) -> str:
-    """C++ that shows kernels and variables to the outside: `sim_kernel_<i>` and `sim_variable_<i>` return entry i."""
+    """C++ functions that export kernels and variables: `sim_kernel_<i>` and `sim_variable_<i>` return entry i."""
     lines = ['extern "C" {']
     for i, name in enumerate(variables):
         lines.append(
@@ -120,7 +120,7 @@ def _extern_c_blocks(text: str) -> list[tuple[int, int]]:
 
 
 def _statement_before(text: str, position: int) -> str:
-    """The words of the same statement that stand before `position`."""
+    """The part of the statement at `position` that precedes it."""
     start = max(text.rfind(c, 0, position) for c in ";{}") + 1
     directive = text.rfind("\n#", start, position)
     if directive >= 0 or text.startswith("#", start):
@@ -151,7 +151,7 @@ def _matching(text: str, opening: int, left: str, right: str) -> int:
 
 
 def _split(text: str) -> list[str]:
-    """Splits at commas outside all brackets."""
+    """Split at commas outside brackets."""
     parts, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += (c in "(<[{") - (c in ")>]}")

@@ -1,4 +1,4 @@
-"""The structures of runtime/runtime.hpp and include/kernel_table.hpp, field by field, for ctypes."""
+"""ctypes definitions of the structs in runtime/runtime.hpp and include/kernel_table.hpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an address in compiled code to the line of CUDA source it came from, through the platform's symbolizer."""
+"""Maps an address in compiled code to its line of CUDA source, with the platform's symbolizer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Place:
-    """A line of source. `file` is empty for the CUDA source itself, else the name of a header."""
+    """A source line. file: empty for the CUDA source itself, else the name of a header."""
 
     line: int
     file: str = ""
 
     @property
     def is_kernel_source(self) -> bool:
-        """The line stands in a CUDA source rather than in a header."""
+        """Whether the line is in a CUDA source rather than a header."""
         return not self.file or self.file.endswith(".cu")
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class _DlInfo(ctypes.Structure):
 
 
 def offset_in_library(address: int) -> int:
-    """`address` relative to where its library was loaded; the address itself where the platform cannot tell."""
+    """`address` relative to the load address of its library; unchanged if the platform cannot determine it."""
     info = _DlInfo()
     try:
         found = ctypes.CDLL(None).dladdr(ctypes.c_void_p(address), ctypes.byref(info))
@@ -48,8 +48,8 @@ def offset_in_library(address: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def places(library: Path, address: int) -> tuple[Place, ...]:
-    """The source line of a return address, innermost first when functions were inlined; empty where unknown."""
-    offset = offset_in_library(address) - 1  # the call stands before the address it returns to
+    """The source lines of a return address, innermost inlined function first; empty if unknown."""
+    offset = offset_in_library(address) - 1  # the call precedes its return address
     for tool in ("addr2line", "llvm-symbolizer"):
         if path := shutil.which(tool):
             listed = ["-e", str(library), "-i", hex(offset)] if tool == "addr2line" else []
@@ -66,7 +66,7 @@ def _parse(text: str) -> list[Place]:
 
 
 def place(file: str, line: int) -> Place:
-    """A source line by the name the user knows: none for the kernel's own source, the file's name for a header."""
+    """A source line with the file name to show: empty for the kernel's own source, the name of a header otherwise."""
     path = Path(file)
     if re.fullmatch(r"[0-9a-f]{32}\.cu", path.name):
         return Place(line)

@@ -1,4 +1,4 @@
-"""What a launch asked of memory: bank conflicts in shared memory, sectors in global memory, by source line."""
+"""Memory traffic of a launch by source line: bank conflicts in shared memory, sectors in global memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from cllm_gpu.simulator.symbols import Place
 
 @dataclass(frozen=True)
 class LineTraffic:
-    """Accesses of whole warps at one source line."""
+    """The accesses of all warps at one source line."""
 
     place: Place
     shared: bool
     """True for shared memory, False for global."""
     instructions: int
-    """Accesses of a warp."""
+    """Number of accesses of a warp."""
     passes: int
-    """Shared: passes over the 32 banks. Global: 32-byte sectors touched."""
+    """Shared: passes over the 32 banks. Global: 32-byte sectors accessed."""
     ideal: int
-    """The fewest passes or sectors that move as many bytes."""
+    """Minimum number of passes or sectors for the same number of bytes."""
 
     @property
     def conflicts(self) -> int:
@@ -29,13 +29,13 @@ class LineTraffic:
 
 @dataclass(frozen=True)
 class Traffic:
-    """All lines of a launch that touch memory."""
+    """All source lines of a launch that access memory."""
 
     lines: tuple[LineTraffic, ...]
 
     @property
     def bank_conflicts(self) -> int:
-        """Extra passes over shared memory's banks in the whole launch."""
+        """Extra passes over the banks of shared memory in the whole launch."""
         return sum(line.conflicts for line in self.lines if line.shared)
 
     def __str__(self) -> str:

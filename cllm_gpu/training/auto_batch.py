@@ -51,7 +51,7 @@ class BatchSizeFinder:
         return plan_memory(config, self.architecture, self.backend).total
 
     def largest(self, sizes: Sequence[int], level: Recompute | None = None) -> int | None:
-        """The largest of ascending `sizes` whose plan fits; None where none does."""
+        """The largest of ascending `sizes` whose plan fits; None if none does."""
         if self.size(sizes[-1], level) <= self.room:  # a batch may take less than its half, whose gradients are wider
             return sizes[-1]
         count = bisect.bisect_left(sizes, True, key=lambda size: self.size(size, level) > self.room)
@@ -66,7 +66,7 @@ class BatchSizeFinder:
 def decide_batch(
     config: Config, architecture: Architecture, backend: Backend, windows: int
 ) -> tuple[Config, str | None]:
-    """The configuration with a number for each `auto`, and a line that says which and why; None where there is none.
+    """The configuration with a number for each `auto`, and a line that says which and why, None without any `auto`.
 
     `windows`: sequences of the training text. A batch is a power of two or a multiple of 8. UserError where not even
     one sequence fits, or the system does not say what memory is free.
@@ -115,7 +115,7 @@ def divisors(number: int) -> list[int]:
 
 
 def memory_shortage(config: Config, architecture: Architecture, backend: Backend, plan: MemoryPlan) -> str | None:
-    """One line where the plan takes more than is free, with what would fit; None where it does not, or no one knows."""
+    """One line with what would fit if the plan takes more memory than is free; None if it fits or this is unknown."""
     free = backend.memory_free()
     if free is None or plan.total <= free:
         return None

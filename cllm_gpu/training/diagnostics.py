@@ -80,7 +80,7 @@ class Look:
 
 
 def largest_activations(model: Transformer, activations: Sequence[Activations]) -> dict[str, list[float]]:
-    """Kind → the largest |x| in each layer over the last forward of training `activations`; NaN where there is one.
+    """Kind → the largest |x| in each layer over the last forward of training `activations`; NaN if an array has one.
 
     Kinds are those of `Activations.diagnosed` with a value for each array of that name, and `logits`, with one.
     """

@@ -27,9 +27,9 @@ from cllm_gpu.data import IGNORE_INDEX
 from cllm_gpu.devices.buffers import Plan
 from cllm_gpu.model.activations import batch_dropout
 from cllm_gpu.ops.stream import Device, Event, Graph
-from cllm_gpu.optim.optimizer import Decision, Optimizer
+from cllm_gpu.optim.optimizer import REFUSALS, Decision, Optimizer
 from cllm_gpu.training.input_staging import InputStaging
-from cllm_gpu.training.step import TOO_LARGE, StepContext, StepResult, TrainingStep
+from cllm_gpu.training.step import StepContext, StepResult, TrainingStep
 from cllm_gpu.utils.errors import UserError
 
 
@@ -43,7 +43,7 @@ def why_on_host(loop: TrainingConfig, optimizer: Optimizer) -> str | None:
 
 
 def how_steps_run(loop: TrainingConfig, optimizer: Optimizer, device: Device) -> str:
-    """One line for whoever watches a run on a device."""
+    """One line that tells the user how steps run on a device."""
     if (why := why_on_host(loop, optimizer)) is not None:
         return f"steps wait for their loss, one by one, {why}"
     how = device.replays if loop.capture else "each kernel launched by itself, as asked"
@@ -90,6 +90,8 @@ class GraphStep(TrainingStep):
         # fewer than the limit, which only a skip of this run may reach
         counts = [context.optimizer.updates, min(guard.skipped_in_a_row, guard.maximum_skipped - 1)]
         self._decision.counts[...] = backend.asarray(np.array(counts, np.int32))
+        norms = context.optimizer.norms(context.model.parameters)
+        self._decision.norms[...] = backend.asarray(np.array(norms, np.float64))
         self._slots = [self._slot(plan) for _ in range(self.depth)]
         self._under_way: deque[_UnderWay] = deque()
         self._issued = 0
@@ -137,14 +139,11 @@ class GraphStep(TrainingStep):
         done.end.synchronize()
         losses, squared, *moved, refused = map(float, done.slot.results)
         loss, norm = losses / done.counted, math.sqrt(squared)
-        self._context.optimizer.updates += not refused
-        return StepResult(
-            loss=loss,
-            gradient_norm=norm,
-            update_norm=0.0 if refused else math.sqrt(sum(moved)),
-            rate=done.rate,
-            skipped=self._context.guard.judge(loss, norm) or (TOO_LARGE if refused else None),
-        )
+        update_norm = 0.0 if refused else math.sqrt(sum(moved))
+        if not refused:
+            self._context.optimizer.count(norm, update_norm)
+        skipped = self._context.guard.judge(loss, norm) or REFUSALS[int(refused)]
+        return StepResult(loss, norm, update_norm, done.rate, skipped)
 
     def abandon(self) -> None:
         """Wait for the steps under way and forget them: for a run that stops after too many skipped steps in a row,
@@ -226,4 +225,5 @@ def _decision(backend: Backend, rate: Any) -> Decision:
         clip=backend.zeros(1, np.float32),
         skip=backend.zeros(1, np.int32),
         draw=backend.zeros(1, np.uint32),
+        norms=backend.zeros(2, np.float64),
     )

@@ -11,7 +11,7 @@ from cllm_gpu.model.activations import batch_dropout
 from cllm_gpu.training.data_parallel import GradientWorkers
 from cllm_gpu.training.diagnostics import Look, is_due
 from cllm_gpu.training.metrics import MetricsLog
-from cllm_gpu.training.step import TOO_LARGE, StepContext, StepResult, TrainingStep
+from cllm_gpu.training.step import StepContext, StepResult, TrainingStep
 
 
 class HostStep(TrainingStep):
@@ -20,7 +20,7 @@ class HostStep(TrainingStep):
     depth = 1
 
     def __init__(self, context: StepContext, workers: GradientWorkers, diagnostics: MetricsLog | None) -> None:
-        """diagnostics: gets a record of every step that `training.diagnose_every` asks for; None if nobody keeps it."""
+        """diagnostics: gets a record of every step that `training.diagnose_every` asks for; None if none is kept."""
         self._context, self._workers, self._diagnostics = context, workers, diagnostics
         self._results: deque[StepResult] = deque()
 
@@ -43,7 +43,7 @@ class HostStep(TrainingStep):
             if skipped is None:
                 report = optimizer.apply(model.parameters, gradients, rate=rate, gradient_norm=norm)
                 update = report.update_norm
-                skipped = None if report.applied else TOO_LARGE
+                skipped = report.refused
         if look is not None and self._diagnostics is not None:
             self._diagnostics.append(look.record(step + 1, skipped))
         self._results.append(StepResult(loss, norm, update, rate, skipped))

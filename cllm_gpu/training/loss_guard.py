@@ -34,7 +34,7 @@ class LossGuard:
         self._gradient_norms: deque[float] = deque(maxlen=spike_window)
 
     def judge(self, loss: float, gradient_norm: float) -> str | None:
-        """None when the step may be applied, else one line that says why not. `count` is told what became of it."""
+        """None if the step may be applied, else one line that says why not. Call `count` with the outcome."""
         if not math.isfinite(loss):
             return f"non-finite loss ({loss})"
         if not math.isfinite(gradient_norm):

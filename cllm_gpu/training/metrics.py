@@ -9,7 +9,7 @@ from typing import Any
 
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.errors import UserError
-from cllm_gpu.utils.files import clear_errors, write_atomically
+from cllm_gpu.utils.files import clear_errors, sync_folder, write_atomically
 
 
 class MetricsLog:
@@ -32,6 +32,7 @@ class MetricsLog:
             if self.path.exists():
                 with open(self.path, "ab") as file:
                     os.fsync(file.fileno())
+                sync_folder(self.path.parent)
 
     def truncate_after(self, step: int) -> None:
         """Drop records whose "step" is greater than `step`, and a last line that an interruption tore.
@@ -67,5 +68,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             except ValueError:
                 record = None
             if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number} is not a JSON object; remove the line, or the file")
+                raise UserError(
+                    f"{path}, line {number} is not a JSON object: it is damaged, or not the metrics of a run"
+                )
             yield line, record

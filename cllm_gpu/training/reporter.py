@@ -1,4 +1,4 @@
-"""Who is told what happens in a run, and how it ended."""
+"""What a training run reports to: steps, evaluations and messages as they happen, and the result at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cllm_gpu.inference.evaluate import Evaluation
 
 
 class Reporter(Protocol):
-    """Who is told what happens; records are plain data."""
+    """Receives the events of a run; records are plain data."""
 
     def step(self, record: dict[str, Any]) -> None:
         """A step is done."""
@@ -23,7 +23,7 @@ class Reporter(Protocol):
 
 
 class Silent:
-    """A reporter that tells nobody."""
+    """A reporter that discards everything."""
 
     def step(self, record: dict[str, Any]) -> None: ...
 
@@ -39,6 +39,9 @@ class Outcome:
     step: int
     """Steps done."""
     interrupted: bool
+    """Whether a signal or the end of `training.minutes` stopped it before it was done."""
+    signal: int | None
+    """Number of the signal that asked to stop; None if none did."""
     skipped: int
     """Steps whose gradient was refused."""
     evaluation: Evaluation | None

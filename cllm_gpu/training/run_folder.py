@@ -9,12 +9,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cllm_gpu.checkpoint.checkpoint import newest_checkpoint
-from cllm_gpu.config import Config, load_toml, to_toml
+from cllm_gpu.checkpoint.checkpoint import Checkpoint, holds_checkpoint, newest_checkpoint
+from cllm_gpu.config import Config, from_dict, load_toml, settings, to_toml, with_absolute_paths
 from cllm_gpu.training.memory_plan import MemoryPlan
 from cllm_gpu.utils import exact_json
 from cllm_gpu.utils.errors import UserError
-from cllm_gpu.utils.files import clear_errors, write_atomically
+from cllm_gpu.utils.files import clear_errors, make_folder, sync_folder, write_atomically
 
 RUNS = Path("runs")
 CONFIGURATION = "config.toml"
@@ -33,24 +33,28 @@ def begin_run(folder: Path | None) -> Path:
     if str(folder) == ".":
         raise UserError("--output is the folder to work in itself; give a run a folder of its own")
     with clear_errors("make", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if newest_checkpoint(folder) is not None:
+        make_folder(folder)
+    if (folder / LOCK).exists():
+        with lock_run(folder):  # a folder in which another process trains is neither to resume nor to remove
+            pass
+    if holds_checkpoint(folder):
         raise UserError(f"{folder} already holds a run: add --resume to continue it, or choose another --output")
     if (folder / METRICS).exists():
-        raise UserError(f"{folder} holds a run that saved no checkpoint: delete it, or choose another --output")
+        raise UserError(f"{folder} holds a run that saved no checkpoint: choose another --output, or move it away")
     return folder
 
 
 def _next_number() -> Path:
-    """Claim runs/001, runs/002, …: whoever makes the folder has it."""
+    """Claim the next of runs/001, runs/002, …: creating the folder claims it."""
     with clear_errors("make", RUNS):
-        RUNS.mkdir(exist_ok=True)
+        make_folder(RUNS)
         while True:
             folder = RUNS / f"{max(_numbers(), default=0) + 1:03d}"
             try:
                 folder.mkdir()
             except FileExistsError:
                 continue
+            sync_folder(RUNS)
             return folder
 
 
@@ -73,7 +77,7 @@ def newest_run() -> Path:
     """The numbered run with a checkpoint that was begun last. UserError when there is none."""
     for number in sorted(_numbers(), reverse=True):
         folder = RUNS / f"{number:03d}"
-        if newest_checkpoint(folder) is not None:
+        if holds_checkpoint(folder):
             return folder
     raise UserError(f"no run in {RUNS.resolve()}: train one first with `cllm-gpu train`, or name its folder")
 
@@ -83,8 +87,8 @@ def _numbers() -> list[int]:
 
 
 def save_configuration(folder: Path, config: Config) -> None:
-    """Write the configuration in full into the run's folder."""
-    write_atomically(folder / CONFIGURATION, to_toml(config))
+    """Write the configuration in full, with absolute paths, into the run's folder, for people to read."""
+    write_atomically(folder / CONFIGURATION, to_toml(with_absolute_paths(config)))
 
 
 def save_plan(folder: Path, plan: MemoryPlan) -> None:
@@ -108,7 +112,7 @@ def load_plan(folder: Path) -> dict[str, int]:
             return plan
     except (ValueError, AttributeError):
         pass
-    raise UserError(f"{path} is not a memory plan; remove it, or resume the run to write it again")
+    raise UserError(f"{path} is not a memory plan; move it away, or resume the run to write it again")
 
 
 def load_configuration(folder: Path) -> Config:
@@ -119,3 +123,30 @@ def load_configuration(folder: Path) -> Config:
         hint = f"; train its model further in a new run: --initial {folder}" if model else ""
         raise UserError(f"{folder} holds no run to resume ({CONFIGURATION} is missing){hint}")
     return dataclasses.replace(load_toml(path), output=folder)
+
+
+def require_run(folder: Path) -> None:
+    """UserError if `folder` holds no run that can be resumed, only a model or nothing."""
+    if not holds_checkpoint(folder) and not (folder / CONFIGURATION).is_file():
+        raise UserError(f"{folder} holds no run to resume")
+
+
+def configuration_of(checkpoint: Checkpoint, folder: Path) -> Config:
+    """The configuration of the run in `folder` as its checkpoint holds it. UserError if that is an imported model."""
+    if "data" not in checkpoint.state:
+        raise UserError(f"{folder} holds no run to resume; train its model further in a new run: --initial {folder}")
+    return dataclasses.replace(from_dict(checkpoint.config), output=folder)
+
+
+def edited_settings(folder: Path, config: Config) -> str | None:
+    """One line if the run's config.toml is missing, damaged, or says other than `config`, which a resume goes by."""
+    path = folder / CONFIGURATION
+    taken = "the checkpoint's configuration is taken, change it with flags"
+    if not path.is_file():
+        return f"{path} is missing: {taken}"
+    try:
+        found, wanted = settings(load_configuration(folder)), settings(config)
+    except UserError as error:
+        return f"{error}: {taken}"
+    other = [f"{name} ({found[name]} there, {wanted[name]} here)" for name in wanted if found[name] != wanted[name]]
+    return f"{path} differs in {', '.join(other)}: {taken}" if other else None

@@ -1,7 +1,8 @@
 """What a checkpoint holds of a run, and how a run goes on from one.
 
 A step is a pure function of the weights, the optimizer's state and the step number: batches, masks and rates are
-computed from (seed, step). So a run that stops and resumes gives the same bits as one that does not.
+computed from the seed, the step and the samples seen. So a run that stops and resumes gives the same bits as one that
+does not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cllm_gpu.checkpoint.checkpoint import Checkpoint
 from cllm_gpu.checkpoint.load_into import match_parameters, require_architecture
 from cllm_gpu.config import Config
 from cllm_gpu.data import Dataset
-from cllm_gpu.data.tokenizers import require_same
+from cllm_gpu.data.tokenizers import require_same_tokenizer
 from cllm_gpu.model.parameters import FlatParameters
 from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.ops.precision import is_narrow
@@ -45,6 +46,8 @@ class TrainerState:
         """Whether the evaluation and checkpoint of the last step are still to be done."""
         self.initial: dict[str, Any] | None = None
         """The model that the run began from, as plain data; None if it began from the seed."""
+        self.run: str | None = None
+        """Identity of the run, by which its checkpoints are known; None if it has no folder, or is of cllm-gpu 0.1."""
         self._smoothed = (0.0, 0.0)  # decayed sum of losses and of weights
 
     def smooth(self, loss: float) -> float:
@@ -59,7 +62,7 @@ class TrainerState:
         tokenizer = self._dataset.tokenizer
         weights = self._optimizer.weights(self._model.parameters)
         return Checkpoint(
-            config=configuration.as_dict(self._config),
+            config=configuration.as_dict(configuration.with_absolute_paths(self._config)),
             architecture=self._model.architecture.as_dict(),
             tokenizer=tokenizer.as_dict() if tokenizer else {},
             step=self.step,
@@ -72,6 +75,7 @@ class TrainerState:
                 "due": self.due,
                 "data": self._dataset.identity,
                 "initial": self.initial,
+                "run": self.run,
             },
             parameters=self._on_host(weights),
             optimizer={name: self._on_host(moments) for name, moments in self._optimizer.state.items()},
@@ -93,16 +97,27 @@ class TrainerState:
         self.best_loss = state["best_loss"]
         self._smoothed = (state["smoothed"][0], state["smoothed"][1])
         self.due = state["due"]
-        self.initial = state.get("initial")  # older checkpoints have none
+        self.initial, self.run = state.get("initial"), state.get("run")  # older checkpoints have none
 
     def _require_same_run(self, checkpoint: Checkpoint) -> None:
-        """UserError if the checkpoint's model, tokenizer or data are not this run's."""
-        require_same(checkpoint.tokenizer, self._dataset.tokenizer)  # first: it decides on the model's vocabulary too
+        """UserError if the checkpoint's model, tokenizer, data or seed are not this run's, or its step is too far."""
+        require_same_tokenizer(checkpoint.tokenizer, self._dataset.tokenizer)  # first: it determines the vocabulary
         require_architecture(checkpoint, self._model.architecture)
         if checkpoint.state["data"] != self._dataset.identity:
             raise UserError(
                 f"{self._dataset.train.name} is not what the checkpoint was trained on, or has changed since: "
                 "resume with the same text, or begin a new run"
+            )
+        loop, seed = self._config.training, checkpoint.config["training"]["seed"]
+        if loop.seed != seed:
+            raise UserError(
+                f"training.seed is {loop.seed}, but the run has seed {seed}: with another it would see some windows "
+                "twice and others never; leave the flag out, or begin a new run from its model with --initial"
+            )
+        if loop.steps < checkpoint.step:
+            raise UserError(
+                f"training.steps is {loop.steps}, but the checkpoint is at step {checkpoint.step}: give at least "
+                f"{checkpoint.step}, or an earlier checkpoint with --checkpoint"
             )
 
     def _restore_weights(self, checkpoint: Checkpoint) -> None:

@@ -14,9 +14,6 @@ from cllm_gpu.model.transformer import Transformer
 from cllm_gpu.optim.optimizer import Optimizer
 from cllm_gpu.training.loss_guard import LossGuard
 
-TOO_LARGE = "gradient too large to be squared"
-"""Why an optimizer refuses a step whose loss and gradient norm are finite."""
-
 
 @dataclass(frozen=True)
 class StepContext:
@@ -30,7 +27,7 @@ class StepContext:
     rate: Callable[[int], float]
     """Learning rate of a step, by its number from 0."""
     guard: LossGuard
-    """Judges every step; whoever takes the results tells it what became of them."""
+    """Judges every step; the code that takes the results reports the outcome to it."""
 
 
 @dataclass(frozen=True)

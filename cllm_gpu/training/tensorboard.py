@@ -78,7 +78,7 @@ class Events:
 def events(folder: Path, done: int, then: Reporter, memory_held: Callable[[], int | None]) -> Iterator[Events]:
     """Events into the run's `folder`, after `done` steps of it, complete on leaving. memory_held: as in `Events`.
 
-    What an earlier process wrote of later steps, of which no checkpoint was left, TensorBoard is told to forget.
+    Events that an earlier process wrote after the checkpoint are purged.
     UserError where the folder cannot be written or tensorboardX is missing.
     """
     place = folder / FOLDER

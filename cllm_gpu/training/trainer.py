@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -83,6 +85,7 @@ class Trainer:
         self._step: TrainingStep | None = None
         self._timer = StepTimer(backend, self.architecture, loop.sequences)
         self._interrupts = Interrupts()
+        self._deadline: float | None = None
         self._last_evaluation: Evaluation | None = None
         self._last_checkpoint: Path | None = None
         self._saved_step = -1
@@ -99,6 +102,7 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this very model. UserError if it is another's."""
         self.state.restore(checkpoint)
+        self.batches.continue_at(self.state.step, self.state.tokens_seen // self.batches.context)
         self._saved_step = self.state.step
         self._step = None  # what it counts on a device is of before
         for log in (self.metrics, self.diagnostics):
@@ -111,8 +115,15 @@ class Trainer:
 
     # ---- the loop
 
-    def train(self) -> Outcome:
-        """Steps until the configured number, Ctrl-C, or too many skipped ones (UserError, after saving)."""
+    def train(self, *, began: float | None = None) -> Outcome:
+        """Steps until the configured number, a signal, the end of `training.minutes`, or too many skipped ones.
+
+        Whatever ends it, the steps done are saved, but for a second Ctrl-C, which stops at once. UserError for too many
+        skipped steps. `began`: when the minutes began, by `time.monotonic` (None: now).
+        """
+        minutes = self.config.training.minutes
+        if minutes is not None:
+            self._deadline = (time.monotonic() if began is None else began) + 60 * minutes
         # what is not finite is the guard's to find and to report
         with Interrupts() as self._interrupts, np.errstate(all="ignore"):
             if self.backend.device is not None:
@@ -127,11 +138,12 @@ class Trainer:
                     self._after_step()
             except DataError as error:
                 self._stop_without_data(error)
-            if self._interrupts.requested and self._saved_step != self.state.step:
+            if self._saved_step != self.state.step:
                 self._checkpoint(best=False)
         return Outcome(
             self.state.step,
-            self._interrupts.requested and (self.state.due or self.state.step < self.config.training.steps),
+            self._unfinished,
+            self._interrupts.number,
             self.guard.skipped,
             self._last_evaluation,
             self._last_checkpoint,
@@ -152,9 +164,19 @@ class Trainer:
                 self._step = HostStep(context, self.workers, self.diagnostics)
         return self._step
 
+    @property
+    def _stopping(self) -> bool:
+        """Whether a signal asks to stop, or the time is over; once it is so it stays so."""
+        return self._interrupts.requested or (self._deadline is not None and time.monotonic() >= self._deadline)
+
+    @property
+    def _unfinished(self) -> bool:
+        """Whether steps, or what follows the last one, are left to do."""
+        return self.state.due or self.state.step < self.config.training.steps
+
     def _goes_on(self) -> bool:
         """Whether another step is to be finished: after an interrupt one that is under way."""
-        if self._interrupts.requested:
+        if self._stopping:
             return self._step is not None and self._step.under_way > 0
         return self.state.step < self.config.training.steps
 
@@ -170,7 +192,8 @@ class Trainer:
         self.guard.count(result.skipped, result.loss, result.gradient_norm)
         self.state.step += 1
         self.state.tokens_seen += self.batches.batch_size * self.batches.context
-        self._record(result)
+        with self._saving_first():
+            self._record(result)
         if result.skipped is not None:
             self._refuse(result.skipped)
 
@@ -188,7 +211,7 @@ class Trainer:
         under_way = self.step.under_way
         if under_way == 0:
             return True
-        stops = self._interrupts.requested or self._stops_after(self.state.step + under_way)
+        stops = self._stopping or self._stops_after(self.state.step + under_way)
         return under_way < self.step.depth and not stops
 
     def _stops_after(self, step: int) -> bool:
@@ -231,12 +254,14 @@ class Trainer:
         self.state.due, best = True, False
         if last or (loop.evaluate_every and step % loop.evaluate_every == 0):
             try:
-                best = self._evaluate()
+                with self._saving_first():
+                    best = self._evaluate()
             except _EvaluationCutShortError:
                 return
-        if not last and loop.sample_every and step % loop.sample_every == 0:
-            self._sample()
         self.state.due = False
+        if not last and loop.sample_every and step % loop.sample_every == 0:
+            with self._saving_first(best=best):
+                self._sample()
         if best or last or (loop.checkpoint_every and step % loop.checkpoint_every == 0):
             self._checkpoint(best=best)
 
@@ -273,7 +298,7 @@ class Trainer:
 
     def _until_interrupted(self, batches: Iterable[Any]) -> Iterator[Any]:
         for batch in batches:
-            if self._interrupts.requested:
+            if self._stopping:
                 raise _EvaluationCutShortError
             yield batch
 
@@ -292,12 +317,28 @@ class Trainer:
 
     # ---- checkpoints
 
+    @contextlib.contextmanager
+    def _saving_first(self, *, best: bool = False) -> Iterator[None]:
+        """An error of the body, which changes no weights, ends the run; the steps done are saved before."""
+        try:
+            yield
+        except (_EvaluationCutShortError, DataError):  # lost data is for _stop_without_data
+            raise
+        except Exception:
+            under_way = 0 if self._step is None else self._step.under_way  # a device's weights are that much further
+            if self.folder is not None and under_way == 0 and self._saved_step != self.state.step:
+                with contextlib.suppress(UserError):  # where it cannot be saved either the first error is what to say
+                    self._checkpoint(best=best)
+                    self.reporter.message(f"stopped by an error at step {self.state.step}, which is saved")
+            raise
+
     def _checkpoint(self, *, best: bool) -> None:
         if self.folder is None:
             return
         with self.backend.ranges("checkpoint"):
-            if self.metrics:
-                self.metrics.sync()  # no checkpoint counts a step whose metrics a power failure could take
+            for log in (self.metrics, self.diagnostics):
+                if log:
+                    log.sync()  # no checkpoint counts a step whose records a power failure could take
             kept = save_checkpoint(
                 self.folder, self.state.snapshot(), keep_last=self.config.training.keep_last, best=best
             )

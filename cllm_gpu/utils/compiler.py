@@ -13,20 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cllm_gpu.utils.errors import UserError
-
-
-def cache_directory() -> Path:
-    """Folder of everything this package may rebuild: $CLLM_CACHE_DIR, else the user's cache folder."""
-    if chosen := os.environ.get("CLLM_CACHE_DIR"):
-        return Path(chosen)
-    if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "cllm_gpu"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache")) / "cllm_gpu"
+from cllm_gpu.utils.library_cache import code_folder, is_sound, write_digest
 
 
 @functools.cache
 def find_compiler() -> str | None:
-    """Path of the C++ compiler ($CXX, then c++, g++, clang++), or None where there is none."""
+    """Path of the C++ compiler ($CXX, then c++, g++, clang++), or None if none is found."""
     for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
         if name and (path := shutil.which(name)):
             return path
@@ -34,7 +26,7 @@ def find_compiler() -> str | None:
 
 
 def require_compiler() -> str:
-    """The C++ compiler's path; UserError saying how to get one where there is none."""
+    """The C++ compiler's path. Raises UserError, with how to install one, if none is found."""
     path = find_compiler()
     if path is None:
         raise UserError("no C++ compiler found: install g++ or clang++ (Debian: apt install g++), or set CXX to one")
@@ -49,28 +41,29 @@ def compiler_version(compiler: str) -> str:
 
 
 def compile_library(sources: Sequence[Path], headers: Sequence[Path], flags: Sequence[str], key: str = "") -> Path:
-    """Compile `sources` into one shared library and return its path, from the cache where nothing changed.
+    """Compile `sources` into one shared library and return its path, from the cache if nothing changed.
 
     `headers` are hashed, not compiled; `key` adds whatever else the result depends on (for flags such as
     -march=native: the processor). The file appears under its final name only when complete, so processes may race.
-    Raises UserError with the compiler's first error line.
+    A library that differs from its SHA-256 is compiled again. Raises UserError with the compiler's first error line, or
+    if the cache is not the user's own.
     """
     compiler = require_compiler()
     digest = hashlib.sha256("\0".join([compiler_version(compiler), *flags, key]).encode())
     for path in (*sources, *headers):
         digest.update(path.read_bytes())
-    folder = cache_directory() / "compiled"
+    folder = code_folder("compiled")
     target = folder / f"{sources[0].stem}-{digest.hexdigest()[:24]}.so"
-    if target.exists():
+    if is_sound(target, [target]):
         return target
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         logging.getLogger(__name__).info("compiling %s for this machine, once …", sources[0].name)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = Path(scratch) / target.name
             _run([compiler, "-shared", "-fPIC", *flags, *map(str, sources), "-o", str(built)], sources[0])
             with open(built, "rb+") as file:
-                os.fsync(file.fileno())  # a library cut short by a power failure would end every later process
+                os.fsync(file.fileno())
+            write_digest(target, [built])
             os.replace(built, target)
     except OSError as error:
         raise UserError(f"cannot write compiled code to {folder}: {error.strerror}; set CLLM_CACHE_DIR") from error

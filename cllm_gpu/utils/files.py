@@ -74,6 +74,8 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     written.
     """
     content = data.encode() if isinstance(data, str) else data
+    if path.is_dir():  # ".", which has no name, among them
+        raise UserError(describe_error(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)), "write", path))
     partial = path.with_name(f".{path.name}{PARTIAL}")
     with clear_errors("write", path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,14 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, and sync every new name. Raises OSError."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def remove(path: Path) -> None:

@@ -63,7 +63,7 @@ _NONE = _NoRange()
 
 
 def unwatched(name: str) -> AbstractContextManager[None]:
-    """The range of a launch that nobody watches."""
+    """The range of a launch without a profiler."""
     return _NONE
 
 

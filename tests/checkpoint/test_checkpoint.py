@@ -52,14 +52,16 @@ def make(step: int, seed: int = 0) -> Checkpoint:
             "h": generator.standard_normal(7).astype(ml_dtypes.bfloat16),
         }
 
+    parameters, first = arrays(), arrays()
+    squares = {name: np.abs(array) for name, array in arrays().items()}
     return Checkpoint(
         config={"model": {"size": "tiny"}},
         architecture={"width": 5},
         tokenizer={"kind": "bytes", "end": "é\u2028"},
         step=step,
         state={**STATE, "seed": seed},
-        parameters=arrays(),
-        optimizer={"first_moment": arrays(), "second_moment": arrays(), "empty": {}},
+        parameters=parameters,
+        optimizer={"first_moment": first, "second_moment": squares, "empty": {}},
     )
 
 
@@ -333,3 +335,34 @@ def test_paths_that_hold_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(UserError, match=r"cannot read .*checkpoints: no permission"):
         load_checkpoint(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["parameters", "first_moment", "second_moment"])
+def test_what_is_not_finite_is_not_saved_and_takes_no_place(tmp_path: Path, where: str, bad: float) -> None:
+    save_checkpoint(tmp_path, make(1), keep_last=1, best=False)
+    spoilt = make(2)
+    (spoilt.parameters if where == "parameters" else spoilt.optimizer[where])["h"][3] = bad
+    with pytest.raises(UserError, match=r"^checkpoint of step 2: .*h holds numbers that are not finite"):
+        save_checkpoint(tmp_path, spoilt, keep_last=1, best=True)
+    assert fingerprint(load_checkpoint(tmp_path)) == fingerprint(make(1))
+
+
+@pytest.mark.parametrize("bad", [math.nan, -1.0])
+def test_moments_that_have_no_root_are_refused(tmp_path: Path, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoilt = make(1)
+    spoilt.optimizer["second_moment"]["w"][1, 2] = bad
+    with monkeypatch.context() as patch:
+        patch.setattr("cllm_gpu.checkpoint.checkpoint.require_moments", lambda *_: None)
+        save_checkpoint(tmp_path, spoilt, keep_last=1, best=False)
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: second_moment/w holds .*; use another checkpoint$"):
+        load_checkpoint(tmp_path)
+
+
+def test_checkpoints_of_skipped_steps_take_no_sound_ones_place(tmp_path: Path) -> None:
+    for step, skipped in enumerate((0, 0, 3, 4, 5)):
+        checkpoint = make(step)
+        checkpoint.state["guard"] = {"skipped_in_a_row": skipped}
+        save_checkpoint(tmp_path, checkpoint, keep_last=2, best=False)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step_00000000", "step_00000001", "step_00000004"]

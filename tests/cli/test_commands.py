@@ -75,7 +75,7 @@ def test_report_of_a_run_that_was_looked_into(command: Command, workplace: Path,
     assert (workplace / "layers.png").read_bytes().startswith(b"\x89PNG")
     status, out, err = command("report", "seen", "unseen", "--diagnostics", "layers.png")
     assert (status, out) == (2, "")
-    assert err == "cllm-gpu: error: unseen was not looked into; train with --training.diagnose-every 50, say\n"
+    assert err == "cllm-gpu: error: unseen has no diagnostics; train with, for example, --training.diagnose-every 50\n"
 
 
 def test_report_as_a_page(command: Command, workplace: Path, small: Flags) -> None:
@@ -192,11 +192,11 @@ def test_an_experiment_goes_on_where_it_was(command: Command, workplace: Path, s
     assert status == 0
     assert out.count("(kept from before)") == 2
     assert json.loads((workplace / "runs" / "kinds" / "kinds.json").read_text())["seeds"] == [2]
-    for flag, message in ((("--seeds", "2", "2"), "a seed stands twice in --seeds"), (("--seeds", "-1"), "--seeds")):
+    for flag, message in ((("--seeds", "2", "2"), "a seed occurs twice in --seeds"), (("--seeds", "-1"), "--seeds")):
         status, _, err = command(*flags, *flag)
         assert status == 2
         assert message in err
-    assert command("compare", *small, "--seeds", "1")[2].startswith("cllm-gpu: error: --seeds are those of an exp")
+    assert command("compare", *small, "--seeds", "1")[2].startswith("cllm-gpu: error: --seeds requires --exp")
 
 
 def test_lattice(command: Command, workplace: Path, small: Flags) -> None:

@@ -75,7 +75,7 @@ def test_fine_tuning(command: Command, workplace: Path, small: Flags) -> None:
     assert (status, err) == (0, "")
     assert "training begins from the model in imported, step 0" in out
     saved = load_toml(workplace / "runs" / "002" / "config.toml")
-    assert saved.initial == Path("imported")
+    assert saved.initial == workplace / "imported"
     assert (saved.model.size, saved.model.layers, saved.model.width, saved.model.vocabulary) == ("custom", 1, 16, 257)
     tuned, before = load_checkpoint(workplace / "runs" / "002"), load_model(workplace / "imported")
     assert tuned.step == 3
@@ -84,7 +84,7 @@ def test_fine_tuning(command: Command, workplace: Path, small: Flags) -> None:
     status, out, err = command("train", "--resume", "--training.steps", "5")
     assert (status, err) == (0, "")
     assert "at step 3" in out
-    assert load_checkpoint(workplace / "runs" / "002").state["initial"]["path"] == "imported"
+    assert load_checkpoint(workplace / "runs" / "002").state["initial"]["path"] == str(workplace / "imported")
 
 
 def test_the_models_own_tokenizer_and_room_for_more_tokens(command: Command, workplace: Path, small: Flags) -> None:

@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from cllm_gpu.cli.progress import ConsoleReporter, counting, reading_text, say, terminal
+from cllm_gpu.cli.progress import ConsoleReporter, byte_progress, count_progress, say, terminal
 from cllm_gpu.report.table import Table, print_table
 
 RECORD = {"step": 99_999, "loss": 10.123, "smoothed_loss": 10.456, "rate": 2e-3, "gradient_norm": 123.45}
@@ -49,10 +49,10 @@ def test_the_live_line_of_training_fits(width: int, card: dict[str, float]) -> N
 @pytest.mark.parametrize("width", [40, 80])
 def test_other_live_lines_fit(width: int) -> None:
     console = screen(width)
-    with reading_text(console, "reading text", then="learning tokens") as progress:
+    with byte_progress(console, "reading text", then="learning tokens") as progress:
         progress(27_900_000, 131_500_000)
         time.sleep(0.15)  # more than the tenth of a second after which a live line is drawn again
-    with counting(console, "evaluating", 10_042) as count:
+    with count_progress(console, "evaluating", 10_042) as count:
         count(1024, "acc 31.4% norm 35.9%")
         time.sleep(0.15)
     shown = lines(console)
@@ -93,7 +93,7 @@ def test_quiet_is_quiet_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, capsy
     console = terminal(quiet=True)
     assert console.is_terminal
     display = ConsoleReporter(console, 10, lambda: None)
-    with display.preparing() as progress, counting(console, "items", 3) as count:
+    with display.preparing() as progress, count_progress(console, "items", 3) as count:
         progress(1, 2)
         count(1, "items")
     with display.running(0):

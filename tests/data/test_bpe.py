@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cllm_gpu.data.bpe import EvenShare, Reading, learn_bpe, measure, short_runs
+from cllm_gpu.data.bpe import EvenSubsample, Reading, learn_bpe, measure, split_long_runs
 from cllm_gpu.data.sources import find_corpus
 from cllm_gpu.data.split import Part, part_of_document
 from cllm_gpu.data.tokenizers import HuggingFaceTokenizer
@@ -80,7 +80,7 @@ def test_merges_are_those_of_the_definition(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(TEXT, encoding="utf-8", newline="")
     json_text, reading = learnt(path, 257 + 40)
-    training = TEXT.encode()[: reading.learnt.taken].decode()  # one file is split by position
+    training = TEXT.encode()[: reading.training_share.taken].decode()  # one file is split by position
     assert 0.9 * len(TEXT) <= len(training) < 0.92 * len(TEXT)
     merges = json.loads(json_text)["model"]["merges"]  # pairs, or "a b" as earlier versions of the library wrote
     assert [m.split(" ") if isinstance(m, str) else m for m in merges] == merges_by_hand(training, 40)
@@ -146,7 +146,7 @@ def test_bytes_per_token_is_that_of_the_shards(open_source, book: Path, learnt_j
     measure(reading)
     for part, source in ((Part.TRAIN, dataset.train), (Part.VALIDATION, dataset.validation)):
         assert reading.samples[part].bytes_per_token(dataset.tokenizer) == source.bytes_per_token
-    assert reading.learnt.taken == 0
+    assert reading.training_share.taken == 0
 
 
 def test_no_more_is_learnt_from_than_allowed(tmp_path: Path) -> None:
@@ -155,12 +155,12 @@ def test_no_more_is_learnt_from_than_allowed(tmp_path: Path) -> None:
     size = path.stat().st_size
     _, reading = learnt(path, 300, limit=size // 10)
     text_share = sum(len(json.loads(line)["text"]) for line in path.read_text().splitlines()) / size
-    assert 0.9 * text_share <= reading.learnt.taken / (size / 10) <= 1.0
+    assert 0.9 * text_share <= reading.training_share.taken / (size / 10) <= 1.0
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=200), st.integers(1, 5000))
 def test_an_even_share(sizes: list[int], limit: int) -> None:
-    share = EvenShare(limit, sum(sizes))
+    share = EvenSubsample(limit, sum(sizes))
     chosen = []
     rate = min(1.0, limit / sum(sizes))
     for size in sizes:
@@ -175,7 +175,7 @@ def test_an_even_share(sizes: list[int], limit: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "short words only\n", "x" * 256, " " * 700 + "y" * 257 + " z", "a " + "é" * 5000])
 def test_long_runs_are_cut(text: str) -> None:
-    parts = list(short_runs(text))
+    parts = list(split_long_runs(text))
     assert "".join(parts) == text
     assert all(len(run) <= 256 for part in parts for run in re.findall(r"\S+|\s+", part))
     assert len(parts) <= 1 + len(text) // 256

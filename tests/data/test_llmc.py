@@ -67,7 +67,7 @@ def test_a_wrong_size(open_source, tmp_path: Path, change: int) -> None:
 def test_bad_headers(open_source, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"version 2; llm.c shards of GPT-2 have version 1"):
         open_source(write(tmp_path / "a.bin", range(100), version=2))
-    with pytest.raises(UserError, match=r"is no llm.c shard: its magic number is 5, not 20240520 or 20240801"):
+    with pytest.raises(UserError, match=r"is not an llm.c shard: its magic number is 5, not 20240520 or 20240801"):
         open_source(write(tmp_path / "a.bin", range(100), magic=5))
     with pytest.raises(UserError, match="says it holds 0 tokens"):
         open_source(write(tmp_path / "a.bin", []))

@@ -77,7 +77,7 @@ def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
         changed = bytearray(sound)
         changed[place] ^= 1 << (place % 8)
         path.write_bytes(changed)
-        with pytest.raises(UserError, match=r"s.tokens (is damaged|is no token shard|has format version)"):
+        with pytest.raises(UserError, match=r"s.tokens (is damaged|is not a token shard|has format version)"):
             open_shard(path)
 
 
@@ -87,7 +87,7 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     sound = path.read_bytes()
     for length in range(len(sound)):
         path.write_bytes(sound[:length])
-        with pytest.raises(UserError, match=r"s.tokens is (truncated|no token shard)"):
+        with pytest.raises(UserError, match=r"s.tokens is (truncated|not a token shard)"):
             open_shard(path)
     path.write_bytes(sound + b"\0")
     with pytest.raises(UserError, match="too long: 615 bytes instead of 614"):
@@ -122,7 +122,7 @@ def test_a_newer_version(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_shard_or_is_missing(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("hello")
-    with pytest.raises(UserError, match="is no token shard"):
+    with pytest.raises(UserError, match="is not a token shard"):
         open_shard(tmp_path / "x")
     with pytest.raises(UserError, match="cannot read"):
         open_shard(tmp_path / "missing")
@@ -132,7 +132,7 @@ def test_an_interrupted_write_is_no_shard(tmp_path: Path) -> None:
     path = tmp_path / "s.tokens"
     with pytest.raises(TypeError), ShardWriter(path, header()) as writer:
         writer.add(None, 100)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="is no token shard"):
+    with pytest.raises(UserError, match="is not a token shard"):
         open_shard(path)
 
 

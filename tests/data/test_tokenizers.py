@@ -20,7 +20,7 @@ from cllm_gpu.data.tokenizers import (
     Tokenizer,
     load_tokenizer,
     lost_share,
-    require_same,
+    require_same_tokenizer,
     tokenizer_from_dict,
 )
 from cllm_gpu.utils.errors import UserError
@@ -184,19 +184,19 @@ def test_a_tokenizer_of_another_kind() -> None:
 def test_another_tokenizer_is_refused_with_both_names(bpe_json: str) -> None:
     one = HuggingFaceTokenizer(bpe_json, "one.json")
     two = HuggingFaceTokenizer(bpe_json.replace("<|endoftext|>", "</s>"), "one.json")
-    require_same(one.as_dict(), one)
-    require_same(one.as_dict(), HuggingFaceTokenizer(bpe_json, "moved/one.json"))
-    require_same({"kind": "huggingface", "json": bpe_json}, one)  # as stored before names were
-    require_same({}, None)
+    require_same_tokenizer(one.as_dict(), one)
+    require_same_tokenizer(one.as_dict(), HuggingFaceTokenizer(bpe_json, "moved/one.json"))
+    require_same_tokenizer({"kind": "huggingface", "json": bpe_json}, one)  # as stored before names were
+    require_same_tokenizer({}, None)
     names = {tokenizer: f"{tokenizer.name} ({tokenizer.fingerprint[:8]})" for tokenizer in (one, two, ByteTokenizer())}
     assert names[one] != names[two]
     for (found, there), (own, here) in itertools.permutations(names.items(), 2):
         with pytest.raises(UserError, match=re.escape(f"another tokenizer: {there}, here it is {here};")):
-            require_same(found.as_dict(), own)
+            require_same_tokenizer(found.as_dict(), own)
     with pytest.raises(UserError, match=re.escape(f"another tokenizer: none, here it is {names[one]};")):
-        require_same({}, one)
+        require_same_tokenizer({}, one)
     with pytest.raises(UserError, match=re.escape(f"another tokenizer: {names[one]}, here it is none;")):
-        require_same(one.as_dict(), None)
+        require_same_tokenizer(one.as_dict(), None)
 
 
 def test_a_tokenizer_without_end_of_text_says_what_is_accepted(bpe_json: str) -> None:

@@ -62,7 +62,7 @@ def test_the_page_does_what_it_says(page: str, tmp_path: Path, monkeypatch: pyte
 def shell(text: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the commands of a block print; one that fails must be the last, and its line an error of one line."""
     monkeypatch.setenv("CLLM_BACKEND", "numpy")
-    monkeypatch.setenv("CLLM_CACHE_DIR", "cache")
+    monkeypatch.setenv("CLLM_CACHE_DIR", os.path.abspath("cache"))
     printed, status = io.StringIO(), 0
     for line in text.replace("\\\n", "").splitlines():
         assert status == 0, printed.getvalue()

@@ -87,7 +87,7 @@ def test_variants_may_begin_from_a_model(write, tmp_path, monkeypatch):
         ("[1, 5]", "[]", "seeds must be a list"),
         ("[1, 5]", "[1, -5]", "seeds must be a list"),
         ("[1, 5]", "[true]", "seeds must be a list"),
-        ("[1, 5]", "[1, 1]", "a seed stands twice"),
+        ("[1, 5]", "[1, 1]", "a seed occurs twice"),
         ('name = "two"', "", "a variant has no name"),
         ('name = "two"', 'name = "standard"', "two variants are called 'standard'"),
         ("matches = 2", "matches = 20", "variant 'two': model.lattice.matches is 20"),
@@ -130,14 +130,14 @@ def test_runs_are_kept_and_taken_up_again(write, tmp_path):
     )  # fmt: skip
     assert again == ["two"]
     assert told == [("standard", 1, True), ("two", 1, True), ("standard", 5, True), ("two", 5, False)]
-    assert runs == [played(name, config) for name, config in _planned(experiment)]
+    assert runs == [played(name, config) for name, config in _configurations(experiment)]
     changed = dataclasses.replace(experiment.base, training=dataclasses.replace(experiment.base.training, steps=31))
     again.clear()
     run_experiment(experiment, changed, tmp_path, lambda name, config: again.append(name) or played(name, config))
     assert len(again) == 4  # another configuration is another run
 
 
-def _planned(experiment):
+def _configurations(experiment):
     for seed in experiment.seeds:
         for name, config in experiment.variants():
             yield name, dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.kernels.cases import DTYPES, LARGE, ODD, SMALL, Bound, Case, Sizes
-from bench.kernels.operation_cases import NAMES, OTHER_WAYS, cuda_side, make_case
+from bench.kernels.cases import DTYPES, LARGE, ODD, SMALL, BoundCase, Case, Sizes
+from bench.kernels.operation_cases import NAMES, OTHER_METHODS, cuda_side, make_case
 from cllm_gpu.ops.cuda.attention import METHOD, METHODS
 from cllm_gpu.ops.registry import OPERATIONS, operations_on
 from tests.ops.cuda.devices import Device
@@ -31,8 +31,8 @@ def _upcast(case: Case) -> Case:
 def check_case(device: Device, case: Case, *, storage: str) -> None:
     """Run `case` as CUDA kernels and as the reference on one device; every result within the case's bound."""
     xp = device.launcher.xp
-    ours = Bound(case, cuda_side(case, device.launcher), device.put)
-    exact = Bound(_upcast(case), lambda *a, **o: OPERATIONS[case.name].reference(xp, *a, **o), device.put)
+    ours = BoundCase(case, cuda_side(case, device.launcher), device.put)
+    exact = BoundCase(_upcast(case), lambda *a, **o: OPERATIONS[case.name].reference(xp, *a, **o), device.put)
     for bound in (ours, exact):
         bound.reset()
         bound.call()
@@ -84,7 +84,7 @@ def test_every_operation_has_a_case() -> None:
 
 
 def test_every_way_of_the_attention_backward_has_a_case() -> None:
-    others = {options["method"] for name, options in OTHER_WAYS.values() if name == "attention_backward"}
+    others = {options["method"] for name, options in OTHER_METHODS.values() if name == "attention_backward"}
     assert others | {METHOD} == set(METHODS)
 
 

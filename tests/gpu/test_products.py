@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bench.gpu_check.launch_all import CountingLauncher
-from bench.kernels.cases import DTYPES, ODD, SMALL, Bound, Sizes
+from bench.kernels.cases import DTYPES, ODD, SMALL, BoundCase, Sizes
 from bench.kernels.operation_cases import cuda_side, make_case
 from cllm_gpu.ops.cuda.cublaslt import GELU_GENERATIONS
 from cllm_gpu.ops.cuda.cupy_launcher import gpu_launcher
@@ -167,7 +167,7 @@ def _again(device: Device) -> Launcher:
 
 
 def _results(case: Any, launcher: Launcher, put: Callable[[Any], Any]) -> dict[str, Any]:
-    bound = Bound(case, cuda_side(case, launcher), put)
+    bound = BoundCase(case, cuda_side(case, launcher), put)
     bound.reset()
     bound.call()
     return bound.results()

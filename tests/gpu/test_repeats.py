@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.kernels.cases import DTYPES, LARGE, SMALL, Bound
+from bench.kernels.cases import DTYPES, LARGE, SMALL, BoundCase
 from bench.kernels.operation_cases import NAMES, cuda_side, make_case
 from tests.ops.cuda.devices import Device
 
@@ -22,7 +22,7 @@ def _bits(xp: Any, x: Any) -> Any:
     return xp.ascontiguousarray(xp.asarray(x)).reshape(-1).view("uint8")
 
 
-def differing_runs(xp: Any, bound: Bound, repeats: int) -> int:
+def differing_runs(xp: Any, bound: BoundCase, repeats: int) -> int:
     """How many of `repeats` runs differ in any bit from the first. The count stays on the device until the end."""
     first: dict[str, Any] = {}
     different: Any = xp.zeros((), dtype=xp.int64)
@@ -44,7 +44,7 @@ def differing_runs(xp: Any, bound: Bound, repeats: int) -> int:
 def test_equal_bits_at_every_run(device: Device, name: str, storage: str) -> None:
     on_gpu = device.launcher.xp.__name__ == "cupy"
     case = make_case(name, storage, LARGE if on_gpu else SMALL)
-    bound = Bound(case, cuda_side(case, device.launcher), device.put)
+    bound = BoundCase(case, cuda_side(case, device.launcher), device.put)
     repeats = REPEATS if on_gpu else 2
     different = differing_runs(device.launcher.xp, bound, repeats)
     assert different == 0, f"{name} ({storage}): {different} of {repeats} runs have other bits than the first"
@@ -61,14 +61,14 @@ def test_a_run_with_other_bits_is_counted() -> None:
         if len(calls) == 3:
             out.reshape(-1)[7] = np.nextafter(out.reshape(-1)[7], np.float32(np.inf))
 
-    bound = Bound(make_case("linear_forward", "float32", SMALL), sometimes_wrong, np.copy)
+    bound = BoundCase(make_case("linear_forward", "float32", SMALL), sometimes_wrong, np.copy)
     assert differing_runs(np, bound, 5) == 1
 
 
 def test_what_is_left_unwritten_is_not_a_number() -> None:
     import numpy as np
 
-    bound = Bound(make_case("linear_forward", "float32", SMALL), lambda *arguments: None, np.copy)
+    bound = BoundCase(make_case("linear_forward", "float32", SMALL), lambda *arguments: None, np.copy)
     bound.reset()
     bound.call()
     assert np.isnan(bound.results()["out"]).all()

@@ -129,7 +129,7 @@ def test_vocabulary_and_merges(exported: Path, bpe: HuggingFaceTokenizer, change
     settings = json.loads(bpe.as_dict()["json"])["model"]
     (exported / "tokenizer.json").unlink()
     (exported / "vocab.json").write_text(json.dumps(settings["vocab"]))
-    with pytest.raises(UserError, match=r"vocab.json is there without its merges.txt"):
+    with pytest.raises(UserError, match=r"vocab.json has no merges.txt beside it"):
         import_model(exported)
     merges = (" ".join(pair) for pair in settings["merges"])
     (exported / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
@@ -182,11 +182,11 @@ def test_settings_left_out_are_gpt2s() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"model_type": "llama"}, "of type 'llama'; only 'gpt2'"),
-        ({"model_type": None}, "of type None"),
-        ({"activation_function": "gelu"}, "activation_function is 'gelu'; this package computes only 'gelu_new'"),
+        ({"model_type": "llama"}, "model type 'llama'; only 'gpt2'"),
+        ({"model_type": None}, "model type None"),
+        ({"activation_function": "gelu"}, "activation_function is 'gelu'; this package supports only 'gelu_new'"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06; this package computes only 1e-05"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06; this package supports only 1e-05"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; .* only False"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False; .* only True"),
         ({"add_cross_attention": True}, "add_cross_attention is True"),
@@ -196,7 +196,7 @@ def test_settings_left_out_are_gpt2s() -> None:
         ({"n_head": 3}, "config.json: model.heads is 3, which does not divide"),
         ({"resid_pdrop": 1}, "resid_pdrop is 1"),
         ({"n_layer": 3}, "h.2.ln_1.weight is missing from model.safetensors"),
-        ({"n_layer": 1}, r"h.1.attn.c_attn.bias \[48\] is no parameter"),
+        ({"n_layer": 1}, r"h.1.attn.c_attn.bias \[48\] is not a parameter"),
         ({"n_inner": 32}, r"h.0.mlp.c_fc.* is .*64.*, config.json makes it .*32"),
         ({"n_positions": 8}, r"wpe.weight is \[16, 16\], config.json makes it \[8, 16\]"),
         ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
@@ -214,7 +214,7 @@ def test_what_is_not_computed_here_is_refused(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda t: t | {"score.weight": np.zeros(3, np.float32)}, r"score.weight \[3\] is no parameter"),
+        (lambda t: t | {"score.weight": np.zeros(3, np.float32)}, r"score.weight \[3\] is not a parameter"),
         (lambda t: t | {"lm_head.weight": t["transformer.wte.weight"] + 1}, "lm_head.weight differs from wte.weight"),
         (lambda t: {n: t[n] for n in t if "ln_f.bias" not in n}, "ln_f.bias is missing"),
         (lambda t: t | {"transformer.ln_f.bias": np.zeros(16, np.int32)}, "ln_f.bias is int32"),
@@ -246,7 +246,7 @@ def test_files_that_are_missing_or_broken(exported: Path) -> None:
     with pytest.raises(UserError, match=r"config.json is not JSON"):
         import_model(exported)
     (exported / "config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"config.json is no configuration"):
+    with pytest.raises(UserError, match=r"config.json is not a model configuration"):
         import_model(exported)
     with pytest.raises(UserError, match=r"config.json does not exist"):
         import_model(exported / "nowhere")
@@ -289,10 +289,10 @@ def test_an_export_replaces_nothing_and_leaves_nothing_behind(
     model, _ = build_model(SHAPE, np.float32)
     (tmp_path / "empty").mkdir()
     export_model(model, ByteTokenizer(), tmp_path / "empty")
-    with pytest.raises(UserError, match="is there already and not empty"):
+    with pytest.raises(UserError, match="exists already and is not empty"):
         export_model(model, ByteTokenizer(), tmp_path / "empty")
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         export_model(model, ByteTokenizer(), tmp_path / "file")
 
     def full(*_: Any, **__: Any) -> None:

@@ -300,7 +300,8 @@ def test_a_tokenizer_larger_than_the_model_is_refused():
 
 
 def test_a_terminal_gets_no_control_characters():
-    assert visible("a\x1b[31m\tb\n\x07é\x00") == "a\ufffd[31m\tb\n\ufffdé\ufffd"
+    assert visible("a\x1b[31m\tb\n\x07é\x00") == "a\\x1b[31m\tb\n\\x07é\\x00"
+    assert visible("\x9b1m\r\x7f\u202e\u00a0") == "\\x9b1m\\x0d\\x7f\\u202e\u00a0"
 
 
 def test_every_end_of_text_stops_generation_and_unused_ids_are_not_picked():

@@ -219,4 +219,4 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert out == "hellaswag: acc 66.67% ± 33.33%  acc_norm 66.67% ± 33.33%  (3 items, step 80)\n"
     assert err == ""
     assert run(["evaluate", "task.jsonl", "--task", "hellaswag", "--batches", "2"]) == 2
-    assert "always over the whole file" in capsys.readouterr().err
+    assert "always uses the whole file" in capsys.readouterr().err

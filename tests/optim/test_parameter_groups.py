@@ -7,11 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from cllm_gpu.backend import Backend
 from cllm_gpu.config import OptimizerConfig
 from cllm_gpu.model.architecture import Architecture, LatticeTerms
 from cllm_gpu.model.parameters import Layout, ParameterSpec, parameter_specs
-from cllm_gpu.optim.optimizer import Optimizer, optimizer_bytes, state_names
+from cllm_gpu.optim.optimizer import RULES, Optimizer, optimizer_bytes, state_names
 from cllm_gpu.optim.parameter_groups import ParameterGroup, Segment, parameter_groups, segments
+from cllm_gpu.optim.sgd import SGD
 
 SPECS = [
     ParameterSpec("embedding", (5, 7)),
@@ -81,6 +83,29 @@ def test_a_rule_is_told_where_matrices_lie() -> None:
     assert not found
 
 
+class OfMatrices(SGD):
+    """Steps one matrix, and leaves the rest to Adam."""
+
+    @classmethod
+    def groups(cls, config: OptimizerConfig) -> tuple[ParameterGroup, ...]:
+        own = ParameterGroup(lambda spec: spec.name == "weight", "of_matrices", weight_decay=True)
+        return (own, *parameter_groups(dataclasses.replace(config, name="adam")))  # type: ignore[arg-type]
+
+
+def test_a_rule_may_leave_parameters_to_another(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+    monkeypatch.setitem(RULES, "of_matrices", OfMatrices)
+    config = OptimizerConfig(name="of_matrices", rate=0.5, momentum=0.0, clip_norm=0.0)  # type: ignore[arg-type]
+    layout = Layout(SPECS, np.float32)
+    optimizer = Optimizer(config, backend, layout)
+    assert set(optimizer.state) == set(state_names(config)) == {"first_moment", "second_moment"}
+    parameters, gradients = (layout.views(backend.zeros(layout.size, np.float32)) for _ in range(2))
+    gradients.flat[...] = 3.0
+    optimizer.apply(parameters, gradients, rate=0.5, gradient_norm=optimizer.gradient_norm(gradients))
+    assert (parameters["weight"] == -1.5).all()
+    assert not optimizer.state["second_moment"]["weight"].any()
+    np.testing.assert_allclose(parameters["embedding"], -0.5, rtol=1e-6)
+
+
 def test_a_parameter_in_no_group_is_an_error() -> None:
     groups = parameter_groups(OptimizerConfig())[:2]
     with pytest.raises(ValueError, match="parameter gain is in no parameter group"):
@@ -96,7 +121,7 @@ def test_two_update_rules_in_one_optimizer(backend, monkeypatch) -> None:
         if name == "both":
             matrices = ParameterGroup(lambda spec: spec.decayed, "sgd", weight_decay=True)
             groups = (matrices, *parameter_groups(config))
-            monkeypatch.setattr("cllm_gpu.optim.optimizer.parameter_groups", lambda _, groups=groups: groups)
+            monkeypatch.setattr("cllm_gpu.optim.update_rule.parameter_groups", lambda _, groups=groups: groups)
         layout = Layout(SPECS, np.float64)
         generator = np.random.default_rng(3)
         parameters, gradients = (layout.views(backend.zeros(layout.size, np.float64)) for _ in range(2))

@@ -147,7 +147,9 @@ def test_what_counts_as_clipped(norm: float, bound: float, skipped: str | None, 
 
 def test_a_run_without_looks_is_refused(tmp_path: Path) -> None:
     MetricsLog(tmp_path / "metrics.jsonl").append({"kind": "step", "step": 1})
-    with pytest.raises(UserError, match=r"was not looked into; train with --training\.diagnose-every 50") as caught:
+    with pytest.raises(
+        UserError, match=r"has no diagnostics; train with, for example, --training\.diagnose-every 50"
+    ) as caught:
         read_diagnosed([tmp_path])
     assert str(tmp_path) in str(caught.value)
     MetricsLog(tmp_path / DIAGNOSTICS).append(look(1))

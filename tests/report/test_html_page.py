@@ -148,7 +148,7 @@ def test_hostile_texts_stay_texts():
     found = Page(content)
     tags = {tag for tag, _ in found.elements}
     assert not tags & {"script", "img", "link", "iframe", "object", "base", "form", "a"}
-    shown = HOSTILE.replace("\x00", "\ufffd").replace("\x1b", "\ufffd").replace("\udc80", "\ufffd")
+    shown = HOSTILE.replace("\x00", "\\x00").replace("\x1b", "\\x1b").replace("\udc80", "\\udc80")
     assert Page(page([record(HOSTILE)])).of("h1") == [f"Run {shown}"]
     assert found.of("li") == [shown, "other"] * 4
     assert shown in found.of("b")
@@ -191,7 +191,7 @@ def test_a_page_is_written_from_a_folder(tmp_path):
 def test_a_damaged_plan_is_one_line(tmp_path, damage):
     MetricsLog(tmp_path / "metrics.jsonl").append(record().steps[0])
     (tmp_path / "plan.json").write_bytes(damage)
-    with pytest.raises(UserError, match=r"plan\.json is not a memory plan; remove it"):
+    with pytest.raises(UserError, match=r"plan\.json is not a memory plan; move it away"):
         read_run(tmp_path)
 
 

@@ -23,9 +23,9 @@ from cllm_gpu.report.svg_chart import (
     Chart,
     Line,
     axis_over,
-    short,
+    downsampled,
     svg,
-    thinned,
+    tick_label,
     ticks,
 )
 
@@ -89,7 +89,7 @@ def test_ticks_one_can_read():
     assert ticks(Axis(0.5, 200, log=True)) == [1, 3, 10, 30, 100]
     assert ticks(Axis(0.4, 2.1, log=True)) == [0.5, 1, 2]
     numbers = (0.002, 5e-05, 0.1 + 0.2, 1500, 20_000, 1_250_000, 3e9)
-    assert [short(n) for n in numbers] == ["0.002", "5e-05", "0.3", "1500", "20k", "1.25M", "3G"]
+    assert [tick_label(n) for n in numbers] == ["0.002", "5e-05", "0.3", "1500", "20k", "1.25M", "3G"]
 
 
 @given(st.integers(0, 5000), st.integers(0, 4999))
@@ -97,7 +97,7 @@ def test_thinning_keeps_spikes_and_both_ends(count, spike):
     whole = [(float(n), math.sin(n)) for n in range(count)]
     if spike < count:
         whole[spike] = (float(spike), 50.0)
-    kept = thinned(whole)
+    kept = downsampled(whole)
     assert len(kept) <= MOST_POINTS + 2
     assert kept == sorted(set(kept) & set(whole))
     assert kept[:1] + kept[-1:] == whole[:1] + whole[-1:]

@@ -99,7 +99,11 @@ def test_an_interrupt_saves_the_step_it_came_in(make_trainer: MakeTrainer, confi
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_second_interrupt_leaves_at_once(make_trainer: MakeTrainer, config: Config) -> None:
+def test_a_second_interrupt_leaves_at_once(
+    make_trainer: MakeTrainer, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cllm_gpu.training.signals.ONE_PRESS", 0.0)
+
     class Impatient(StopAt):
         def step(self, record: dict[str, Any]) -> None:
             signal.raise_signal(signal.SIGINT)
@@ -127,6 +131,27 @@ def test_a_resumed_run_may_be_longer(make_trainer: MakeTrainer, config: Config, 
     trainer.restore(load_checkpoint(tmp_path))
     assert trainer.train().step == 15
     assert [r["step"] for r in records(tmp_path) if r["kind"] == "step"] == list(range(1, 16))
+
+
+def test_another_batch_size_goes_on_at_the_sample_where_the_run_stopped(
+    make_trainer: MakeTrainer, config: Config, tmp_path: Path
+) -> None:
+    """12 steps of 6 samples, then 3 of 2, then 2 of 4: no sample is left out, none comes twice."""
+
+    def samples(trainer: Trainer) -> list[int]:
+        return [int(n) for step in range(trainer.state.step, trainer.config.training.steps)
+                for n in trainer.batches.samples(step)]  # fmt: skip
+
+    seen: list[int] = []
+    for steps, batch in ((12, 6), (15, 2), (17, 4)):
+        loop = dataclasses.replace(config.training, steps=steps, batch=batch, micro_batch=2)
+        trainer = make_trainer(dataclasses.replace(config, training=loop), tmp_path)
+        if seen:
+            trainer.restore(load_checkpoint(tmp_path))
+        seen += samples(trainer)
+        trainer.train()
+        assert trainer.state.tokens_seen == len(seen) * 24
+    assert seen == list(range(12 * 6 + 3 * 2 + 2 * 4))
 
 
 def test_another_model_or_optimizer_is_refused(make_trainer: MakeTrainer, config: Config, tmp_path: Path) -> None:

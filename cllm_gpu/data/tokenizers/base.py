@@ -1,4 +1,4 @@
-"""What every tokenizer has, and what all of them check."""
+"""The tokenizer protocol, and checks that all tokenizers share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cllm_gpu.utils.errors import UserError
 
 
 class Tokenizer(Protocol):
-    """What training, generation and checkpoints ask of a tokenizer."""
+    """The interface that training, generation and checkpoints use."""
 
     @property
     def name(self) -> str:
-        """What the user called it: "bytes", "patterns", or the path of its file."""
+        """The name given by the user: "bytes", "patterns", or the path of its file."""
 
     @property
     def vocabulary(self) -> int:
-        """Number of ids, end of text included."""
+        """Number of ids, including the end of text."""
 
     @property
     def end_of_text(self) -> int:
@@ -44,30 +44,30 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 that two tokenizers share only when they map text alike."""
+        """Hexadecimal SHA-256; equal fingerprints mean that two tokenizers encode text identically."""
 
     @property
     def earlier_fingerprints(self) -> tuple[str, ...]:
         """What earlier versions wrote for it."""
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
-        """Ids of `text`, one dimension; never holds `end_of_text`. UserError for text that cannot be encoded."""
+        """Ids of `text`, (n,); never contains `end_of_text`. Raises UserError for text that cannot be encoded."""
 
     def encode_many(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """`encode` of each text, on several processors where that pays."""
+        """`encode` of each text, in parallel if the tokenizer supports it."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; bytes that are not UTF-8 become U+FFFD, ends of text become nothing."""
+        """Text of `ids`; invalid UTF-8 becomes U+FFFD, ends of text are omitted."""
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """UTF-8 bytes of `ids`, for streaming: a token may end inside a character."""
 
     def as_dict(self) -> dict[str, Any]:
-        """All that `tokenizer_from_dict` needs, as JSON values."""
+        """The tokenizer as JSON values, for `tokenizer_from_dict`."""
 
 
 def utf8(text: str) -> bytes:
-    """UTF-8 bytes of `text`; UserError for a lone surrogate, which stands for no character."""
+    """UTF-8 bytes of `text`. Raises UserError for a lone surrogate, which encodes no character."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -78,7 +78,7 @@ def utf8(text: str) -> bytes:
 
 
 def checked_ids(ids: Iterable[int], vocabulary: int) -> npt.NDArray[np.int64]:
-    """`ids` as int64, one dimension; UserError for an id outside [0, vocabulary)."""
+    """`ids` as an int64 array (n,). Raises UserError for an id outside [0, vocabulary)."""
     array = np.fromiter(ids, dtype=np.int64)
     outside = (array < 0) | (array >= vocabulary)
     if outside.any():

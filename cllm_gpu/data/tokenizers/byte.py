@@ -1,4 +1,4 @@
-"""The tokenizer `bytes`, the default: a token for each byte of UTF-8."""
+"""The tokenizer `bytes`, the default: one token per UTF-8 byte."""
 
 from __future__ import annotations
 

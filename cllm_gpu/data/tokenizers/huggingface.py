@@ -1,4 +1,4 @@
-"""Tokenizers of the library `tokenizers`, as a Hugging Face tokenizer.json has them."""
+"""Tokenizers of the library `tokenizers`, from a Hugging Face tokenizer.json."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from cllm_gpu.ops.reference.embedding import MAXIMUM_VOCABULARY
 from cllm_gpu.utils.errors import UserError
 
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<end_of_text>")
-"""Tokens that end a text: the first of these in a vocabulary does, if nothing names another."""
+"""Names of the end-of-text token: the first of these in a vocabulary is used, if nothing names another."""
 _NOT_ENCODING = ("truncation", "padding", "post_processor", "version")
-"""What of a tokenizer.json is never applied here, so that two that differ in it alone are the same tokenizer."""
+"""Parts of a tokenizer.json that are never applied here: two files that differ only in them are the same tokenizer."""
 
 
 class HuggingFaceTokenizer:
     """A tokenizer.json of the library `tokenizers`.
 
-    Special tokens written out in a text are encoded as plain text, no special token is added, truncation, padding and
-    dropout of merges in the file are switched off.
+    Special tokens that occur in a text are encoded as plain text, no special tokens are added, and the file's
+    truncation, padding and dropout of merges are disabled.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class HuggingFaceTokenizer:
         notes: Sequence[str] = (),
         template: bool = False,
     ) -> None:
-        """`json_text`: content of a tokenizer.json; `name` is for messages. UserError where it is none.
+        """json_text: content of a tokenizer.json; name: for messages. Raises UserError if the content is invalid.
 
         ends:      the tokens that end a text: the first follows every document, each ends generation; without any, the
                    first of END_OF_TEXT_NAMES in the vocabulary does
-        notes:     lines to be said of it
+        notes:     messages about it
         template:  prompts begin with what the file's post-processor puts before a text
         """
         self._json = json_text
-        self.name = name.encode("utf-8", "replace").decode("utf-8")  # a path may hold what UTF-8 cannot write
+        self.name = name.encode("utf-8", "replace").decode("utf-8")  # a path may contain lone surrogates
         self.notes = tuple(notes)
         settings = parse_settings(json_text, name)
         tokens = token_names(settings)
@@ -123,7 +123,7 @@ class HuggingFaceTokenizer:
         return f"{self.name} cannot encode the text: {error}"
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """UTF-8 bytes of `ids`: those of each token by itself, unless its decoder needs the whole text."""
+        """UTF-8 bytes of `ids`: of each token exactly, unless the decoder needs the whole text."""
         array = checked_ids(ids, self.vocabulary)
         wanted = array[~np.isin(array, self.ends)].tolist()
         if self._bytes is None:
@@ -134,7 +134,7 @@ class HuggingFaceTokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def name_of(self, token: int) -> str:
-        """How a token is spelled in the vocabulary."""
+        """The spelling of a token in the vocabulary."""
         return str(self._tokenizer.id_to_token(token))
 
     def exported(self) -> str:
@@ -153,7 +153,7 @@ class HuggingFaceTokenizer:
 
 
 def parse_settings(json_text: str, name: str) -> dict[str, Any]:
-    """A tokenizer.json as a dictionary; UserError for a text that is none."""
+    """A tokenizer.json as a dictionary. Raises UserError if the content is invalid."""
     try:
         settings = json.loads(json_text)
     except json.JSONDecodeError as error:
@@ -195,7 +195,7 @@ def _plain(settings: dict[str, Any], ends: Sequence[str]) -> dict[str, Any]:
 
 
 def _build(settings: dict[str, Any], name: str) -> Any:
-    """The library's tokenizer for `settings`; a broken file is a UserError (the library raises bare Exception)."""
+    """The library's tokenizer for `settings`. Raises UserError for an invalid file (the library raises Exception)."""
     import tokenizers  # slow to import, and not needed for bytes
 
     try:

@@ -1,4 +1,4 @@
-"""A tokenizer by its name, its path or what a checkpoint stores of it."""
+"""Loads a tokenizer by name, by path, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cllm_gpu.utils.files import clear_errors
 
 
 def load_tokenizer(name_or_path: str, end_of_text: str | None = None, *, template: bool = False) -> Tokenizer:
-    """The tokenizer called "bytes" or "patterns", or that of a Hugging Face tokenizer.json; UserError otherwise.
+    """The tokenizer "bytes" or "patterns", or that of a Hugging Face tokenizer.json. Raises UserError otherwise.
 
     end_of_text:  of the tokens of a tokenizer.json the one that ends a text (None: see `with_neighbours`)
     template:     prompts begin with what the file's post-processor puts before a text
@@ -41,7 +41,7 @@ def load_tokenizer(name_or_path: str, end_of_text: str | None = None, *, templat
 
 
 def tokenizer_from_dict(d: dict[str, Any]) -> Tokenizer:
-    """The tokenizer whose `as_dict` gave `d`; UserError where `d` describes none."""
+    """The tokenizer whose `as_dict` returned `d`. Raises UserError if `d` is invalid."""
     kind = d.get("kind")
     if kind == "bytes":
         return ByteTokenizer()
@@ -56,15 +56,15 @@ def tokenizer_from_dict(d: dict[str, Any]) -> Tokenizer:
     raise UserError(f"unknown stored tokenizer of kind {kind!r}: this version knows bytes, patterns and huggingface")
 
 
-def identified(name: str, fingerprint: str) -> str:
-    """A tokenizer in messages: its name and the beginning of its fingerprint, which tells files of one name apart."""
+def tokenizer_label(name: str, fingerprint: str) -> str:
+    """A tokenizer in messages: its name and the start of its fingerprint, which distinguishes files of one name."""
     return f"{name or 'of unknown name'} ({fingerprint[:8]})"
 
 
-def require_same(stored: dict[str, Any], own: Tokenizer | None) -> None:
-    """UserError naming both unless `stored` (what `as_dict` gave, {} for none) maps text as `own` does."""
+def require_same_tokenizer(stored: dict[str, Any], own: Tokenizer | None) -> None:
+    """Raises UserError naming both unless `stored` (from `as_dict`, {} for none) is the same tokenizer as `own`."""
     there = tokenizer_from_dict(stored) if stored else None
-    found, here = (identified(one.name, one.fingerprint) if one else "none" for one in (there, own))
+    found, here = (tokenizer_label(one.name, one.fingerprint) if one else "none" for one in (there, own))
     if (there and there.fingerprint) != (own and own.fingerprint):
         raise UserError(
             f"the checkpoint was trained with another tokenizer: {found}, here it is {here}; "

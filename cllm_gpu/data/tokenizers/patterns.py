@@ -1,4 +1,4 @@
-"""The tokenizer `patterns`: a token for each letter of the set `patterns`."""
+"""The tokenizer `patterns`: one token per letter of the data set `patterns`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class PatternTokenizer:
-    """The letters A to Z (0 to 25) and 26 for the end of text; white space is dropped, anything else refused."""
+    """One id per letter A to Z (0 to 25) and 26 for the end of text; white space is ignored, anything else an error."""
 
     name = "patterns"
     vocabulary = len(LETTERS) + 1

@@ -165,7 +165,7 @@ class Pass:
     dropout: Dropout | None = None
     """The masks of this batch without their site; None for a pass without dropout."""
     cache: KeyValueCache | None = None
-    """Keys and values of the tokens before these; None: there are none."""
+    """Keys and values of the preceding tokens; None if there are none."""
     gradients: Mapping[str, Any] = field(default_factory=dict)
     """Of the parameters; empty for a pass without backward."""
     accumulate: bool = False

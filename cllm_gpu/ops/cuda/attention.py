@@ -33,7 +33,7 @@ BackwardMethod = Literal["two kernels", "fused"]
 METHODS: tuple[BackwardMethod, ...] = get_args(BackwardMethod)
 METHOD: BackwardMethod = "two kernels"
 """The backward that is taken where none is named. The fused one does 5/7 of the operations, but its blocks wait for one
-another and add dQ up in memory; nobody has timed the two side by side yet (bench/kernels does, on a card). Two
+another and add dQ up in memory; the two have not been timed yet (bench/kernels does, on a card). Two
 kernels need no scratch of dQ's size."""
 
 

@@ -226,7 +226,7 @@ class CublasLt:
         return preference
 
     def _search(self, operation: int, layouts: tuple[int, int, int], preference: int) -> Any | None:
-        """The heuristic's first algorithm that works, as an array of one matmul_algo_dtype; None: there is none."""
+        """The heuristic's first algorithm that works, as an array of one matmul_algo_dtype; None if none works."""
         results = np.zeros(_CANDIDATES, self._library.matmul_heuristic_result_dtype)
         count = np.zeros(1, np.int32)
         first, second, result = layouts

@@ -37,7 +37,7 @@ def matmul(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool = F
 
 
 def matmul_with(launcher: Launcher, a: Any, b: Any, out: Any, epilogue: Epilogue, *, accumulate: bool = False) -> bool:
-    """`matmul` and the epilogue in one kernel; False, and nothing done, where there is none for them.
+    """`matmul` and the epilogue in one kernel; False, with nothing done, if no algorithm supports it.
 
     Only the bias gradient, which is not of the result, goes with a product that accumulates; ValueError for others.
     The caller needs another way: without cuBLASLt, for GELU in float32 or in rows that are no multiple of 8, for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cllm_gpu.ops.cuda.kernel_source import source_directory
 from cllm_gpu.ops.cuda.optimizer_weights import WITHOUT_MASTERS
 from cllm_gpu.ops.cuda.variant import Variant
 
@@ -17,14 +18,15 @@ TERMS = tuple(
 """Choices of score terms compiled ahead: the default ones, all, and all with learned points."""
 SYMMETRY_SHARE = 8
 """Dimensions of a head for each pair of the symmetry compiled ahead, alone and with the default terms: a quarter."""
-_PLAIN = ("cross_entropy.cu", "gelu.cu", "layernorm.cu", "rotary.cu", "step.cu")
+_ATTENTION = ("attention.cu", "attention_fused.cu")
 _WITH_GRADIENT = ("adam.cu", "column_sum.cu", "embedding.cu")
 
 
 def all_variants() -> list[Variant]:
     """Every source in float32 and bf16, with its other choices."""
     both = ("float32", "bfloat16")
-    variants = [Variant(source, storage) for source in (*_PLAIN, *_WITH_GRADIENT) for storage in both]
+    sources = sorted(path.name for path in source_directory().glob("*.cu"))
+    variants = [Variant(source, storage) for source in sources if source not in _ATTENTION for storage in both]
     variants += [Variant(source, "bfloat16", "float32") for source in _WITH_GRADIENT]
     variants += [Variant("adam.cu", "bfloat16", kind, defines=WITHOUT_MASTERS) for kind in both]
     variants.append(Variant("rotary.cu", "bfloat16", defines=(("CLLM_REAL_TABLE", 1),)))
@@ -40,7 +42,7 @@ def attention_variants() -> list[Variant]:
         choices += [(size, terms) for terms in (*TERMS, _symmetry(size), (*TERMS[0], *_symmetry(size)))]
     return [
         Variant(source, storage, defines=(("HEAD_SIZE", size), *chosen))
-        for source in ("attention.cu", "attention_fused.cu")
+        for source in _ATTENTION
         for storage in ("float32", "bfloat16")
         for size, chosen in choices
         if source == "attention.cu" or ("TERM_POINT_GRADIENTS", 1) not in chosen  # the fused kernel does not have them

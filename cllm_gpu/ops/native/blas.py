@@ -29,7 +29,7 @@ class Blas:
 
 @functools.cache
 def load_mkl() -> Blas | None:
-    """MKL from the Python package `mkl`; None where that is not installed or does not load."""
+    """MKL from the Python package `mkl`; None if that is not installed or does not load."""
     path = _find_library()
     if path is None:
         return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.ops.reference.arguments import require_ids, require_shape
 from cllm_gpu.ops.reference.tiling import row_tiles
 from cllm_gpu.ops.specification import operation
 
@@ -25,6 +26,9 @@ def cross_entropy(
 
     With a `gradient_scale` the logits are overwritten by the gradient of gradient_scale·Σ losses; with None they stay.
     """
+    require_ids(xp, "targets", targets, logits.shape[1], ignored=ignore_index)
+    require_shape("targets", targets, logits.shape[:1])
+    require_shape("losses", losses, logits.shape[:1])
     for rows in row_tiles(xp, *logits.shape):
         target = targets[rows]
         counted = target != ignore_index

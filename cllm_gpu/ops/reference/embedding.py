@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.ops.reference.arguments import require_dtype, require_ids, require_shape
 from cllm_gpu.ops.reference.dropout import Dropout, dropout_forward
 from cllm_gpu.ops.specification import operation
 
@@ -29,6 +30,9 @@ def embedding_forward(
 ) -> None:
     """out (B·T, C) from tokens (B, T) int32, token_embedding (V, C) and position_embedding (P, C) unless None."""
     batch, length = tokens.shape
+    require_ids(xp, "tokens", tokens, token_embedding.shape[0])
+    require_dtype(out.dtype, token_embedding=token_embedding, position_embedding=position_embedding)
+    require_shape("out", out, (batch * length, token_embedding.shape[1]))
     xp.take(token_embedding, tokens.reshape(-1), axis=0, out=out)
     if position_embedding is not None:
         by_position = out.reshape(batch, length, -1)
@@ -54,6 +58,8 @@ def embedding_backward(
     order: (B·T,) int64, what a stable sort of the tokens gives, where the caller has it.
     """
     batch, length = tokens.shape
+    require_ids(xp, "tokens", tokens, dtoken_embedding.shape[0])
+    require_shape("dout", dout, (batch * length, dtoken_embedding.shape[1]))
     if not accumulate_tokens:
         dtoken_embedding[...] = 0.0
     flat = tokens.reshape(-1)

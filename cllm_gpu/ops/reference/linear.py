@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cllm_gpu.ops.reference.arguments import require_dtype, require_shape
 from cllm_gpu.ops.reference.tiling import row_tiles
 from cllm_gpu.ops.specification import operation
 
@@ -14,6 +15,9 @@ from cllm_gpu.ops.specification import operation
 @operation(writes=("out",))
 def linear_forward(xp: Any, x: Any, weight: Any, bias: Any | None, out: Any) -> None:
     """out (N, M) = x (N, K) · weight (M, K)ᵀ + bias (M)."""
+    require_dtype(out.dtype, x=x, weight=weight, bias=bias)
+    require_shape("out", out, (x.shape[0], weight.shape[0]))
+    require_shape("bias", bias, weight.shape[:1])
     xp.matmul(x, weight.T, out=out)
     if bias is not None:
         out += bias

@@ -29,7 +29,7 @@ class ScoreTerms:
     tokens: Any
     """(B, S) int32: the token at every key position; queries are the last T of them."""
     points: Any
-    """(B, S, 3): the lattice points of those tokens; None where neither distance is in use."""
+    """(B, S, 3): the lattice points of those tokens; None if neither distance is used."""
     scalars: Any
     """(H, n): one column for each term in use, in the order α, β, γ, μ_1 … μ_N."""
     distance: bool
@@ -56,7 +56,7 @@ class ScoreTerms:
 
 @dataclass(frozen=True)
 class ScoreTermGradients:
-    """Where the gradients of the scalars (H, n) and of the points (B, S, 3), None where not wanted, are added."""
+    """Arrays that the gradients of the scalars (H, n) and of the points (B, S, 3; None: not computed) are added to."""
 
     scalars: Any
     points: Any
@@ -132,7 +132,7 @@ def match_lengths(xp: Any, tokens: Any, queries: slice, keys: slice, longest: in
 
 
 def _earlier(xp: Any, tokens: Any, positions: slice, distance: int, outside: int) -> Any:
-    """The tokens `distance` places before `positions`, `outside` where there are none."""
+    """The tokens `distance` places before `positions`, `outside` before the first."""
     missing = min(max(distance - positions.start, 0), positions.stop - positions.start)
     found = tokens[max(positions.start - distance, 0) : max(positions.stop - distance, 0)]
     return xp.concatenate([xp.full(missing, outside, dtype=tokens.dtype), found])

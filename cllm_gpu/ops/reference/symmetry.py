@@ -4,8 +4,8 @@
 
 It acts on the first dimensions, as many pairs as the tables have; the others stay. S is orthogonal, so the backward is
 its transpose: (u, w) → (c·u + s·w, σ(c·w − s·u)). The first operation that takes queries and keys applies it as it
-reads them, and undoes it on their gradients: the rotary embedding where there is one, else attention. So S comes before
-the rotation, and with it scores still depend on how far apart two positions are, not on where they are.
+reads them, and undoes it on their gradients: the rotary embedding if the model has one, else attention. So S comes
+before the rotation, and with it scores still depend on how far apart two positions are, not on where they are.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ unsigned sim_warp_reduce(int kind, int is_signed, unsigned mask, unsigned value,
 unsigned sim_active_mask(sim::Site site);
 void sim_memory_fence(int scope);
 unsigned long long sim_clock();
+void sim_let_others_run();
 [[noreturn]] void sim_trap(const char* what, sim::Site site);
 
 // Shared memory.
@@ -73,11 +74,11 @@ void sim_wait_for(const unsigned* address, unsigned value, sim::Site site);
 }
 
 namespace sim {
-inline __attribute__((always_inline)) void declare_shared(unsigned& seen, const void* address, std::size_t bytes,
-                                                          const char* name, SIM_HERE) {
+inline __attribute__((always_inline)) void declare_shared(unsigned& seen, const volatile void* address,
+                                                          std::size_t bytes, const char* name, SIM_HERE) {
     if (seen != sim_block_serial) {
         seen = sim_block_serial;
-        sim_declare_shared(address, bytes, name, SIM_SITE);
+        sim_declare_shared(const_cast<const void*>(address), bytes, name, SIM_SITE);
     }
 }
 }  // namespace sim

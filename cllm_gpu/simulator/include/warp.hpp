@@ -77,11 +77,7 @@ __forceinline__ void __threadfence_block() { sim_memory_fence(0); }
 __forceinline__ void __threadfence() { sim_memory_fence(1); }
 __forceinline__ void __threadfence_system() { sim_memory_fence(2); }
 __forceinline__ long long clock64() { return static_cast<long long>(sim_clock()); }
-__forceinline__ void __nanosleep(unsigned) {}
+__forceinline__ void __nanosleep(unsigned) { sim_let_others_run(); }
 __forceinline__ void __trap(SIM_HERE) { sim_trap("__trap() was called", SIM_SITE); }
 
-/// Device code's assert: reported with block and thread rather than ending the process.
-#undef assert
-#define assert(condition)                                                    \
-    ((condition) ? static_cast<void>(0)                                      \
-                 : sim_trap("assertion failed: " #condition, sim::Site{__FILE__, __LINE__}))
+#include "assert.h"

@@ -60,9 +60,15 @@ struct OutOfBounds {
     void __tsan_write##bytes(void* p) { aligned_access(p, bytes, true, SIM_CALLER); }                 \
     void __tsan_unaligned_read##bytes(void* p) { access(p, bytes, false, SIM_CALLER); }               \
     void __tsan_unaligned_write##bytes(void* p) { access(p, bytes, true, SIM_CALLER); }               \
-    void __tsan_volatile_read##bytes(void* p) { aligned_access(p, bytes, false, SIM_CALLER); }                \
-    void __tsan_volatile_write##bytes(void* p) { aligned_access(p, bytes, true, SIM_CALLER); }                \
-    void __tsan_unaligned_volatile_read##bytes(void* p) { access(p, bytes, false, SIM_CALLER); }      \
+    void __tsan_volatile_read##bytes(void* p) {                                                       \
+        aligned_access(p, bytes, false, SIM_CALLER);                                                  \
+        sim::volatile_read(SIM_CALLER);                                                               \
+    }                                                                                                 \
+    void __tsan_volatile_write##bytes(void* p) { aligned_access(p, bytes, true, SIM_CALLER); }        \
+    void __tsan_unaligned_volatile_read##bytes(void* p) {                                             \
+        access(p, bytes, false, SIM_CALLER);                                                          \
+        sim::volatile_read(SIM_CALLER);                                                               \
+    }                                                                                                 \
     void __tsan_unaligned_volatile_write##bytes(void* p) { access(p, bytes, true, SIM_CALLER); }      \
     void __tsan_read_write##bytes(void* p) {                                                          \
         access(p, bytes, false, SIM_CALLER);                                                          \

@@ -177,6 +177,7 @@ void release(const void* address) {
 void checks_fence(int scope) {
     using namespace sim;
     if (scope == 0) return;
+    const Busy busy(current->code);
     if (fences.interval && fences.interval != block.interval) close_interval();
     fences.interval = block.interval;
     ++fences.counts[current->number];

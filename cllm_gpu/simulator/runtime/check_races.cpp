@@ -108,6 +108,7 @@ void check_written(Region& region, std::size_t offset, int bytes, bool write, co
 }  // namespace
 
 void check_access(std::uintptr_t address, int bytes, bool write, bool atomic, const Code& code) {
+    const Busy busy(code.address ? code.address : current->code);
     Region* region = find_region(address, bytes, write, code);
     if (region == nullptr || bytes == 0) return;
     const std::size_t offset = address - region->low;
@@ -160,12 +161,14 @@ void checks_access(const void* address, int bytes, bool write, Site site) {
 }
 
 void checks_atomic(const void* address, int bytes, Site site) {
+    const Busy busy(current->code);
     check_access(reinterpret_cast<std::uintptr_t>(address), bytes, true, true, Code{current->code, site});
     acquire(address);
     release(address);
 }
 
 void checks_wait(const void* address, int bytes, Site site) {
+    const Busy busy(current->code);
     check_access(reinterpret_cast<std::uintptr_t>(address), bytes, true, true, Code{current->code, site});
     acquire(address);
 }
@@ -189,6 +192,7 @@ void checks_aligned(const void* address, int alignment, const char* what, Site s
 }
 
 void checks_block_barrier(Site site) {
+    const Busy busy(current->code);
     if (block.arrived == block.alive && launch->count_traffic) traffic_flush();
     const Thread* other = nullptr;
     if (block.alive < block.threads)

@@ -143,6 +143,7 @@ void checks_begin_launch() {
 }
 
 void checks_declare_shared(const void* address, std::size_t bytes, const char* name) {
+    const Busy busy(current->code);
     const auto low = reinterpret_cast<std::uintptr_t>(address);
     for (Region& region : regions)
         if (region.low == low && region.space == Space::shared && region.high == low + bytes) {

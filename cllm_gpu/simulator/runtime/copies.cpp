@@ -43,6 +43,7 @@ extern "C" {
 
 void sim_copy_async(void* shared, const void* global, int bytes, int source_bytes, sim::Site site) {
     SIM_ENTER;
+    const sim::Busy busy(sim::current->code);
     checks_copy_issued(shared, global, bytes, source_bytes, site);
     Queue& queue = queues[sim::current->number];
     const Copy copy{static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes,
@@ -55,6 +56,7 @@ void sim_copy_commit() { ++queues[sim::current->number].group; }
 
 void sim_copy_wait(int pending_groups) {
     SIM_ENTER;
+    const sim::Busy busy(sim::current->code);
     Queue& queue = queues[sim::current->number];
     std::size_t done = 0;
     for (; done < queue.copies.size(); ++done) {

@@ -1,5 +1,6 @@
 // The state of a running launch: one block at a time, its warps and its threads.
 #pragma once
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 
@@ -111,6 +112,36 @@ void collective(Operation operation, unsigned mask, Compute compute, void* paylo
 
 /// Gives the next thread that can run a turn; the running one goes on later.
 void let_others_run();
+/// A volatile read by the running thread, which may be waiting for another one to write: others run now and then.
+void volatile_read(const void* code);
+
+/// The runtime changes its own records: the launch can be paused afterwards only.
+extern volatile std::sig_atomic_t runtime_busy;
+/// A pause was asked for while it was not possible.
+extern volatile std::sig_atomic_t pause_wanted;
+/// The place in the kernel of its last access or other call that can tell it.
+extern const void* last_call;
+/// Leaves the launch, on the running thread's stack, until sim_continue; `code` is where the kernel stands.
+void pause_launch(const void* code);
+
+/// Keeps the runtime busy while it lives, and makes up for a pause that was asked for meanwhile.
+class Busy {
+public:
+    explicit Busy(const void* code) : code_(code), before_(runtime_busy) {
+        runtime_busy = 1;
+        last_call = code;
+    }
+    ~Busy() {
+        runtime_busy = before_;
+        if (pause_wanted && !before_) pause_launch(code_);
+    }
+    Busy(const Busy&) = delete;
+    Busy& operator=(const Busy&) = delete;
+
+private:
+    const void* code_;
+    std::sig_atomic_t before_;
+};
 
 /// Ends the launch with a finding. The text says what is wrong; where it is, the fields say.
 [[noreturn]] void fault(const char* kind, Site site, const char* format, ...) __attribute__((format(printf, 3, 4)));

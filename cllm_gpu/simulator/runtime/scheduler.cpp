@@ -22,9 +22,14 @@ Block block;
 Warp warps[maximum_warps];
 Thread threads[maximum_threads];
 Thread* current;
+volatile std::sig_atomic_t runtime_busy, pause_wanted;
+const void* last_call;
 
 namespace {
 Fiber host;
+Fiber paused;            // the simulated thread that a pause interrupted
+bool is_paused;          // within a block
+const void* paused_code;  // where the kernel stood
 std::uint64_t random_state;
 
 alignas(1024) unsigned char dynamic_shared[maximum_shared + 1024];
@@ -184,6 +189,7 @@ void prepare_block() {
         thread.operation = Operation::none;
         thread.number = i;
         thread.code = nullptr;
+        thread.site = {nullptr, 0};
         thread.index = {i % size[0], i / size[0] % size[1], i / (size[0] * size[1])};
         fiber_prepare(thread.fiber, launch->stacks + i * launch->stack_bytes, launch->stack_bytes, run_thread);
     }
@@ -207,6 +213,49 @@ void run_block() {
     fiber_switch(host, current->fiber);
 }
 
+void resume_block() {
+    is_paused = false;
+    fiber_switch(host, paused);
+}
+
+/// Three places: where the kernel stood, and, if that has no line, where it called the runtime or waited last.
+int note_pause() {
+    launch->other_address_in_code = reinterpret_cast<std::uint64_t>(last_call);
+    record_fault("time limit", current->site, "the launch was paused");
+    launch->fault_address_in_code = reinterpret_cast<std::uint64_t>(paused_code);
+    launch->fault_kind[0] = 0;
+    return 2;
+}
+
+/// False after the last block.
+bool next_block() {
+    if (++blockIdx.x < gridDim.x) return true;
+    blockIdx.x = 0;
+    if (++blockIdx.y < gridDim.y) return true;
+    blockIdx.y = 0;
+    return ++blockIdx.z < gridDim.z;
+}
+
+/// From where the launch stands to its end; the result as of sim_launch.
+int run_blocks() {
+    CrashGuard guard;
+    if (sigsetjmp(guard.place, 1)) return 1;
+    do {
+        is_paused ? resume_block() : run_block();
+        if (launch->fault_kind[0]) return 1;
+        if (is_paused) return note_pause();
+        checks_end_block();
+        if (!next_block()) break;
+        if (pause_wanted) {
+            pause_wanted = 0;
+            paused_code = nullptr;
+            return note_pause();
+        }
+    } while (true);
+    checks_end_launch();
+    return 0;
+}
+
 }  // namespace
 
 std::uint32_t random_bits() {  // xorshift64*, Vigna 2016
@@ -224,6 +273,7 @@ int pick_bit(unsigned mask) {
 }
 
 void leave_launch() {
+    runtime_busy = 0;
     Fiber abandoned;
     fiber_switch(abandoned, host);
     __builtin_unreachable();
@@ -234,6 +284,22 @@ void let_others_run() {
         Thread& next = threads[(current->number + step) % block.threads];
         if (next.state == State::ready) return resume(&next);
     }
+}
+
+void volatile_read(const void* code) {
+    last_call = code;
+    constexpr unsigned patience = 256;
+    static const Thread* reader;
+    static unsigned reads;
+    if (reader != current) reader = current, reads = 0;
+    if (++reads % patience == 0) let_others_run();
+}
+
+void pause_launch(const void* code) {
+    pause_wanted = 0;
+    is_paused = true;
+    paused_code = code;
+    fiber_switch(paused, host);
 }
 
 void collective(Operation operation, unsigned mask, Compute compute, void* payload, Site site) {
@@ -325,7 +391,8 @@ void sim_declare_shared(const void* address, std::size_t bytes, const char* name
     checks_declare_shared(address, bytes, name);
 }
 
-/// Runs the launch; 0 when it came to its end, 1 with a finding in the launch's fault fields.
+/// Runs the launch; 0 when it came to its end, 1 with a finding in the launch's fault fields, 2 when it was paused:
+/// then these say where, and sim_continue goes on (or another sim_launch abandons it).
 __attribute__((visibility("default"))) int sim_launch(sim::Launch* request) {
     using namespace sim;
     launch = request;
@@ -334,19 +401,14 @@ __attribute__((visibility("default"))) int sim_launch(sim::Launch* request) {
     random_state = request->seed * 0x9E3779B97F4A7C15ull + 0x632BE59BD9B4E019ull;
     blockDim = dim3(request->block[0], request->block[1], request->block[2]);
     gridDim = dim3(request->grid[0], request->grid[1], request->grid[2]);
+    blockIdx = {0, 0, 0};
     request->fault_kind[0] = 0;
-    CrashGuard guard;
-    if (sigsetjmp(guard.place, 1)) return 1;
+    runtime_busy = pause_wanted = 0;
+    is_paused = false;
+    last_call = nullptr;
     checks_begin_launch();
-    for (unsigned z = 0; z < gridDim.z; ++z)
-        for (unsigned y = 0; y < gridDim.y; ++y)
-            for (unsigned x = 0; x < gridDim.x; ++x) {
-                blockIdx = {x, y, z};
-                run_block();
-                if (request->fault_kind[0]) return 1;
-                checks_end_block();
-            }
-    checks_end_launch();
-    return 0;
+    return run_blocks();
 }
+
+__attribute__((visibility("default"))) int sim_continue() { return sim::run_blocks(); }
 }

@@ -17,6 +17,11 @@ unsigned long long sim_clock() {
     return ++ticks;
 }
 
+void sim_let_others_run() {
+    SIM_ENTER;
+    sim::let_others_run();
+}
+
 void sim_atomic_access(const void* address, int bytes, sim::Site site) {
     SIM_ENTER;
     checks_atomic(address, bytes, site);

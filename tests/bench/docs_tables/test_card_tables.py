@@ -47,7 +47,7 @@ def test_the_newest_result_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (attention,) = [line for line in lines if line.startswith("| attention |")]
     assert attention == f"| attention | 48 | 4.33 | 14.6 | {4329.327 / 700:.2f} | 20.00 | {20 * 700 / 4329.327:.2f} |"
     assert "The largest gaps to the least: attention 13.8 ms." in lines
-    assert lines[-1] == ("NVIDIA H200 (not real), driver 570, CuPy 14.2.0, beside PyTorch 9; commit abc, 2031-02-03.")
+    assert lines[-1] == ("NVIDIA H200 (not real), driver 570, CuPy 14.2.0, PyTorch 9; commit abc, 2031-02-03.")
 
 
 def test_the_result_that_is_kept_is_told() -> None:

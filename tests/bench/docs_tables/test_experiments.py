@@ -60,7 +60,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_runs_are_looked_into_kept_and_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    experiments.looked_into("stability", place / "kept")
+    experiments.run_diagnosed("stability", place / "kept")
     results = place / "results"
     first, picture = (results / "stability.json").read_bytes(), (results / "stability.png").read_bytes()
     runs = {run["variant"]: run for run in exact_json.loads(first)["runs"]}
@@ -82,7 +82,7 @@ def test_runs_are_looked_into_kept_and_told(place: Path, monkeypatch: pytest.Mon
         raise AssertionError("trained again")
 
     monkeypatch.setattr(experiments, "_train", never)
-    experiments.looked_into("stability", place / "kept")
+    experiments.run_diagnosed("stability", place / "kept")
     assert (results / "stability.json").read_bytes() == first
 
 
@@ -90,12 +90,12 @@ def test_a_kept_run_of_another_configuration_is_refused(place: Path) -> None:
     """And one that was stopped half way is made again."""
     _, config = load_experiment(place / "experiments" / "stability.toml").variants()[0]
     folder = place / "kept"
-    assert experiments.trained(config, folder) is None
+    assert experiments.train(config, folder) is None
     other = load_experiment(_written(place, SMALL.replace("steps = 6", "steps = 4"))).variants()[0][1]
     with pytest.raises(UserError, match=r"holds a run of another configuration; remove it, or give another --kept"):
-        experiments.trained(other, folder)
+        experiments.train(other, folder)
     (folder / experiments.OUTCOME).unlink()
-    assert experiments.trained(other, folder) is None
+    assert experiments.train(other, folder) is None
     assert len((folder / "diagnostics.jsonl").read_text().splitlines()) == 2
 
 
@@ -110,7 +110,7 @@ def test_what_is_not_of_a_run_is_not_removed(place: Path) -> None:
     folder = place / "mine"
     folder.mkdir()
     (folder / "letter.txt").write_text("mine")
-    experiments.trained(config, folder)
+    experiments.train(config, folder)
     assert (folder / "letter.txt").read_text() == "mine"
     shutil.rmtree(folder)
 
@@ -159,7 +159,7 @@ def test_a_run_that_was_stopped_has_no_mean(place: Path) -> None:
     assert performance_tables.losses("optimizers").splitlines()[2] == "| SGD, constant | – | – | – |"
 
 
-@pytest.mark.parametrize("name", experiments.COMPARED + experiments.LOOKED_INTO)
+@pytest.mark.parametrize("name", experiments.COMPARED + experiments.DIAGNOSED)
 def test_the_committed_results_are_of_the_committed_experiments(name: str) -> None:
     """Every variant and seed of the file is in the result, from the very title, steps and rates."""
     experiment = load_experiment(ROOT / "experiments" / f"{name}.toml")

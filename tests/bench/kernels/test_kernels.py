@@ -14,7 +14,7 @@ import pytest
 
 from bench.kernels import __main__ as kernels
 from bench.kernels import report
-from bench.kernels.jobs import Job, measure, trouble
+from bench.kernels.jobs import Job, failures, measure
 from bench.kernels.targets import PRODUCTS
 from bench.kernels.timing import Device
 from bench.kernels.torch_side import TorchSide, load_torch
@@ -54,28 +54,28 @@ def test_rows_of_a_problem() -> None:
     assert ours["difference"] is None
     assert other["difference"] == pytest.approx(0.001 / math.sqrt(14), rel=1e-3)  # in float32
     assert other["note"] == ""
-    assert trouble([ours, other]) == []
+    assert failures([ours, other]) == []
 
 
 @pytest.mark.parametrize("wrong", [[1.0, 2.0, 3.5], [1.0, 2.0, math.nan]])
 def test_sides_that_differ_are_trouble(wrong: list[float]) -> None:
     rows = measure(Problem(wrong), FakeCard(), None)
     assert rows[1]["note"].startswith("differs from ours by ")
-    assert len(trouble(rows)) == 1
+    assert len(failures(rows)) == 1
 
 
 def test_a_library_without_a_kernel_is_noted_and_no_trouble() -> None:
     rows = measure(Problem(RuntimeError("no such kernel\nand much more")), FakeCard(), None)
     assert rows[1]["milliseconds"] is None
     assert rows[1]["note"] == "failed: RuntimeError: no such kernel"
-    assert trouble(rows) == []
+    assert failures(rows) == []
 
 
 def test_our_own_failure_is_trouble() -> None:
     problem = Problem([0.0])
     broken = Job("sum", "ours", {}, lambda: [][0], 1.0, "TB/s", None)
     problem.jobs = lambda device, torch: iter([broken])  # type: ignore[method-assign]
-    (line,) = trouble(measure(problem, FakeCard(), None))
+    (line,) = failures(measure(problem, FakeCard(), None))
     assert line == "sum, ours: failed: IndexError: list index out of range"
 
 
@@ -151,7 +151,7 @@ def test_every_side_of_torch_computes_the_same() -> None:
         for problem in module.rehearsal_problems()
         for row in measure(problem, FakeCard(), torch)
     ]
-    assert trouble(rows) == []
+    assert failures(rows) == []
     compared = {(row["kernel"], row["side"]) for row in rows if row["difference"] is not None}
     for kernel in ("GELU forward", "GELU backward", "cross-entropy", "layer norm forward", *PRODUCTS):
         assert (kernel, "torch eager") in compared

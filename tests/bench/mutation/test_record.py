@@ -70,7 +70,7 @@ def test_the_required_share_is_caught() -> None:
     ],
 )
 def test_ways_of_catching(how: str, expected: str) -> None:
-    assert record.way(how) == expected
+    assert record.cause(how) == expected
 
 
 def _report(how: dict[str, str]) -> Report:
@@ -124,7 +124,7 @@ def test_a_journal_goes_on_and_takes_over(tmp_path: Path, monkeypatch: pytest.Mo
     again = Journal("philox.cuh", text, again=False, extend=False)
     assert again.known == verdicts
     assert again.caught["tests/t.py::t"] == 1
-    monkeypatch.setattr(bench_mutation, "_state", lambda _: "other tests")
+    monkeypatch.setattr(bench_mutation, "_dependency_hash", lambda _: "other tests")
     assert Journal("philox.cuh", text, again=False, extend=False).known == []
     for _ in range(2):  # the second finds what the first took over
         extended = Journal("philox.cuh", text, again=False, extend=True)

@@ -26,7 +26,7 @@ from bench.training.gpt2_process import (
     random_tokens,
     windows,
 )
-from bench.training.gpt2_targets import ALIKE, best, training_bars, trouble
+from bench.training.gpt2_targets import ALIKE, best, failures, training_bars
 from bench.training.step_profile import empty_profile
 from cllm_gpu.devices import driver as gpu
 from cllm_gpu.model.flops import flop_per_token
@@ -139,7 +139,7 @@ def test_what_pytorch_cannot_compile_is_shown_and_no_bar_is_held_against_it() ->
     rows = [row("ours", "10M", 4, 2.0, 100), row("PyTorch", "10M", 4, 1.0, 200, note=note)]
     bars = {bar.what: bar.verdict for bar in training_bars(rows, "x")}
     assert bars["10M against PyTorch"] == bars["PyTorch's memory over ours, 10M"] == "not measured"
-    assert trouble(rows, VOCABULARIES) == []
+    assert failures(rows, VOCABULARIES) == []
 
 
 def test_a_process_is_read_by_its_row_or_by_how_it_ended() -> None:
@@ -153,7 +153,7 @@ def test_a_process_is_read_by_its_row_or_by_how_it_ended() -> None:
     assert silent["note"] == "failed: printed no row"
     failed = gpt2_training.row_of(Finished(1, "Traceback\nValueError: no\n", 1.0), "ours", "10M", 4)
     assert failed["note"] == "failed: ValueError: no"
-    assert trouble([failed], VOCABULARIES) == ["ours, 10M, B=4: failed: ValueError: no"]
+    assert failures([failed], VOCABULARIES) == ["ours, 10M, B=4: failed: ValueError: no"]
 
 
 @pytest.mark.skipif(find_compiler() is None, reason="the simulator needs a C++ compiler")
@@ -203,15 +203,15 @@ def test_bars() -> None:
     [
         (falling("10M"), []),
         (falling("10M", factor=1 + 0.9 * ALIKE), []),
-        (falling("10M", factor=1 + 1.1 * ALIKE), ["the loss is not PyTorch's from step 2 on"]),
-        ([math.nan] * CHECKED, ["first loss is nan", "does not fall", "not PyTorch's from step 1 on"]),
-        ([math.log(256)] * CHECKED, ["does not fall", "not PyTorch's from step 3 on"]),
-        ([1.1 * loss for loss in falling("10M")], ["first loss is 6.0997", "not PyTorch's from step 1 on"]),
+        (falling("10M", factor=1 + 1.1 * ALIKE), ["the loss differs from PyTorch's from step 2 on"]),
+        ([math.nan] * CHECKED, ["first loss is nan", "does not fall", "differs from PyTorch's from step 1 on"]),
+        ([math.log(256)] * CHECKED, ["does not fall", "differs from PyTorch's from step 3 on"]),
+        ([1.1 * loss for loss in falling("10M")], ["first loss is 6.0997", "differs from PyTorch's from step 1 on"]),
     ],
 )
 def test_sides_that_do_not_train_alike_are_wrong(ours: list[float], said: list[str]) -> None:
     rows = [row("ours", "10M", 4, losses=ours), row("PyTorch", "10M", 4, losses=falling("10M"))]
-    found = trouble(rows, VOCABULARIES)
+    found = failures(rows, VOCABULARIES)
     assert len(found) == len(said)
     for text, line in zip(said, found, strict=True):
         assert text in line

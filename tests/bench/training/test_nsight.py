@@ -17,7 +17,7 @@ def test_without_nsys_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(nsight, "_candidates", lambda: iter([Path("/nowhere/nsys")]))
     assert nsight.main([]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: Nsight Systems is not here: install nsight-systems")
+    assert error.startswith("error: Nsight Systems is not installed: install nsight-systems")
     assert error.count("\n") == 1
 
 

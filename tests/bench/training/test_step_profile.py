@@ -10,10 +10,10 @@ import pytest
 
 from bench.gpu_check.launch_all import CountingLauncher, all_kernels
 from bench.gpu_check.subprocesses import Finished, run_program
-from bench.kernels.cases import SMALL, Bound
+from bench.kernels.cases import SMALL, BoundCase
 from bench.kernels.operation_cases import NAMES, cuda_side, make_case
 from bench.training import gpt2_process, gpt2_training, step_profile
-from bench.training.kernel_times import STEP, UNHELD, Clock, KernelTimes
+from bench.training.kernel_times import STEP, WARMUP_STEPS, Clock, KernelTimes
 from bench.training.roofline import (
     ATTENTION,
     BIASES,
@@ -69,9 +69,9 @@ def test_every_operation_is_of_its_classes_and_no_launch_is_counted_twice(name: 
     launcher.watched = ranges.kernel
     ranges.watch = times = KernelTimes(clock, host=clock.seconds)
     case = make_case(name, "bfloat16", SMALL)
-    bound = Bound(case, cuda_side(case, launcher), np.copy)
+    bound = BoundCase(case, cuda_side(case, launcher), np.copy)
     with np.errstate(all="ignore"):
-        for _ in range(UNHELD + 1):
+        for _ in range(WARMUP_STEPS + 1):
             launcher.launches.clear()
             with ranges(STEP), ranges(f"operation/{name}"):
                 bound.call()
@@ -108,7 +108,7 @@ class Ticks(Clock):
     def mark(self) -> float:
         return self.seconds.now
 
-    def hold(self, seconds: float) -> None:
+    def delay(self, seconds: float) -> None:
         self.held.append(seconds)
         self.seconds.now += seconds
 
@@ -141,7 +141,7 @@ def test_times_are_medians_over_the_steps_before_which_the_card_was_held() -> No
 def test_what_is_launched_outside_of_a_step_is_not_watched() -> None:
     clock, ranges = Ticks(), Ranges()
     ranges.watch = times = KernelTimes(clock, host=clock.seconds)
-    for _ in range(UNHELD + 1):
+    for _ in range(WARMUP_STEPS + 1):
         with ranges.kernel("matmul"):
             clock.seconds.now += 5.0
         _step(ranges, clock, matmul=1.0)
@@ -161,7 +161,7 @@ def test_a_launch_within_a_launch_is_refused() -> None:
 def test_a_launch_that_fails_is_not_counted_and_leaves_the_watch_as_it_was() -> None:
     clock, ranges = Ticks(), Ranges()
     ranges.watch = times = KernelTimes(clock, host=clock.seconds)
-    for _ in range(UNHELD + 1):
+    for _ in range(WARMUP_STEPS + 1):
         with ranges(STEP):
             with pytest.raises(OSError, match="no"), ranges.kernel("matmul"):
                 raise OSError("no")
@@ -201,7 +201,7 @@ def test_with_epilogues_a_step_launches_what_was_counted() -> None:
     architecture = tiny_architecture(layers=2)
     run, clock = Run(backend, architecture), Clock()
     ranges.watch = times = KernelTimes(clock)
-    for _ in range(UNHELD + 1):
+    for _ in range(WARMUP_STEPS + 1):
         with ranges(STEP):
             run.step()
     counted = {name: part.launches for name, part in step_work(architecture, 4, fused=True).items()}
@@ -246,6 +246,6 @@ def test_what_is_printed_of_a_profile() -> None:
         "the largest gaps to the least: matrix products 61.5 ms, attention 5.5 ms",
         f"a step launched kernel by kernel, with events: 700.00 ms, of it {sum(r['milliseconds'] for r in rows):.2f} "
         "in kernels",
-        "a step as it was timed beside PyTorch, without events: 131.50 ms",
+        "a step as timed in the comparison with PyTorch, without events: 131.50 ms",
         "a copy: 4.30 TB/s; a product: 790 TFLOP/s",
     ]

@@ -91,11 +91,13 @@ def _flat(make: _Maker, results: Results) -> None:
     sums, rate, outcome = (make.draw(n, dtype=np.float64) for n in (2, 1, 1))
     state = [make.integers(9, 2), make.draw(2, 3, dtype=np.float32), clip, skip, make.draw(1, dtype=np.uint32)]
     sums *= sums
+    norms = [make.device.put(np.ones(2)) for _ in range(2)]  # of the step before, and so far
     squared_norm_on_device(launcher, g, total=sums[1:])
     add_losses(launcher, m, sums, accumulate=True, storage=make.dtype.name)
     decide_step(
-        launcher, sums, rate, *state, outcome, beta1=0.9, beta2=0.99, decay=0.1, other_rate=3.0, clip_norm=0.5,
-        largest=1e19, maximum_skipped=10, storage=make.dtype.name,
+        launcher, sums, rate, *state, outcome, *norms, beta1=0.9, beta2=0.99, decay=0.1, other_rate=3.0, clip_norm=0.5,
+        largest=1e19, limit=1e38, carry=0.9, gain=0.1, amplification=1e8, coupled_decay=0.0,
+        maximum_skipped=10, storage=make.dtype.name,
     )  # fmt: skip
     make.collect(results, "decide_step", sums=sums, counts=state[0], numbers=state[1], clip=clip, outcome=outcome)
     moved = adam_step_on_device(

@@ -1,4 +1,4 @@
-"""The backends that run CUDA kernels: what they are, and what they say when they cannot be had."""
+"""The backends that run CUDA kernels: what they are, and what they say when they are not available."""
 
 from __future__ import annotations
 

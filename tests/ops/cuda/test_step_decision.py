@@ -15,6 +15,7 @@ from tests.ops.cuda.devices import Device
 LARGEST = math.sqrt(float(np.finfo(np.float32).max))
 SETTINGS: dict[str, Any] = {
     "beta1": 0.9, "beta2": 0.999, "decay": 0.1, "other_rate": 30.0, "clip_norm": 1.0, "largest": LARGEST,
+    "limit": float(np.finfo(np.float32).max) / 4, "carry": 0.9, "gain": 0.1, "amplification": 1e8, "coupled_decay": 0.0,
     "maximum_skipped": 5,
 }  # fmt: skip
 ROUNDING = 2.0**-23
@@ -22,7 +23,14 @@ ROUNDING = 2.0**-23
 
 
 def _decide(
-    device: Device, loss: float, squared: float, counts: tuple[int, int] = (6, 0), **changes: Any
+    device: Device,
+    loss: float,
+    squared: float,
+    counts: tuple[int, int] = (6, 0),
+    *,
+    norms: tuple[float, float] = (1.0, 1.0),
+    outcome: float = -1.0,
+    **changes: Any,
 ) -> dict[str, Any]:
     host = {
         "sums": np.array([loss, squared]),
@@ -32,7 +40,9 @@ def _decide(
         "clip": np.full(1, -1.0, np.float32),
         "skip": np.full(1, -1, np.int32),
         "draw": np.full(1, 99, np.uint32),
-        "outcome": np.full(1, -1.0),
+        "outcome": np.full(1, outcome),
+        "moved": np.array([9.0, 16.0]),
+        "norms": np.array(norms),
     }
     arrays = {name: device.put(x) for name, x in host.items()}
     decide_step(device.launcher, **arrays, storage="float32", **(SETTINGS | changes))
@@ -115,6 +125,33 @@ def test_after_too_many_skips_nothing_is_applied_any_more(device: Device) -> Non
     assert _decide(device, 1.0, 1.0, (6, 4))["counts"].tolist() == [7, 0]
     got = _decide(device, 1.0, 1.0, (6, 5))
     assert (got["skip"][0], got["counts"].tolist()) == (1, [6, 6])
+
+
+@pytest.mark.parametrize("outcome", [0.0, 1.0, 2.0])
+def test_the_norms_grow_by_what_was_applied(device: Device, outcome: float) -> None:
+    """‖w‖ by √Σ update² of the step before, if it was applied; ‖m‖ as a mean that forgets."""
+    norms = _decide(device, 1.0, 0.25, norms=(10.0, 2.0), outcome=outcome)["norms"]
+    np.testing.assert_allclose(norms, [15.0 if outcome == 0 else 10.0, 0.9 * 2 + 0.1 * 0.5], rtol=1e-14)
+
+
+EXTREMES: list[dict[str, Any]] = [
+    {"amplification": 1e38, "norms": (1.0, 9.0)},
+    {"norms": (1e38, 1.0)},
+    {"norms": (math.nan, 1.0)},
+    {"norms": (1.0, math.inf)},
+    {"norms": (0.0, 0.0), "other_rate": 1e41},
+    {"coupled_decay": 1.0, "norms": (2e19, 0.0), "amplification": 1.0},
+    {"beta1": 1.0},
+]
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_an_update_that_could_overflow_is_skipped_and_told_apart(device: Device, extreme: dict[str, Any]) -> None:
+    """The same decision as on the host."""
+    got = _decide(device, 1.0, 0.25, (6, 3), **extreme)
+    assert (got["skip"][0], got["outcome"][0]) == (1, 2.0)
+    assert got["counts"].tolist() == [6, 4]
+    assert np.array_equal(got["norms"], extreme.get("norms", (1.0, 1.0)), equal_nan=True)
 
 
 def test_wrong_shapes_are_named(device: Device) -> None:

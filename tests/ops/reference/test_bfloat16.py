@@ -130,7 +130,8 @@ def test_float32_inside_and_one_rounding(name: str, generator: Rng) -> None:
 def test_every_operation_is_there_and_the_flat_ones_are_left_as_they_are() -> None:
     assert set(NARROW) == set(OPERATIONS)
     as_they_are = {name for name, function in NARROW.items() if function is OPERATIONS[name].reference}
-    assert as_they_are == {"squared_norm", "adam_step", "sgd_step"}
+    assert as_they_are == {name for name, found in OPERATIONS.items() if found.flat}
+    assert as_they_are >= {"squared_norm", "adam_step", "sgd_step"}
 
 
 def test_the_mlp_rounds_between_its_parts(generator: Rng) -> None:

@@ -69,7 +69,10 @@ def test_gradient_rows_sum_to_zero(generator):
 
 def test_float32_is_within_rounding_of_float64(generator, within):
     """exp of a difference d has relative error (|d| + 1)·eps; the sum of V of them V/8·eps; then log and division."""
-    x, targets = (3 * generator.standard_normal((20, 999))).astype(np.float32), generator.integers(999, size=20)
+    x, targets = (
+        (3 * generator.standard_normal((20, 999))).astype(np.float32),
+        generator.integers(999, size=20, dtype=np.int32),
+    )
     single, exact = run(x, targets, 1.0), run(x.astype(np.float64), targets, 1.0)
     relative = (float(np.ptp(x)) + 999 / 8 + 5) * EPS32
     within("losses", float(np.max(np.abs(single[0] - exact[0]))), relative * float(exact[0].max()))

@@ -15,6 +15,7 @@ import numpy as np
 from cllm_gpu.backend import Backend
 from cllm_gpu.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from cllm_gpu.checkpoint.finetune import begin_from
+from cllm_gpu.checkpoint.safetensors_io import DamagedError
 from cllm_gpu.config import Config
 from cllm_gpu.data import Batches, Dataset, evaluation_batches
 from cllm_gpu.data.token_file import DataError
@@ -227,7 +228,10 @@ class Trainer:
             self.guard.check()
         except UserError:
             self.step.abandon()
-            self._checkpoint(best=False)
+            try:
+                self._checkpoint(best=False)
+            except DamagedError as error:  # weights that are not finite are not saved
+                self.reporter.message(str(error))
             raise
 
     def _record(self, result: StepResult) -> None:

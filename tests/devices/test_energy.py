@@ -184,7 +184,7 @@ def test_the_end_of_a_run_tells_power_where_there_is_one(tmp_path: Path) -> None
         display = ConsoleReporter(console, 1, lambda: None)
         with display.running(0):
             display.step(record | {"tokens_per_second": 5e5} | drawn)
-        display.outcome(Outcome(1, False, 0, None, None), tmp_path)
+        display.outcome(Outcome(1, False, None, 0, None, None), tmp_path)
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert ("500,000 tokens/s  600 W" in text) == bool(drawn)
         assert ("power: 600 W, 0.00123 J/token (median of the steps)" in text) == bool(drawn)

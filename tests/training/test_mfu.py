@@ -199,7 +199,7 @@ def test_progress_and_closing_lines_tell_it_where_there_is_one(has_peak: bool, t
         for step, speed in enumerate((1000.0, 3000.0, 2000.0), start=1):
             mfu = {"mfu": speed / 5000} if has_peak else {}
             display.step(RECORD | {"step": step, "tokens_per_second": speed} | mfu)
-    display.outcome(Outcome(3, False, 0, None, None), tmp_path)
+    display.outcome(Outcome(3, False, None, 0, None, None), tmp_path)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert ("3,000 tokens/s  MFU 60%" in text) == has_peak
     assert ("speed: 2,000 tokens/s, MFU 40.0% (median of the steps)" in text) == has_peak

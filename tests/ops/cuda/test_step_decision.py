@@ -30,11 +30,12 @@ def _decide(
     *,
     norms: tuple[float, float] = (1.0, 1.0),
     outcome: float = -1.0,
+    rate: float = 3e-3,
     **changes: Any,
 ) -> dict[str, Any]:
     host = {
         "sums": np.array([loss, squared]),
-        "rate": np.array([3e-3]),
+        "rate": np.array([rate]),
         "counts": np.array(counts, np.int32),
         "numbers": np.full((2, NUMBERS), -1.0, np.float32),
         "clip": np.full(1, -1.0, np.float32),
@@ -48,7 +49,7 @@ def _decide(
     decide_step(device.launcher, **arrays, storage="float32", **(SETTINGS | changes))
     got = {name: device.get(x) for name, x in arrays.items()}
     assert np.array_equal(got["sums"], host["sums"], equal_nan=True)
-    assert got["rate"][0] == 3e-3
+    assert got["rate"][0] == rate
     return got
 
 
@@ -152,6 +153,28 @@ def test_an_update_that_could_overflow_is_skipped_and_told_apart(device: Device,
     assert (got["skip"][0], got["outcome"][0]) == (1, 2.0)
     assert got["counts"].tolist() == [6, 4]
     assert np.array_equal(got["norms"], extreme.get("norms", (1.0, 1.0)), equal_nan=True)
+
+
+def test_weight_decay_in_the_gradient_reaches_the_moments(device: Device) -> None:
+    norms = _decide(device, 1.0, 0.25, norms=(10.0, 2.0), coupled_decay=0.5)["norms"]
+    np.testing.assert_allclose(norms, [10.0, 0.9 * 2 + 0.1 * (0.5 + 0.5 * 10)], rtol=1e-14)
+
+
+AT_THE_LIMIT: list[tuple[float, dict[str, Any]]] = [
+    (2.0**-8, {"gain": 0.0, "norms": (0.0, 0.0)}),
+    (2.0, {"gain": 1.0, "norms": (0.0, 0.0), "amplification": 4.0}),
+    (8 + 2.0**-8 * 0.5 + 2.0**-8 * 0.25 * 8, {"gain": 1.0, "norms": (8.0, 0.0), "decay": 0.25}),
+    (4.0, {"gain": 0.0, "norms": (1.5, 0.0), "coupled_decay": 1.0}),
+]
+"""The limit, and settings with which step size, moments, weights or the squared gradient are exactly that."""
+
+
+@pytest.mark.parametrize(("limit", "settings"), AT_THE_LIMIT)
+def test_what_reaches_the_limit_is_refused(device: Device, limit: float, settings: dict[str, Any]) -> None:
+    """Powers of two, so that no product rounds."""
+    given = {"rate": 2.0**-8, "other_rate": 1.0, "beta1": 0.0, "carry": 0.0, "amplification": 1.0} | settings
+    assert _decide(device, 1.0, 0.25, limit=limit, **given)["outcome"][0] == 2.0
+    assert _decide(device, 1.0, 0.25, limit=math.nextafter(limit, math.inf), **given)["outcome"][0] == 0.0
 
 
 def test_wrong_shapes_are_named(device: Device) -> None:

@@ -100,10 +100,7 @@ def open_dataset(
             folder, identity = prepared_folder(
                 *(corpus, chosen), fraction=validation_fraction, seed=seed, cache=cache_folder, progress=progress
             )
-            dataset = open_prepared(folder, chosen, corpus.name, identity)
-            sample = corpus.sample()
-            notes = _notes(sample, corpus.options)
-            dataset = dataclasses.replace(dataset, lost=lost_share(chosen, sample), notes=notes)
+            dataset = _with_remarks(open_prepared(folder, chosen, corpus.name, identity), corpus, chosen)
     require_length(dataset.train, context)
     require_length(dataset.validation, 1)
     return dataset
@@ -201,16 +198,23 @@ def reopen_prepared(
     if found is None:
         return None
     folder, made_from = found
+    dataset = open_prepared(folder, tokenizer, source)
     try:
         corpus = text_corpus(source, options)
         if validation is not None:
             corpus.held_out = text_corpus(validation, options)
-        now = corpus_identity(corpus, tokenizer, fraction, seed)
-        line = f"{source} has changed since the run began" if now != made_from else None
+        if corpus_identity(corpus, tokenizer, fraction, seed) == made_from:
+            return _with_remarks(dataset, corpus, tokenizer), None
+        line = f"{source}{f' or {validation}' if validation else ''} has changed since the run began"
     except UserError as error:
         line = str(error)
-    dataset = open_prepared(folder, tokenizer, source)
-    return dataset, line and f"{line}: training goes on with the tokens prepared from it then, in {folder}"
+    return dataset, f"{line}: training goes on with the tokens prepared from it then, in {folder}"
+
+
+def _with_remarks(dataset: Dataset, corpus: Corpus, tokenizer: Tokenizer) -> Dataset:
+    """The dataset with what a sample of its text shows: see `lost` and `notes` of Dataset."""
+    sample = corpus.sample()
+    return dataclasses.replace(dataset, lost=lost_share(tokenizer, sample), notes=_notes(sample, corpus.options))
 
 
 def _open_patterns(tokenizer: Tokenizer, seed: int) -> Dataset:

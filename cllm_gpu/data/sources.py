@@ -160,7 +160,7 @@ def _find(source: str) -> Corpus:
 
 
 def _corpus(source: str, found: list[SourceFile], skipped: int = 0, *, of_many: bool = False) -> Corpus:
-    """A corpus of the nonempty files. Raises UserError if all are empty. of_many: files that are not text are skipped."""
+    """A corpus of the nonempty files. Raises UserError if all are empty. of_many: skip files that are not text."""
     files = [file for file in found if file.size]
     if not files:
         what = f"{source} is empty" if len(found) == 1 else f"all {len(found)} files of {source} are empty"

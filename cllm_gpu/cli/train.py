@@ -62,8 +62,6 @@ COMMAND = Command(
     cllm-gpu train --data.source book.txt --model.size tiny --training.steps 100
     # resume the newest run, for more steps
     cllm-gpu train --resume --training.steps 120
-    # the same run from an earlier checkpoint
-    cllm-gpu train --resume --checkpoint step_00000500
     # fine-tune a trained model on another text
     cllm-gpu train --initial runs/001 --data.source other.txt --training.steps 50
     """,

@@ -35,6 +35,12 @@ def train(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
+def status_of(process: subprocess.Popen[bytes]) -> int:
+    """Exit status, once it has ended."""
+    process.communicate(timeout=60)
+    return process.returncode
+
+
 def weights(run: Path) -> bytes:
     return (run / "checkpoints" / f"step_{STEPS:08d}" / "model.safetensors").read_bytes()
 
@@ -42,7 +48,7 @@ def weights(run: Path) -> bytes:
 def test_every_signal_saves_and_the_run_goes_on_bit_exact(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("".join(f"The number {i} squared is {i * i}.\n" for i in range(600)))
     steps = ("--training.steps", str(STEPS))
-    assert train(tmp_path, *FLAGS, *steps, "--output", "whole").wait(60) == 0
+    assert status_of(train(tmp_path, *FLAGS, *steps, "--output", "whole")) == 0
     generator, tried, short = random.Random(13), 0, []
     for name in NAMES:
         run = tmp_path / name
@@ -56,7 +62,7 @@ def test_every_signal_saves_and_the_run_goes_on_bit_exact(tmp_path: Path) -> Non
         if process.returncode != 128 + getattr(signal, name) or not list(run.glob("checkpoints/step_*")):
             short.append(f"{name}: status {process.returncode}, {error.decode()}")
             continue
-        if train(tmp_path, "--resume", "--output", name).wait(60) or weights(run) != weights(tmp_path / "whole"):
+        if status_of(train(tmp_path, "--resume", "--output", name)) or weights(run) != weights(tmp_path / "whole"):
             short.append(f"{name}: resumed, not the same")
     print(f"{tried} signals tried, {len(short)} fell short")
     assert not short

@@ -309,13 +309,13 @@ template <class T, class U> Heads<T> heads(U* data, const index_t* strides) {
 }
 
 // work(the tiles' terms), or work(null) without any
-template <class T, class F> int guarded_with(const ScoreTerms<T>* given, const AttentionShape& shape, T scale, F work) {
+template <class T, class F> int guarded_with(const ScoreBias<T>* given, const AttentionShape& shape, T scale, F work) {
     static thread_local Scratch memory;
     return guarded([&] {
         if (!given) {
             work(nullptr);
         } else {
-            TermTile<T> terms(*given, shape.keys, scale, memory);
+            ScoreBiasTile<T> terms(*given, shape.keys, scale, memory);
             work(&terms);
         }
         return DONE;
@@ -325,10 +325,10 @@ template <class T, class F> int guarded_with(const ScoreTerms<T>* given, const A
 template <class T>
 int attention_forward(
     const index_t* sizes, int causal, const T* q, const T* k, const T* v, T* out, const index_t* strides, T* lse,
-    T scale, const ScoreTerms<T>* given
+    T scale, const ScoreBias<T>* given
 ) {
     const AttentionShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], causal != 0};
-    return guarded_with<T>(given, shape, scale, [&](TermTile<T>* terms) {
+    return guarded_with<T>(given, shape, scale, [&](ScoreBiasTile<T>* terms) {
         attend<T>(
             shape, heads<const T>(q, strides), heads<const T>(k, strides + 3), heads<const T>(v, strides + 6),
             heads<T>(out, strides + 9), lse, scale, terms
@@ -339,10 +339,10 @@ int attention_forward(
 template <class T>
 int attention_backward(
     const index_t* sizes, int causal, const T* dout, const T* q, const T* k, const T* v, const T* out, T* dq, T* dk,
-    T* dv, const index_t* strides, const T* lse, T scale, const ScoreTerms<T>* given
+    T* dv, const index_t* strides, const T* lse, T scale, const ScoreBias<T>* given
 ) {
     const AttentionShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], causal != 0};
-    return guarded_with<T>(given, shape, scale, [&](TermTile<T>* terms) {
+    return guarded_with<T>(given, shape, scale, [&](ScoreBiasTile<T>* terms) {
         attend_backward<T>(
             shape, heads<const T>(dout, strides), heads<const T>(q, strides + 3), heads<const T>(k, strides + 6),
             heads<const T>(v, strides + 9), heads<const T>(out, strides + 12), lse, heads<T>(dq, strides + 15),

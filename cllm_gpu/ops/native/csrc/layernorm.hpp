@@ -1,4 +1,4 @@
-// Layer norm, alone and fused with the residual addition (formulas: ops/reference/layernorm.py): one pass over each row.
+// Layer norm, alone and with the residual addition (formulas: ops/reference/layernorm.py): one pass over each row.
 #pragma once
 
 #include "column_sum.hpp"

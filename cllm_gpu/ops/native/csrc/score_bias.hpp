@@ -1,4 +1,4 @@
-// Attention score bias of the lattice (formulas: ops/reference/score_bias.py), for the tiles of attention.hpp. The tiles
+// Attention score bias of the lattice (formulas: ops/reference/score_bias.py), for the tiles of attention.hpp. Tiles
 // hold products q·k before they are multiplied by `scale`, so the bias is added divided by scale, and gradients are
 // computed from dS times scale.
 //

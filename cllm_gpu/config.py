@@ -110,10 +110,20 @@ class DataConfig:
     """What is learnt."""
 
     source: str = "stdlib"
-    """"stdlib" (the Python standard library's own text), "patterns" (synthetic), or a text file, folder, glob,
-    .jsonl file, folder of prepared shards, or llm.c .bin shards."""
+    """"stdlib" (the Python standard library's own text), "patterns" (synthetic), or a file of text, JSON lines, JSON,
+    CSV or Parquet (also .gz, .zst), folder, glob, folder of prepared shards, or .bin token ids."""
     tokenizer: str = "bytes"
     """"bytes", the path of a tokenizer.json, or "initial": that of the model in --initial."""
+    end_of_text: str | None = None
+    """The token of a tokenizer.json that ends a text (None: what the files beside it say, else the usual name)."""
+    text_field: str = "text"
+    """Of records (JSON lines, JSON, CSV, Parquet), the field that holds the text."""
+    separator: str | None = None
+    """Text that stands between documents of a text, as "<|endoftext|>" (None: each file is one document)."""
+    dtype: Literal["uint16", "uint32"] | None = None
+    """.bin files hold bare token ids of this type, as nanoGPT's train.bin and val.bin (None: llm.c's shards)."""
+    validation: str | None = None
+    """Text, or .bin files, for validation: all of it (None: a share of the source)."""
     validation_fraction: float = 0.05
     """Share of the documents kept for validation."""
     seed: int = 1
@@ -310,6 +320,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             d.tokenizer != INITIAL or c.initial is not None,
             f"data.tokenizer is {INITIAL!r}, but no model to begin from is named; give --initial",
         ),
+        (d.separator != "", "data.separator is empty; leave it out, or name what stands between documents"),
         (d.source.strip() != "", "data.source is empty; name a text, or stdlib"),
         (0 <= t.seed < 2**64, f"training.seed is {t.seed}; it must lie between 0 and 2^64 - 1"),
         (0 <= d.seed < 2**64, f"data.seed is {d.seed}; it must lie between 0 and 2^64 - 1"),
@@ -388,6 +399,7 @@ def with_absolute_paths(config: Config) -> Config:
         config.data,
         source=config.data.source if config.data.source in NO_PATHS else _absolute(config.data.source),
         tokenizer=config.data.tokenizer if config.data.tokenizer in NO_PATHS else _absolute(config.data.tokenizer),
+        validation=config.data.validation and _absolute(config.data.validation),
         cache=config.data.cache and Path(_absolute(config.data.cache)),
     )
     output, initial = (path and Path(_absolute(path)) for path in (config.output, config.initial))

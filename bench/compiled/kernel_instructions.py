@@ -37,9 +37,9 @@ from bench.paths import RESULTS
 from cllm_gpu.data import open_dataset
 from cllm_gpu.data.tokenizers import Tokenizer, load_tokenizer
 from cllm_gpu.ops.cuda import attention, attention_fused
-from cllm_gpu.ops.cuda.score_bias import term_defines
+from cllm_gpu.ops.cuda.score_bias import score_bias_defines
 from cllm_gpu.ops.cuda.variant import Variant
-from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreBias
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.library_cache import cache_directory
 from cllm_gpu.utils.versions import environment
@@ -51,19 +51,19 @@ TILE_PAIRS = 4
 LEAST, MOST = "least", "most"
 
 
-def _terms(matches: int, *, same_token: bool = False, distances: bool = False) -> ScoreTerms:
-    return ScoreTerms(None, None, None, distances, distances, same_token, matches)
+def _score_bias(matches: int, *, same_token: bool = False, distances: bool = False) -> ScoreBias:
+    return ScoreBias(None, None, None, distances, distances, same_token, matches)
 
 
 STANDARD, SYMMETRY = "standard", "symmetry on a quarter"
-CHOICES: dict[str, ScoreTerms | None] = {
+CHOICES: dict[str, ScoreBias | None] = {
     STANDARD: None,
-    "matches 1": _terms(1),
-    "matches to 3": _terms(3),
-    "matches to 8": _terms(8),
-    "same token, matches to 3": _terms(3, same_token=True),
-    "same token, matches to 8": _terms(8, same_token=True),
-    "all terms": _terms(8, same_token=True, distances=True),
+    "matches 1": _score_bias(1),
+    "matches to 3": _score_bias(3),
+    "matches to 8": _score_bias(8),
+    "same token, matches to 3": _score_bias(3, same_token=True),
+    "same token, matches to 8": _score_bias(8, same_token=True),
+    "all terms": _score_bias(8, same_token=True, distances=True),
     SYMMETRY: None,
 }
 
@@ -91,18 +91,18 @@ TOTALS = {"two kernels": (FORWARD, QUERIES, KEYS), "fused": (FORWARD, FUSED)}
 """Backward method → the kernels that process every pair once, including the forward."""
 
 
-def threads_and_rows(work: Work, head_size: int, terms: ScoreTerms | None) -> tuple[int, int]:
+def threads_and_rows(work: Work, head_size: int, score_bias: ScoreBias | None) -> tuple[int, int]:
     """Threads per block, and the rows that a block keeps while it iterates over those of the other side."""
     if work is FUSED:
-        fused = attention_fused.tiles_of(STORAGE, head_size, terms)
+        fused = attention_fused.tiles_of(STORAGE, head_size, score_bias)
         return fused.threads, fused.keys
-    tiles = attention.tiles_of(STORAGE, head_size, terms)
+    tiles = attention.tiles_of(STORAGE, head_size, score_bias)
     rows = {FORWARD: tiles.forward_rows, QUERIES: tiles.query_rows, KEYS: tiles.key_rows}
     return attention.THREADS, rows[work]
 
 
 def count(
-    work: Work, kernel: Kernel, head_size: int, terms: ScoreTerms | None, cases: dict[str, list[float]]
+    work: Work, kernel: Kernel, head_size: int, score_bias: ScoreBias | None, cases: dict[str, list[float]]
 ) -> dict[str, Any]:
     """Case → class → instructions per pair, and the tiles per iteration.
 
@@ -110,9 +110,9 @@ def count(
     """
     loop = MainLoop(kernel)
     tiles, rest = divmod(loop.tensor_instructions, work.products * head_size // 16)
-    threads, rows = threads_and_rows(work, head_size, terms)
+    threads, rows = threads_and_rows(work, head_size, score_bias)
     moving = 8 * tiles * threads // 32 * 16 // rows  # rows of the other side per iteration
-    orders = terms.matches if terms else 0
+    orders = score_bias.matches if score_bias else 0
     expected = tiles * work.comparisons if orders > 1 else 0
     if rest or loop.ladders != expected or (expected and not orders - 2 <= loop.orders <= orders):
         raise UserError(
@@ -132,19 +132,19 @@ def count(
 def kernels_of(source: str, head_size: int, choice: str) -> dict[str, Kernel]:
     """The compiled kernels of one source with one of CHOICES, by name. Raises UserError if a tool is missing."""
     turned = (("SYMMETRY_PAIRS", head_size // 8),) if choice == SYMMETRY else ()
-    defines = (("HEAD_SIZE", head_size), *term_defines(CHOICES[choice]), *turned)
+    defines = (("HEAD_SIZE", head_size), *score_bias_defines(CHOICES[choice]), *turned)
     return disassemble(machine_code_of(Variant(source, STORAGE, defines=defines), ARCHITECTURE))
 
 
 def rows_of(choice: str, head_size: int, texts: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
     """A row per kernel with one choice of terms."""
-    terms = CHOICES[choice]
+    score_bias = CHOICES[choice]
     kernels = {source: kernels_of(source, head_size, choice) for source in dict.fromkeys(work.source for work in WORKS)}
     rows = []
     for work in WORKS:
         cases = {LEAST: [], **{text: of[shape_name(work.group)] for text, of in texts.items()}}
         cases[MOST] = [1.0] * MAXIMUM_MATCHES
-        found = count(work, kernels[work.source][f"{work.kernel}_{STORAGE}"], head_size, terms, cases)
+        found = count(work, kernels[work.source][f"{work.kernel}_{STORAGE}"], head_size, score_bias, cases)
         rows.append({"kernel": work.kernel, "head_size": head_size, "terms": choice, **found})
     return rows
 

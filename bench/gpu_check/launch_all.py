@@ -35,7 +35,7 @@ from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.cuda.variants import all_variants
 from cllm_gpu.ops.reference.rotary import rotary_tables
 from cllm_gpu.ops.reference.rounding import StochasticRounding
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import Symmetry
 from cllm_gpu.utils.errors import UserError
 
@@ -132,26 +132,26 @@ def _attention(launcher: Launcher, put: Put, variant: Variant) -> Iterator[tuple
     length, heads = 130, 2
     tokens = np.resize(rng.integers(0, 9, 17), (1, length)).astype(np.int32)
     seen = put(tokens)
-    terms = _terms(put, rng, chosen, (tokens, seen, heads), dtype)
+    score_bias = _score_bias(put, rng, chosen, (tokens, seen, heads), dtype)
     whole, given = (rng.standard_normal((1, length, n * heads, size), np.float32) for n in (3, 1))
     packed, dout = put(whole.astype(dtype)), put(given.astype(dtype))
     out = put(np.full_like(given, np.nan, dtype))
     q, k, v = (packed[:, :, i * heads : (i + 1) * heads] for i in range(3))
     lse = put(np.full((1, heads, length), np.nan, np.float32))
-    options: dict[str, Any] = {"causal": True, "scale": size**-0.5, "terms": terms}
+    options: dict[str, Any] = {"causal": True, "scale": size**-0.5, "score_bias": score_bias}
     options["symmetry"] = _symmetry(put, seen, chosen.get("SYMMETRY_PAIRS", 0))
     attention_forward(launcher, q, k, v, out, lse, **options)
     learned = "TERM_POINT_GRADIENTS" in chosen
     for method in METHODS[:1] if learned else METHODS:  # only the first computes gradients of points
         gradients = put(np.full_like(whole, np.nan, dtype))
         dq, dk, dv = (gradients[:, :, i * heads : (i + 1) * heads] for i in range(3))
-        if terms is not None:
+        if score_bias is not None:
             points = put(np.zeros((1, length, 3), np.float32)) if learned else None
-            options["dterms"] = ScoreTermGradients(put(np.zeros(terms.scalars.shape, gradient)), points)
+            options["dscore_bias"] = ScoreBiasGradients(put(np.zeros(score_bias.scalars.shape, gradient)), points)
         attention_backward(launcher, dout, q, k, v, out, lse, dq, dk, dv, method=method, **options)
         results = {"out": out, "lse": lse, "gradients": gradients}
-        if terms is not None:
-            results |= {"dscalars": options["dterms"].scalars}
+        if score_bias is not None:
+            results |= {"dscalars": options["dscore_bias"].scalars}
         yield f"attention {variant.options}, {method}", results
 
 
@@ -172,9 +172,9 @@ def _symmetry(put: Put, tokens: Any, pairs: int) -> Symmetry | None:
     return Symmetry(tokens, put(symmetry_turns(pairs).astype(np.float32))) if pairs else None
 
 
-def _terms(
+def _score_bias(
     put: Put, rng: np.random.Generator, chosen: dict[str, int], given: tuple[Any, Any, int], dtype: Any
-) -> ScoreTerms | None:
+) -> ScoreBias | None:
     """The variant's score terms; None if it has none. given: tokens (B, S), the same on the device, number of heads."""
     tokens, seen, heads = given
     names = ("TERM_DISTANCE", "TERM_PRIME_DISTANCE", "TERM_SAME_TOKEN", "TERM_MATCHES")
@@ -184,7 +184,7 @@ def _terms(
         return None
     points = put(lattice_points(9)[tokens].astype(np.float32)) if distance or prime_distance else None
     scalars = put(rng.random((heads, count), np.float32).astype(dtype))
-    return ScoreTerms(seen, points, scalars, bool(distance), bool(prime_distance), bool(same_token), matches)
+    return ScoreBias(seen, points, scalars, bool(distance), bool(prime_distance), bool(same_token), matches)
 
 
 def _launcher(device: str) -> tuple[CountingLauncher, Put, Callable[[Any], Any]]:

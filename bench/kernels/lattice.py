@@ -16,7 +16,7 @@ from bench.kernels.timing import Device
 from bench.kernels.torch_side import TorchSide
 from cllm_gpu.model.lattice import lattice_points, symmetry_turns
 from cllm_gpu.ops.cuda.attention import attention_backward, attention_forward
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import Symmetry
 
 KERNEL = "crystalline attention"
@@ -69,8 +69,8 @@ class Crystalline:
             tokens = tokens_of(self.batch, self.length)
             yield self._job(text, STANDARD, functools.partial(self._call, device, operands, results, lse, None))
             for side, choice in CHOICES.items():
-                terms = self._terms(device, tokens, choice)
-                yield self._job(text, side, functools.partial(self._call, device, operands, results, lse, terms))
+                score_bias = self._score_bias(device, tokens, choice)
+                yield self._job(text, side, functools.partial(self._call, device, operands, results, lse, score_bias))
             turns = device.xp.asarray(symmetry_turns(self.head_size // 8).astype(np.float32))
             symmetry = Symmetry(device.xp.asarray(tokens), turns)
             call = functools.partial(self._call, device, operands, results, lse, None, symmetry)
@@ -83,10 +83,10 @@ class Crystalline:
         size = {"B": self.batch, "T": self.length, "H": self.heads, "D": self.head_size, "tokens": text}
         return Job(KERNEL, side, size, call, flops, "TFLOP/s")
 
-    def _terms(self, device: Device, tokens: Any, choice: tuple[bool, bool, bool, int]) -> ScoreTerms:
+    def _score_bias(self, device: Device, tokens: Any, choice: tuple[bool, bool, bool, int]) -> ScoreBias:
         points = device.xp.asarray(lattice_points(VOCABULARY).astype(np.float32)[tokens])
         scalars = device.random((self.heads, sum(choice)), "bfloat16", 5)
-        return ScoreTerms(device.xp.asarray(tokens), points, scalars, *choice)
+        return ScoreBias(device.xp.asarray(tokens), points, scalars, *choice)
 
     def _call(
         self,
@@ -94,17 +94,24 @@ class Crystalline:
         operands: Any,
         results: Any,
         lse: Any,
-        terms: ScoreTerms | None,
+        score_bias: ScoreBias | None,
         symmetry: Symmetry | None = None,
     ) -> None:
         q, k, v, dout = operands
         out, *gradients = results
-        options: dict[str, Any] = {"causal": True, "scale": self.head_size**-0.5, "terms": terms, "symmetry": symmetry}
+        options: dict[str, Any] = {
+            "causal": True,
+            "scale": self.head_size**-0.5,
+            "score_bias": score_bias,
+            "symmetry": symmetry,
+        }
         attention_forward(device.launcher, q, k, v, out, lse, **options)
-        dterms = None
-        if terms is not None:
-            dterms = ScoreTermGradients(device.launcher.scratch("bench_dterms", terms.scalars.shape, "bfloat16"), None)
-        attention_backward(device.launcher, dout, q, k, v, out, lse, *gradients, dterms=dterms, **options)
+        dscore_bias = None
+        if score_bias is not None:
+            dscore_bias = ScoreBiasGradients(
+                device.launcher.scratch("bench_dterms", score_bias.scalars.shape, "bfloat16"), None
+            )
+        attention_backward(device.launcher, dout, q, k, v, out, lse, *gradients, dscore_bias=dscore_bias, **options)
 
 
 def full_problems() -> list[Any]:

@@ -85,8 +85,11 @@ def tokenizer_of(config: Config, origin: Origin) -> Tokenizer | Literal["bytes"]
             )
         return "bytes"
     own = tokenizer_from_dict(origin.tokenizer)
-    if config.data.tokenizer != INITIAL:
-        asked = load_tokenizer(config.data.tokenizer)
+    if config.data.tokenizer == INITIAL:
+        if config.data.end_of_text is not None:
+            raise UserError("data.end_of_text is given, but data.tokenizer is initial: the model has its end of text")
+    else:
+        asked = load_tokenizer(config.data.tokenizer, config.data.end_of_text)
         if asked.fingerprint != own.fingerprint:
             named, needed = (tokenizer_label(one.name, one.fingerprint) for one in (asked, own))
             raise UserError(

@@ -12,7 +12,8 @@ from cllm_gpu.cli.progress import ConsoleReporter
 from cllm_gpu.config import Config, from_dict, load_toml, with_absolute_paths
 from cllm_gpu.data import Dataset, open_dataset
 from cllm_gpu.data.dataset import reopen_prepared
-from cllm_gpu.data.tokenizers import Tokenizer, tokenizer_from_dict
+from cllm_gpu.data.text import TextOptions
+from cllm_gpu.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_dict
 from cllm_gpu.utils.library_cache import cache_directory
 
 
@@ -54,16 +55,18 @@ def open_data(config: Config, display: ConsoleReporter, resumed: Checkpoint | No
     tokenizer is that model's.
     """
     tokenizer: str | Tokenizer = config.data.tokenizer
+    options = TextOptions(config.data.text_field, config.data.separator)
     cache = config.data.cache or cache_directory() / "data"
     own = with_absolute_paths(from_dict(resumed.config)).data if resumed else None
     asked = with_absolute_paths(config).data
     if resumed is not None and own is not None:
-        if resumed.tokenizer and asked.tokenizer == own.tokenizer:
+        if resumed.tokenizer and (asked.tokenizer, asked.end_of_text) == (own.tokenizer, own.end_of_text):
             tokenizer = tokenizer_from_dict(resumed.tokenizer)
         if not isinstance(tokenizer, str) and dataclasses.replace(asked, cache=own.cache) == own:
             found = reopen_prepared(
                 config.data.source, tokenizer, identity=resumed.state["data"],
                 fraction=config.data.validation_fraction, seed=config.data.seed, cache=cache,
+                options=options, validation=config.data.validation,
             )  # fmt: skip
             if found is not None:
                 dataset, line = found
@@ -74,6 +77,8 @@ def open_data(config: Config, display: ConsoleReporter, resumed: Checkpoint | No
         origin = find_origin(config.initial)
         require_same_shape(config.model, origin)
         tokenizer = tokenizer_of(config, origin)
+    if isinstance(tokenizer, str) and config.data.end_of_text is not None:
+        tokenizer = load_tokenizer(tokenizer, config.data.end_of_text)
     context = config.model.architecture(vocabulary=config.model.vocabulary or 2).context
     with display.preparing() as progress:
         return open_dataset(
@@ -84,4 +89,7 @@ def open_data(config: Config, display: ConsoleReporter, resumed: Checkpoint | No
             cache_folder=cache,
             context=context,
             progress=progress,
+            options=options,
+            validation=config.data.validation,
+            dtype=config.data.dtype,
         )

@@ -13,8 +13,9 @@ import tyro
 from cllm_gpu.backend import get_backend
 from cllm_gpu.checkpoint.pretrained import PretrainedModel, load_pretrained, require_tokenizer
 from cllm_gpu.cli.parsing import Command, QuietOption
-from cllm_gpu.cli.progress import count_progress, say, terminal
+from cllm_gpu.cli.progress import LOSSY_BITS, count_progress, lossy_line, say, terminal
 from cllm_gpu.data import evaluation_batches, evaluation_windows, open_text
+from cllm_gpu.data.text import TEXT_FIELD, TextOptions
 from cllm_gpu.data.tokenizers import Tokenizer
 from cllm_gpu.data.tokens import Batch
 from cllm_gpu.inference.evaluate import evaluate, model_losses, require_finite_loss
@@ -40,6 +41,10 @@ class EvaluateOptions(QuietOption):
     """Batch size in sequences."""
     batches: int = 0
     """Evaluate at most this many batches, spread evenly over the text; 0: the whole text. Not for tasks."""
+    text_field: str = TEXT_FIELD
+    """Field of the records that contains the text, as --data.text-field."""
+    separator: str | None = None
+    """Text between documents, as --data.separator."""
     json: bool = False
     """Print JSON instead of text."""
     backend: str | None = None
@@ -76,7 +81,7 @@ def main(arguments: list[str]) -> int:
 
 def _text(options: EvaluateOptions, path: Path, trained: PretrainedModel, tokenizer: Tokenizer) -> int:
     """Evaluate the loss on a text."""
-    source = open_text(options.source, tokenizer)
+    source = open_text(options.source, tokenizer, TextOptions(options.text_field, options.separator))
     bytes_per_token = source.text_bytes / (len(source) - 1) if source.text_bytes else None  # the first has no loss
     batch, context, limit = options.batch, trained.model.architecture.context, options.batches or None
     total = evaluation_windows(source, batch=batch, context=context, limit=limit)
@@ -88,9 +93,12 @@ def _text(options: EvaluateOptions, path: Path, trained: PretrainedModel, tokeni
         )
     require_finite_loss(found, path)
     if options.json:
-        print(json.dumps(found.as_dict()))
+        print(json.dumps(found.as_dict() | ({"characters_lost": source.lost} if source.lost else {})))
         return 0
-    bits = f"  {found.bits_per_byte:.4f} bits/byte" if found.bits_per_byte is not None else ""
+    if source.lost:
+        say(lossy_line(source.lost), terminal(quiet=options.quiet, errors=True))
+    unit = LOSSY_BITS if source.lost else "bits/byte"
+    bits = f"  {found.bits_per_byte:.4f} {unit}" if found.bits_per_byte is not None else ""
     say(
         f"loss {found.loss:.4f} nats/token  perplexity {found.perplexity:.3f}{bits}  "
         f"accuracy {found.accuracy:.2%}  ({found.tokens:,} tokens, step {trained.step})"

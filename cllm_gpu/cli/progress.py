@@ -40,6 +40,8 @@ WIDE, NARROW = 120, 80
 """Terminal widths: the full live line from WIDE columns on, the shortest one below NARROW."""
 WITH_MFU, WITH_POWER = 130, 140
 """Terminal widths from which the live line also shows these."""
+LOSSY_BITS = "bits/byte (lossy tokenizer)"
+"""Label of bits per byte of a text that its tokens do not reproduce."""
 PLAIN_LINES = 40
 """Progress lines that a training run prints if there is no terminal."""
 PLAIN_SECONDS = 10.0
@@ -158,6 +160,12 @@ def byte_progress(console: Console, doing: str, then: str = "") -> Iterator[Call
         yield progress
 
 
+def lossy_line(lost: float) -> str:
+    """The message about a tokenizer whose tokens do not reproduce a fraction `lost` of the text's characters."""
+    share = f"{lost:.2%}" if lost >= 1e-4 else f"{lost:.0e}"
+    return f"lossy tokenizer: {share} of the characters of the text do not come back; bits per byte are of what is left"
+
+
 def recompute_line(plan: MemoryPlan) -> str:
     """The recompute level of a run, and the size of the activations at each level."""
     levels = ", ".join(f"{level} {readable_size(size)}" for level, size in plan.activations_at)
@@ -174,6 +182,7 @@ class ConsoleReporter:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._memory_held = memory_held
+        self._bits = "bits/byte"
         self._before: int | None = None
         self._most = 0
         self._speeds: list[tuple[float, float]] = []  # (tokens/s, MFU) of each step with an MFU
@@ -196,6 +205,11 @@ class ConsoleReporter:
         self.message(
             f"data: {len(dataset.train):,} training and {len(dataset.validation):,} validation tokens{skipped}"
         )
+        for line in (*dataset.notes, *(dataset.tokenizer.notes if dataset.tokenizer else ())):
+            self.message(line)
+        if dataset.lost:
+            self.message(lossy_line(dataset.lost))
+            self._bits = LOSSY_BITS
         table = Table(title="memory plan", title_justify="left", show_header=False, box=None)
         for name, size in plan.rows():
             table.add_row(name, readable_size(size), style="bold" if name == "total" else "")
@@ -274,7 +288,7 @@ class ConsoleReporter:
         """Show an evaluation."""
         self._note_memory()
         bits = record["bits_per_byte"]
-        per_byte = f"  {bits:.4f} bits/byte" if bits is not None else ""
+        per_byte = f"  {bits:.4f} {self._bits}" if bits is not None else ""
         say(
             f"evaluation at step {record['step']}: loss {record['loss']:.4f}  perplexity {record['perplexity']:.3f}"
             f"{per_byte}  accuracy {record['accuracy']:.1%}",

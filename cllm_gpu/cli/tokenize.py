@@ -12,14 +12,15 @@ import tyro
 from rich.console import Console
 
 from cllm_gpu.cli.parsing import Command, QuietOption
-from cllm_gpu.cli.progress import byte_progress, say, terminal
+from cllm_gpu.cli.progress import byte_progress, lossy_line, say, terminal
 from cllm_gpu.config import DataConfig
 from cllm_gpu.data.bpe import Reading, learn_bpe, measure, require_vocabulary
 from cllm_gpu.data.dataset import open_prepared, text_corpus
 from cllm_gpu.data.prepare import new_folder
 from cllm_gpu.data.sources import Corpus
 from cllm_gpu.data.split import Part, require_fraction
-from cllm_gpu.data.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer, tokenizer_label
+from cllm_gpu.data.text import TextOptions
+from cllm_gpu.data.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer, lost_share, tokenizer_label
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors, readable_size, write_atomically
 
@@ -43,6 +44,10 @@ class TokenizeOptions(QuietOption):
     """New folder for the token shards, to train from with --data.source FOLDER."""
     validation_fraction: float = DataConfig.validation_fraction
     """Fraction of the documents held out for validation, as --data.validation-fraction; not trained on."""
+    text_field: str = DataConfig.text_field
+    """Field of the records that contains the text, as --data.text-field."""
+    separator: str | None = None
+    """Text between documents, as --data.separator."""
     seed: int = DataConfig.seed
     """Seed of the choice of validation documents, as --data.seed."""
     megabytes: int = 500
@@ -68,8 +73,12 @@ def main(arguments: list[str]) -> int:
     options = COMMAND.parse(arguments)
     _validate(options)
     console = terminal(quiet=options.quiet)
-    corpus = text_corpus(options.source)
+    corpus = _corpus(options)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _train_tokenizer(options, corpus, console)
+    for line in tokenizer.notes:
+        say(line, console)
+    if lost := lost_share(tokenizer, corpus.sample()):
+        say(lossy_line(lost), console)
     if options.shards:
         _prepare(options, options.shards, tokenizer, console)
     elif options.tokenizer:
@@ -108,6 +117,10 @@ def _require_new(path: Path, flag: str) -> None:
         pass
 
 
+def _corpus(options: TokenizeOptions) -> Corpus:
+    return text_corpus(options.source, TextOptions(options.text_field, options.separator))
+
+
 def _vocabulary(options: TokenizeOptions) -> int:
     return VOCABULARY if options.vocabulary is None else options.vocabulary
 
@@ -144,7 +157,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _prepare(options: TokenizeOptions, folder: Path, tokenizer: Tokenizer, console: Console) -> None:
-    corpus = text_corpus(options.source)  # a new object, whose count of skipped files starts at zero
+    corpus = _corpus(options)  # a new object, whose count of skipped files starts at zero
     with byte_progress(console, "preparing shards") as progress:
         new_folder(
             *(corpus, tokenizer, folder),
@@ -168,4 +181,8 @@ def _training_command(options: TokenizeOptions, tokenizer: Tokenizer) -> str:
             words += ["--data.validation-fraction", f"{options.validation_fraction}"]
         if options.seed != DataConfig.seed:
             words += ["--data.seed", f"{options.seed}"]
+        if options.text_field != DataConfig.text_field:
+            words += ["--data.text-field", options.text_field]
+        if options.separator is not None:
+            words += ["--data.separator", options.separator]
     return shlex.join(words)

@@ -100,7 +100,7 @@ def write_shards(
 ) -> None:
     """Write train.tokens and validation.tokens to `folder`, holding only a few pieces of text in memory."""
     headers = {part: _header(part, tokenizer, identity) for part in Part}
-    total = corpus.total_bytes
+    total = corpus.total_bytes + (corpus.held_out.total_bytes if corpus.held_out else 0)
     with contextlib.ExitStack() as stack:
         writers = {p: stack.enter_context(ShardWriter(folder / SHARD_NAMES[p], headers[p])) for p in Part}
         _stream(split_pieces(corpus, fraction, seed), writers, tokenizer, throttled_progress(progress, total))
@@ -117,9 +117,19 @@ def write_shards(
 def split_pieces(corpus: Corpus, fraction: float, seed: int) -> Iterator[SplitPiece]:
     """All text of a corpus, in pieces with their part: the input of shards and of tokenizer training."""
     pieces = corpus.pieces()
+    if corpus.held_out is not None:
+        return _held_out_apart(corpus, corpus.held_out)
     if corpus.has_documents(documents_needed(fraction)):
         return split_by_document(pieces, fraction, seed)
     return split_by_position(pieces, fraction, corpus.total_bytes)
+
+
+def _held_out_apart(corpus: Corpus, held_out: Corpus) -> Iterator[SplitPiece]:
+    """All of one corpus to learn from, all of another for validation."""
+    for part, one, base in ((Part.TRAIN, corpus, 0), (Part.VALIDATION, held_out, corpus.total_bytes)):
+        for piece in one.pieces():
+            yield SplitPiece(part, piece.text, piece.text_bytes, base + piece.end, piece.last)
+        corpus.skipped += one.skipped if one is held_out else 0
 
 
 def _header(part: Part, tokenizer: Tokenizer, identity: bytes) -> ShardHeader:

@@ -27,6 +27,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from cllm_gpu.data.token_file import TokenFile
 from cllm_gpu.data.tokens import Tokens
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors
@@ -174,7 +175,7 @@ def read_header(path: Path) -> ShardHeader:
 
 
 def open_shard(path: Path) -> tuple[ShardHeader, Tokens]:
-    """The header and memory-mapped tokens of a shard; verifies every byte. Raises UserError if anything is wrong."""
+    """The header and the tokens of a shard; verifies every byte. Raises UserError if anything is wrong."""
     with clear_errors("read", path):
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -182,9 +183,14 @@ def open_shard(path: Path) -> tuple[ShardHeader, Tokens]:
         header = _unpack(path, head, size)
         if _checksum(path, size) != header.checksum:
             raise UserError(f"{path} is damaged: its tokens do not match their checksum; delete it and prepare again")
-        if not header.tokens:
-            return header, np.zeros(0, dtype=header.dtype)
-        return header, np.memmap(path, dtype=header.dtype, mode="r", offset=HEADER_BYTES, shape=(header.tokens,))
+        tokens = TokenFile(
+            path,
+            dtype=header.dtype,
+            offset=HEADER_BYTES,
+            count=header.tokens,
+            same=lambda: _checksum(path, size) == header.checksum,
+        )
+        return header, tokens
 
 
 def is_shard(path: Path) -> bool:

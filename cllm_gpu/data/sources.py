@@ -1,10 +1,13 @@
 """Finds the files of a text source and streams their documents as pieces of text.
 
-A document is a text file, a line of a JSON Lines file (its field `text`), or a module of the standard library.
+A document is a text file, a record (the field `text`) of a JSON Lines, JSON, CSV or Parquet file, or a module of the
+standard library. Compressed files are decompressed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import glob
 import hashlib
 import os
@@ -14,44 +17,61 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cllm_gpu.data.text import Piece, file_pieces, record_pieces
+from cllm_gpu.data.compressed import without_suffix
+from cllm_gpu.data.records import NoSuchFieldError
+from cllm_gpu.data.text import RECORDS, Piece, TextOptions, is_utf8, pieces_of, what_it_is
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors, describe_error
 
 STDLIB = "stdlib"
-JSON_LINES = (".jsonl", ".ndjson")
-_SNIFFED_BYTES = 8192
+_BLOCK_BYTES, _BLOCKS = 4096, 16
+"""A large file is told from another of its name, size and time by this many blocks, spread evenly."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a corpus: its path, identifying name, size in bytes and modification time."""
+    """One file of a corpus: its path, identifying name, size in bytes and modification time.
+
+    content: SHA-256 of all of it, or of samples if it is large
+    """
 
     path: Path
     name: str
     size: int
     changed_ns: int
+    content: str = ""
 
     @property
-    def is_json_lines(self) -> bool:
-        return self.path.suffix.lower() in JSON_LINES
+    def holds_records(self) -> bool:
+        """Whether it has a document for each of its records."""
+        return without_suffix(self.path).suffix.lower() in RECORDS
 
 
 @dataclass
 class Corpus:
-    """The files of a source in a fixed order. skipped: number of files that are not text."""
+    """The files of a source in a fixed order. skipped: number of files that are not text.
+
+    held_out:  text for validation, all of it (None: a fraction of this corpus)
+    is_path:   whether the name is a path, as of every source but the standard library
+    """
 
     name: str
     files: list[SourceFile]
     skip_undecodable: bool = False
     skipped: int = 0
-    identity: str = field(init=False)
+    options: TextOptions = field(default_factory=TextOptions)
+    held_out: Corpus | None = None
+    is_path: bool = True
+    _unread: set[Path] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        # a name is a path, except of the standard library, and means one text whichever folder it is given from
-        name = self.name if self.name == STDLIB else os.path.abspath(os.path.expanduser(self.name))
-        facts = [name, *(f"{file.name}\0{file.size}\0{file.changed_ns}" for file in self.files)]
-        self.identity = hashlib.sha256("\n".join(facts).encode("utf-8", "surrogatepass")).hexdigest()
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all that determines its text: of its files name, size, modification time and content."""
+        # a path means one text whichever folder it is given from
+        name = os.path.abspath(os.path.expanduser(self.name)) if self.is_path else self.name
+        facts = [name, *(f"{f.name}\0{f.size}\0{f.changed_ns}\0{f.content}" for f in self.files)]
+        facts += [repr(self.options), self.held_out.identity if self.held_out else ""]
+        return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def total_bytes(self) -> int:
@@ -68,20 +88,45 @@ class Corpus:
             yield from self._file(file, base)
             base += file.size
 
+    def sample(self, most: int = 16) -> list[str]:
+        """The first 64 KiB or so of up to `most` files, spread evenly; of what cannot be read, nothing."""
+        texts = []
+        for file in self.files[:: -(-len(self.files) // most)]:
+            taken = 0
+            with contextlib.suppress(UserError):
+                for piece in self._file(file, 0):
+                    texts.append(piece.text)
+                    taken += piece.text_bytes
+                    if taken >= _BLOCK_BYTES * _BLOCKS // 2:
+                        break
+        return texts
+
     def _file(self, file: SourceFile, base: int) -> Iterator[Piece]:
-        if file.is_json_lines:
-            yield from record_pieces(file.path, base, file.size)
-        elif self.skip_undecodable and not _is_utf8(file.path):
-            self.skipped += 1
-        else:
-            yield from file_pieces(file.path, base, file.size)
+        if file.path in self._unread:
+            return
+        if self.skip_undecodable and not file.holds_records and not is_utf8(file.path):
+            self._skip(file)
+            return
+        begun = False
+        try:
+            for piece in pieces_of(file.path, base, file.size, self.options):
+                begun = True
+                yield piece
+        except NoSuchFieldError:
+            if begun or not self.skip_undecodable:
+                raise
+            self._skip(file)  # one of many, and of something else: a settings file
+
+    def _skip(self, file: SourceFile) -> None:
+        self._unread.add(file.path)
+        self.skipped += 1
 
     def has_documents(self, count: int) -> bool:
         """Whether there are at least `count` documents; reads no further than needed."""
         found = 0
         for file in self.files:
-            if file.is_json_lines:
-                for piece in record_pieces(file.path, 0, file.size):
+            if file.holds_records or self.options.separator is not None:
+                for piece in self._file(file, 0):
                     found += piece.last
                     if found >= count:
                         return True
@@ -92,12 +137,20 @@ class Corpus:
         return False
 
 
-def find_corpus(source: str) -> Corpus:
-    """The corpus of "stdlib", a text or JSON Lines file, a folder, or a glob. Raises UserError if there is no text."""
-    if source == "stdlib":
+def find_corpus(source: str, options: TextOptions | None = None) -> Corpus:
+    """The corpus of "stdlib", a file of text or records, a folder, or a glob. Raises UserError if there is no text."""
+    corpus = _find(source)
+    corpus.options = dataclasses.replace(options or TextOptions(), keep_mark=source == STDLIB)
+    return corpus
+
+
+def _find(source: str) -> Corpus:
+    if source == STDLIB:
         return _standard_library()
     path = Path(os.path.expanduser(source))
     if path.is_file():
+        if what := what_it_is(path):
+            raise UserError(f"{path} is no text but {what}")
         return _corpus(source, [_source_file(path, str(path.resolve()))])
     if path.is_dir():
         return _folder(path)
@@ -106,19 +159,26 @@ def find_corpus(source: str) -> Corpus:
     raise UserError(f"no data at {source!r}: give stdlib, patterns, a text or .jsonl file, a folder, or a glob")
 
 
-def _corpus(source: str, found: list[SourceFile], skipped: int = 0) -> Corpus:
-    """A corpus of the nonempty files. Raises UserError if all are empty."""
+def _corpus(source: str, found: list[SourceFile], skipped: int = 0, *, of_many: bool = False) -> Corpus:
+    """A corpus of the nonempty files. Raises UserError if all are empty. of_many: skip files that are not text."""
     files = [file for file in found if file.size]
     if not files:
         what = f"{source} is empty" if len(found) == 1 else f"all {len(found)} files of {source} are empty"
         raise UserError(f"{what}: give at least one file with text")
-    return Corpus(source, files, skipped=skipped)
+    return Corpus(source, files, skip_undecodable=of_many, skipped=skipped)
 
 
 def _source_file(path: Path, name: str) -> SourceFile:
-    with clear_errors("read", path):
-        facts = path.stat()
-    return SourceFile(path, name, facts.st_size, facts.st_mtime_ns)
+    with clear_errors("read", path), path.open("rb") as file:
+        facts = os.fstat(file.fileno())
+        digest = hashlib.sha256()
+        if facts.st_size <= _BLOCK_BYTES * _BLOCKS:
+            digest.update(file.read())
+        else:
+            for n in range(_BLOCKS):
+                file.seek((facts.st_size - _BLOCK_BYTES) * n // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+    return SourceFile(path, name, facts.st_size, facts.st_mtime_ns, digest.hexdigest())
 
 
 def _walk(folder: Path, left_out: frozenset[str]) -> Iterator[Path]:
@@ -141,20 +201,21 @@ def _standard_library() -> Corpus:
     paths = [path for path in _walk(folder, left_out) if path.suffix == ".py"] if folder.is_dir() else []
     if not paths:
         raise UserError(f"the standard library has no .py files at {folder}: name a text file or folder as data")
-    corpus = _corpus(STDLIB, [_source_file(path, path.relative_to(folder).as_posix()) for path in paths])
+    files = [_source_file(path, path.relative_to(folder).as_posix()) for path in paths]
+    corpus = _corpus(STDLIB, files, of_many=True)
+    corpus.is_path = False
     corpus.name = f"standard library of Python {sys.version_info.major}.{sys.version_info.minor}"
-    corpus.skip_undecodable = True
     return corpus
 
 
 def _folder(folder: Path) -> Corpus:
-    """All text files below a folder: not hidden, and without a NUL in their first 8192 bytes."""
+    """All files of text or records below a folder: not hidden, and without binary data in their first 8192 bytes."""
     every = list(_walk(folder, frozenset({"__pycache__"})))
     texts = [path for path in every if _looks_like_text(path)]
     if not texts:
         raise UserError(f"the folder {folder} holds no text files")
     files = [_source_file(path, str(path.resolve())) for path in texts]
-    return _corpus(str(folder), files, skipped=len(every) - len(texts))
+    return _corpus(str(folder), files, skipped=len(every) - len(texts), of_many=True)
 
 
 def _matches(pattern: str) -> Corpus:
@@ -164,21 +225,16 @@ def _matches(pattern: str) -> Corpus:
     if not texts:
         raise UserError(f"no text file matches {pattern}")
     return _corpus(
-        pattern, [_source_file(path, str(path.resolve())) for path in texts], skipped=len(files) - len(texts)
+        pattern,
+        [_source_file(path, str(path.resolve())) for path in texts],
+        skipped=len(files) - len(texts),
+        of_many=True,
     )
 
 
 def _looks_like_text(path: Path) -> bool:
-    with clear_errors("read", path), path.open("rb") as file:
-        return b"\0" not in file.read(_SNIFFED_BYTES)
-
-
-def _is_utf8(path: Path) -> bool:
-    """Whether a file is UTF-8; reads it as a whole."""
-    with clear_errors("read", path):
-        content = path.read_bytes()
+    """Whether one of several files is read; a damaged one is, and reported when it is read."""
     try:
-        content.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+        return what_it_is(path) is None
+    except UserError:
+        return True

@@ -1,4 +1,4 @@
-"""A token stream to take windows from, over one or several arrays, in memory or memory-mapped."""
+"""A token stream to take windows from, over one or several arrays, in memory or in files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from cllm_gpu.data.token_file import DataError, TokenFile
 from cllm_gpu.ops.reference.cross_entropy import IGNORE_INDEX
-from cllm_gpu.utils.errors import UserError
 
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32] | TokenFile
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 
@@ -23,10 +23,11 @@ class TokenSource:
     """A read-only stream of token ids: the part [start, stop) of the concatenation of `arrays`.
 
     name:             for messages
-    vocabulary:       vocabulary size; every id is below it, which each read checks unless `trusted`
+    vocabulary:       vocabulary size; every id is below it, which each read checks
     text_bytes:       UTF-8 bytes of the underlying text; None if unknown
     documents:        number of documents; None if unknown
     digest:           checksum of the tokens; empty if the source has none
+    lost:             fraction of the text's characters that the tokens do not reproduce; None if unknown
     pattern_end:      end-of-text id of the data set `patterns`, whose undetermined targets are IGNORE_INDEX (see
                       cllm_gpu/data/patterns.py); None for text
     """
@@ -42,18 +43,18 @@ class TokenSource:
         text_bytes: int | None = None,
         documents: int | None = None,
         pattern_end: int | None = None,
-        trusted: bool = True,
         digest: str = "",
+        lost: float | None = None,
     ) -> None:
         self.name, self.vocabulary, self.digest = name, vocabulary, digest
+        self.lost = lost
         self.text_bytes, self.documents, self.pattern_end = text_bytes, documents, pattern_end
-        self._arrays = [np.asarray(array) for array in arrays]
+        self._arrays = [array if isinstance(array, TokenFile) else np.asarray(array) for array in arrays]
         self._ends = np.cumsum([len(array) for array in self._arrays], dtype=np.int64)
         whole = int(self._ends[-1]) if self._arrays else 0
         self._start, self._stop = start, whole if stop is None else stop
         if not 0 <= self._start <= self._stop <= whole:
             raise ValueError(f"part [{start}, {stop}) of a stream of {whole} tokens")
-        self._trusted = trusted
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -64,22 +65,24 @@ class TokenSource:
         return self.text_bytes / len(self) if self.text_bytes and len(self) else None
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int32]:
-        """Tokens [start, start + count), int32; wraps around at the end (count <= len(self))."""
+        """Tokens [start, start + count), int32; wraps around at the end (count <= len(self)).
+
+        Raises DataError for a file that changed since it was opened, and for an id outside the vocabulary.
+        """
         if not (0 <= start < len(self) and 0 <= count <= len(self)):
             raise ValueError(f"window of {count} tokens at {start} in a stream of {len(self)}")
         out = np.empty(count, dtype=np.int32)
         before_end = min(count, len(self) - start)
         self._fill(out[:before_end], self._start + start)
         self._fill(out[before_end:], self._start)
-        if not self._trusted:
-            self._require_vocabulary(out, start)
+        self._require_vocabulary(out, start)
         return out
 
     def _require_vocabulary(self, tokens: npt.NDArray[np.int32], start: int) -> None:
         ids = tokens.view(np.uint32)
         outside = np.flatnonzero(ids >= self.vocabulary)
         if len(outside):
-            raise UserError(
+            raise DataError(
                 f"{self.name} holds token id {ids[outside[0]]} (token {(start + int(outside[0])) % len(self)}), "
                 f"outside the vocabulary of {self.vocabulary}: give the tokenizer it was made with"
             )

@@ -19,6 +19,7 @@ from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import PARTIAL, clear_errors, remove, sync_folder
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERATION_CONFIG = "generation_config.json"
 
 Array = np.ndarray[Any, Any]
 
@@ -26,16 +27,21 @@ Array = np.ndarray[Any, Any]
 def export_model(model: Transformer, tokenizer: Tokenizer | None, target: Path) -> tuple[str, ...]:
     """Write the model in float32 to the new folder `target`. Returns a message for each part that is not exported.
 
-    The folder appears only when it is complete. Raises UserError for a model that GPT-2 cannot express, and if the
-    folder is not empty or cannot be written.
+    Ids that no token has, such as those that pad the vocabulary, are suppressed in generation_config.json: generation
+    by transformers does not pick them, like ours. The folder appears only when it is complete. Raises UserError for a
+    model that GPT-2 cannot express, and if the folder is not empty or cannot be written.
     """
     a = model.architecture
     require_exportable(a)
     text = tokenizer_text(tokenizer) if tokenizer else None
-    documents = {CONFIG: _json(write_config(a, tokenizer.end_of_text if tokenizer and text else None))}
+    documents = {CONFIG: _json(write_config(a, tokenizer.ends if tokenizer and text else ()))}
     if tokenizer and text:
         documents[TOKENIZER] = text
         documents[TOKENIZER_CONFIG] = _json(tokenizer_config(tokenizer, text, a.context))
+        unused = [*tokenizer.unused, *range(tokenizer.vocabulary, a.vocabulary)]
+        if unused:
+            ends = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": list(tokenizer.ends)}
+            documents[GENERATION_CONFIG] = _json({**ends, "suppress_tokens": unused})
     _write_folder(target, documents, _renamed(model))
     return () if text else (_without(tokenizer),)
 

@@ -114,8 +114,8 @@ def _needed(a: Architecture) -> dict[str, Any]:
     return fields | {"kv_heads": a.heads}
 
 
-def write_config(architecture: Architecture, end_of_text: int | None) -> dict[str, Any]:
-    """The content of the config.json of a model that passes `require_exportable`."""
+def write_config(architecture: Architecture, ends: tuple[int, ...]) -> dict[str, Any]:
+    """The content of the config.json of a model that passes `require_exportable`; ends: the ids that end a text."""
     a = architecture
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -134,8 +134,8 @@ def write_config(architecture: Architecture, end_of_text: int | None) -> dict[st
         "embd_pdrop": a.dropout,
         "attn_pdrop": 0.0,
         "tie_word_embeddings": a.tied_head,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        "bos_token_id": ends[0] if ends else None,
+        "eos_token_id": list(ends) if len(ends) > 1 else ends[0] if ends else None,
         "torch_dtype": "float32",
     }
 

@@ -48,7 +48,9 @@ def import_model(folder: Path, tokenizer: Tokenizer | None = None) -> Imported:
             f"the tokenizer of {folder} has {found.vocabulary} ids, vocab_size in {config_path} is "
             f"{architecture.vocabulary}: they do not belong together"
         )
-    if found is None:
+    if found is not None:
+        notes += found.notes
+    else:
         notes += (f"{folder} has no {TOKENIZER} (nor {VOCABULARY}, {MERGES}): the model works on token ids only",)
     checkpoint = Checkpoint(
         config=as_dict(Config(model=ModelConfig.of(architecture))),

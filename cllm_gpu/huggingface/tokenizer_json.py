@@ -9,7 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cllm_gpu.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, byte_characters, load_tokenizer
+from cllm_gpu.data.tokenizers import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    byte_characters,
+    load_tokenizer,
+    with_neighbours,
+)
 from cllm_gpu.utils.errors import UserError
 
 TOKENIZER = "tokenizer.json"
@@ -19,11 +26,14 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a folder; None if it has none. Raises UserError for invalid files."""
+    """The tokenizer of a folder; None if it has none. Raises UserError for invalid files.
+
+    Prompts begin with what its post-processor puts before a text, as they did when the model was trained.
+    """
     if (folder / TOKENIZER).is_file():
-        found = load_tokenizer(str(folder / TOKENIZER))
-        own = isinstance(found, HuggingFaceTokenizer) and json.loads(found.as_dict()["json"]) == bytes_settings()
-        return ByteTokenizer() if own else found
+        found = load_tokenizer(str(folder / TOKENIZER), template=True)
+        own = HuggingFaceTokenizer(json.dumps(bytes_settings()), TOKENIZER)
+        return ByteTokenizer() if found.fingerprint == own.fingerprint and not found.prefix else found
     files = [folder / name for name in (VOCABULARY, MERGES)]
     there = [path for path in files if path.is_file()]
     if len(there) == 1:
@@ -45,19 +55,20 @@ def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     built.decoder = decoders.ByteLevel()
     built.add_special_tokens([END_OF_TEXT])
-    return HuggingFaceTokenizer(built.to_str(), str(vocabulary))
+    return with_neighbours(built.to_str(), str(vocabulary), vocabulary.parent)
 
 
 def tokenizer_text(tokenizer: Tokenizer) -> str | None:
     """The content of a tokenizer.json equivalent to `tokenizer`; None if it cannot be expressed as one."""
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        return str(tokenizer.as_dict()["json"])
+        return tokenizer.exported()
     return json.dumps(bytes_settings()) if isinstance(tokenizer, ByteTokenizer) else None
 
 
 def tokenizer_config(tokenizer: Tokenizer, text: str, context: int) -> dict[str, Any]:
     """The content of tokenizer_config.json, which transformers' AutoTokenizer needs."""
-    end = HuggingFaceTokenizer(text, TOKENIZER).name_of(tokenizer.end_of_text)
+    named = tokenizer if isinstance(tokenizer, HuggingFaceTokenizer) else HuggingFaceTokenizer(text, TOKENIZER)
+    end = named.name_of(tokenizer.end_of_text)
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": end,

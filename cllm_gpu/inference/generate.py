@@ -9,7 +9,7 @@ computes one position, and the output equals that of computing the whole window 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,14 +33,16 @@ def generate_tokens(
     *,
     tokens: int,
     sampler: Sampler,
-    stop: int | None,
+    stop: int | Collection[int] | None,
     use_cache: bool = True,
     vocabulary: int | None = None,
+    unused: Collection[int] = (),
 ) -> Iterator[int]:
-    """At most `tokens` token ids that follow prompt (P,), ending before `stop` when that is picked.
+    """At most `tokens` token ids that follow prompt (P,), ending before `stop`, or one of them, when that is picked.
 
-    `vocabulary`: only ids below it are picked (None: all the model has). UserError for an empty prompt, an id the
-    model does not know or a negative number of tokens; raised at the call, before the first token is asked for.
+    `vocabulary`: only ids below it are picked (None: all the model has), and none of `unused`. UserError for an empty
+    prompt, an id the model does not know or a negative number of tokens; raised at the call, before the first token is
+    asked for.
     """
     known = model.architecture.vocabulary
     if tokens < 0:
@@ -54,15 +56,21 @@ def generate_tokens(
     if vocabulary is not None and not 0 < vocabulary <= known:
         raise UserError(f"the tokenizer has {vocabulary} ids, the model {known}: they do not belong together")
     reader = (CachedReader if use_cache else WindowReader)(model, ids.tolist())
-    return _picked(reader, tokens, sampler, stop, vocabulary or known)
+    stops = frozenset(() if stop is None else (stop,) if isinstance(stop, int) else stop)
+    allowed = np.setdiff1d(np.arange(vocabulary or known), np.array(list(unused), dtype=np.int64))
+    return _picked(reader, tokens, sampler, stops, allowed)
 
 
 def _picked(
-    reader: WindowReader | CachedReader, tokens: int, sampler: Sampler, stop: int | None, vocabulary: int
+    reader: WindowReader | CachedReader,
+    tokens: int,
+    sampler: Sampler,
+    stops: frozenset[int],
+    allowed: npt.NDArray[np.int64],
 ) -> Iterator[int]:
     for _ in range(tokens):
-        token = sampler.pick(reader.logits()[:vocabulary])
-        if token == stop:
+        token = int(allowed[sampler.pick(reader.logits()[allowed])])
+        if token in stops:
             return
         yield token
         reader.append(token)
@@ -155,8 +163,13 @@ class TextStream:
         return text
 
     def _anchor(self, ids: list[int]) -> None:
-        self._ids = ids[-ANCHOR_TOKENS:]
-        self._given = len(self._tokenizer.decode_bytes(self._ids))
+        """Keep the last few of `ids`: as many as it takes that they are more than the blanks a text may lose."""
+        length = ANCHOR_TOKENS
+        data = self._tokenizer.decode_bytes(ids[-length:])
+        while length < len(ids) and not data.strip():
+            length *= 2
+            data = self._tokenizer.decode_bytes(ids[-length:])
+        self._ids, self._given = ids[-length:], len(data)
 
     @staticmethod
     def _without_replacements(data: bytes) -> bytes:
@@ -176,10 +189,11 @@ def generate_text(
 ) -> Iterator[str]:
     """Pieces of the text that follows `prompt`, as they come; it ends at the end of text or after `tokens` tokens.
 
-    An empty prompt starts a new document: the model reads the end of text, which stands before every document.
+    An empty prompt starts a new document: the model reads the end of text, which stands before every document. For a
+    model from elsewhere that was trained with a template, the template's tokens stand before the prompt instead.
     UserError as in `generate_tokens` and `Tokenizer.encode`, at the call.
     """
-    ids = tokenizer.encode(prompt).astype(np.int64)
+    ids = np.concatenate([np.array(tokenizer.prefix, dtype=np.int64), tokenizer.encode(prompt).astype(np.int64)])
     if ids.size == 0:
         ids = np.array([tokenizer.end_of_text])
     picked = generate_tokens(
@@ -187,9 +201,10 @@ def generate_text(
         ids,
         tokens=tokens,
         sampler=sampler,
-        stop=tokenizer.end_of_text,
+        stop=tokenizer.ends,
         use_cache=use_cache,
         vocabulary=tokenizer.vocabulary,
+        unused=tokenizer.unused,
     )
     return _text(picked, TextStream(tokenizer, ids.tolist()))
 

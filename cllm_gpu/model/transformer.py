@@ -169,14 +169,14 @@ class Transformer:
         for _, logits in self.layers.head.logit_chunks(x, activations[self.layers.final_norm.name].normed):
             yield logits
 
-    def attention_weights(self, activations: Activations, layer: int, *, terms: bool = True) -> Any:
-        """Weights (B, H, T, T) of a layer in the last forward, for inspection: O(T²) memory.
+    def attention_weights(self, activations: Activations, layer: int, *, score_bias: bool = True) -> Any:
+        """Attention weights (B, H, T, T) of a layer in the last forward, for inspection: O(T²) memory.
 
-        Without `terms`, as they would be had the lattice added nothing to the scores. ValueError for activations that
-        do not hold every block's queries and keys: those of inference, and of training with recompute "block".
+        score_bias: False to leave out the lattice's score bias. Raises ValueError for activations that do not hold the
+        queries and keys of every block: those for inference, and for training with recompute "block".
         """
         if not activations.training:
             raise ValueError("activations made with training=False are shared by the blocks: they hold the last one's")
         if not is_kept(activations.recompute, "block"):
             raise ValueError(f"activations with recompute {activations.recompute!r} keep no queries and keys")
-        return self.layers.blocks[layer].attention.weights(self._pass(activations, None), terms=terms)
+        return self.layers.blocks[layer].attention.weights(self._pass(activations, None), score_bias=score_bias)

@@ -1,9 +1,9 @@
-"""In which numbers a run computes: what is stored in which dtype, and what is never below float32.
+"""Training precisions: the dtype of stored arrays, and what always stays in float32 or wider.
 
-fp32  everything float32
-tf32  float32 storage; an NVIDIA GPU's matrix products round their factors to TF32 (10 bits of mantissa)
-bf16  parameters, activations and gradients bfloat16; sums, statistics, moments, master weights and gradients that
-      several parts of a batch add to float32
+fp32  everything in float32
+tf32  float32 storage; matrix products on an NVIDIA GPU round their operands to TF32 (10 mantissa bits)
+bf16  parameters, activations and gradients in bfloat16; sums, statistics, optimizer moments, master weights and
+      gradients accumulated over several parts of a batch in float32
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def storage_dtype(precision: Precision) -> np.dtype[Any]:
 
 
 def is_narrow(dtype: Any) -> bool:
-    """Whether a dtype is below float32: weights held in it alone would lose small updates."""
+    """Whether a dtype is narrower than float32, so that weights stored in it alone would lose small updates."""
     return np.dtype(dtype).itemsize < 4
 
 
 def wide_dtype(dtype: Any) -> np.dtype[Any]:
-    """dtype of sums, statistics, moments and master weights beside arrays of `dtype`: never below float32."""
+    """dtype of sums, statistics, moments and master weights for arrays of `dtype`: float32 or wider."""
     return np.dtype(np.float32) if is_narrow(dtype) else np.dtype(dtype)

@@ -1,4 +1,4 @@
-"""Every operation that a model and an optimizer are made of, and where each side has it.
+"""The operations that models and optimizers are built from, and their implementations on each side.
 
 An operation is a function of `ops/reference/` marked with `@operation`. `ops/native/` (C++ for the CPU) and `ops/cuda/`
 (kernels, on a GPU or the simulator) have a function of the same name in a file of the same name: `gelu_forward` of
@@ -44,19 +44,19 @@ OPERATIONS = _specifications()
 
 
 class Operations:
-    """Every operation, ready to call with arrays, as an attribute of its name; immutable.
+    """All operations, each an attribute under its name, ready to call with arrays; immutable.
 
     Signatures and docstrings are those of `cllm_gpu.ops.reference`, without the first parameter.
     """
 
     def __init__(self, functions: Mapping[str, Operation]) -> None:
-        """One function for every name in OPERATIONS; TypeError otherwise."""
+        """functions: one for every name in OPERATIONS. Raises TypeError otherwise."""
         if different := set(functions) ^ set(OPERATIONS):
             raise TypeError(f"not one function for each operation: {', '.join(sorted(different))}")
         vars(self).update(functions)
 
     def replace(self, **functions: Operation) -> Operations:
-        """A copy with these functions in place of those of the same names; TypeError for a name of no operation."""
+        """A copy with the named operations replaced. Raises TypeError for an unknown name."""
         return Operations(vars(self) | functions)
 
     def __getattr__(self, name: str) -> Operation:
@@ -79,7 +79,7 @@ def implementation(name: str, side: Literal["reference"] | Side) -> Operation:
 
 
 def reference_operations(xp: Any, *, bfloat16: bool = False) -> Operations:
-    """The reference on arrays of the module `xp`; with `bfloat16`, as `cllm_gpu.ops.reference.bfloat16` has it."""
+    """The reference on arrays of module `xp`; `bfloat16` wraps it as in `cllm_gpu.ops.reference.bfloat16`."""
     plain = {name: found.reference for name, found in OPERATIONS.items()}
     functions = in_bfloat16(OPERATIONS.values()) if bfloat16 else plain
     return Operations({name: functools.partial(function, xp) for name, function in functions.items()})

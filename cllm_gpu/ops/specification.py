@@ -1,7 +1,7 @@
-"""What an operation is: its reference function, marked with `@operation`, is its specification.
+"""Specification of an operation: its reference function, marked with `@operation`.
 
-The function's name, signature and docstring are the operation's on every side (`cllm_gpu.ops.registry`); the decorator
-adds what a signature does not say.
+The function's name, signature and docstring hold for the implementations on all sides (`cllm_gpu.ops.registry`); the
+decorator adds what a signature does not say.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Specification:
     """One operation."""
 
     reference: Operation
-    """The function that defines it; takes the array module first."""
+    """The reference function; its first parameter is the array module."""
     writes: tuple[str, ...]
-    """Parameters whose arrays it writes to: outputs, and what is updated in place."""
+    """Parameters whose arrays are written: outputs and arrays updated in place."""
     flat: bool
     """Whether it takes flat arrays (n,) of any part of a buffer, element by element, and returns a float64 sum; it
     widens bfloat16 itself, a tile at a time."""
@@ -34,12 +34,12 @@ class Specification:
 
     @property
     def name(self) -> str:
-        """Of the operation, its function on every side, and the attribute of `Operations`."""
+        """Name of the operation, of its function on every side, and of the attribute of `Operations`."""
         return self.reference.__name__
 
     @property
     def module(self) -> str:
-        """The file it stands in on every side, without .py."""
+        """Name of the module that holds it on every side."""
         return self.reference.__module__.rpartition(".")[2]
 
 

@@ -98,7 +98,7 @@ def prompt_weights(model: Transformer, tokens: Array, layer: int) -> tuple[Array
     dtype = model.parameters.layout.dtype
     w = Activations(model.architecture, backend, 1, ids.shape[1], dtype, training=True)
     model.logits(w, ids)
-    with_terms, without = (model.attention_weights(w, layer, terms=terms) for terms in (True, False))
+    with_terms, without = (model.attention_weights(w, layer, score_bias=score_bias) for score_bias in (True, False))
     return backend.to_host(with_terms)[0], backend.to_host(without)[0]
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from cllm_gpu.checkpoint.finetune import begin_from
 from cllm_gpu.checkpoint.safetensors_io import DamagedError
 from cllm_gpu.config import Config
 from cllm_gpu.data import Batches, Dataset, evaluation_batches
+from cllm_gpu.data.token_file import DataError
 from cllm_gpu.inference.evaluate import Evaluation, evaluate
 from cllm_gpu.model.parameters import Layout, initial_values, parameter_specs
 from cllm_gpu.model.transformer import Transformer
@@ -130,11 +131,14 @@ class Trainer:
                 self.reporter.message(how_steps_run(self.config.training, self.optimizer, self.backend.device))
             if (line := self._timer.begin()) is not None:
                 self.reporter.message(line)
-            if self.state.due:
-                self._after_step()
-            while self._goes_on():
-                self._one_step()
-                self._after_step()
+            try:
+                if self.state.due:
+                    self._after_step()
+                while self._goes_on():
+                    self._one_step()
+                    self._after_step()
+            except DataError as error:
+                self._stop_without_data(error)
             if self._saved_step != self.state.step:
                 self._checkpoint(best=False)
         return Outcome(
@@ -181,6 +185,10 @@ class Trainer:
         """Finish a step; further ones are issued before its result is read, unless something stops between them."""
         while self._may_issue():
             self.step.issue(self.state.step + self.step.under_way)
+        self._finish_step()
+
+    def _finish_step(self) -> None:
+        """Take the result of the oldest step under way."""
         result = self.step.take()
         self.guard.count(result.skipped, result.loss, result.gradient_norm)
         self.state.step += 1
@@ -189,6 +197,15 @@ class Trainer:
             self._record(result)
         if result.skipped is not None:
             self._refuse(result.skipped)
+
+    def _stop_without_data(self, error: DataError) -> NoReturn:
+        """Finish and save the steps whose data was sound; UserError, one line."""
+        while self.step.under_way:
+            self._finish_step()
+        if self.state.step and self.folder is not None and self._saved_step != self.state.step:
+            self._checkpoint(best=False)
+        saved = f"; step {self.state.step} is saved: resume when the data is back" if self.state.step else ""
+        raise UserError(f"{error}{saved if self.folder is not None else ''}") from error
 
     def _may_issue(self) -> bool:
         """Whether another step may begin before the result of the oldest one under way is read."""
@@ -309,7 +326,7 @@ class Trainer:
         """An error of the body, which changes no weights, ends the run; the steps done are saved before."""
         try:
             yield
-        except _EvaluationCutShortError:
+        except (_EvaluationCutShortError, DataError):  # lost data is for _stop_without_data
             raise
         except Exception:
             under_way = 0 if self._step is None else self._step.under_way  # a device's weights are that much further

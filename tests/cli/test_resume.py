@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -119,6 +120,29 @@ def test_a_run_is_resumed_from_another_working_directory(
     assert (status, err) == (0, "")
     assert load_checkpoint(workplace / "runs" / "001").step == 3
     assert load_toml(workplace / "runs" / "001" / "config.toml").data.source == str(workplace / "text.txt")
+
+
+def test_a_run_goes_on_with_its_records_and_its_own_validation_text(
+    command: Command, workplace: Path, small: Flags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the prepared tokens where they are, whatever became of the files, and from another folder."""
+    records = [json.dumps({"body": f"<end>one {n}<end>two {n} " + "abc " * 20}) for n in range(50)]
+    (workplace / "records.jsonl").write_text("\n".join(records), encoding="utf-8")
+    (workplace / "held.jsonl").write_text("\n".join(records[:5]), encoding="utf-8")
+    text = ("--data.source", "records.jsonl", "--data.validation", "held.jsonl")
+    text += ("--data.text-field", "body", "--data.separator", "<end>")
+    assert command("train", *small, *text, "--training.steps", "2")[0] == 0
+    (workplace / "elsewhere").mkdir()
+    monkeypatch.chdir(workplace / "elsewhere")
+    resume = ("train", "--resume", "--output", "../runs/001", "--training.steps")
+    status, out, err = command(*resume, "3")
+    assert (status, err) == (0, "")
+    assert "goes on with the tokens" not in out
+    (workplace / "held.jsonl").unlink()
+    status, out, err = command(*resume, "4")
+    assert (status, err) == (0, "")
+    assert "held.jsonl" in out
+    assert "training goes on with the tokens prepared from it then, in " in " ".join(out.split())
 
 
 def test_fewer_steps_than_are_done_and_another_seed_are_refused(

@@ -163,10 +163,10 @@ def test_evaluation_needs_two_tokens() -> None:
 
 
 def test_ids_of_foreign_shards_are_checked_when_read() -> None:
-    source = TokenSource("shards", [np.array([1, 2, 900, 3], dtype=np.uint16)], vocabulary=100, trusted=False)
+    source = TokenSource("shards", [np.array([1, 2, 900, 3], dtype=np.uint16)], vocabulary=100)
     with pytest.raises(UserError, match=r"shards holds token id 900 \(token 2\), outside the vocabulary of 100"):
         source.read(0, 4)
-    large = TokenSource("shards", [np.array([1, 2**31 + 5], dtype=np.uint32)], vocabulary=100, trusted=False)
+    large = TokenSource("shards", [np.array([1, 2**31 + 5], dtype=np.uint32)], vocabulary=100)
     with pytest.raises(UserError, match="token id 2147483653"):
         large.read(0, 2)
 

@@ -48,7 +48,7 @@ def test_round_trip(tmp_path_factory, vocabulary: int, documents: list[list[int]
         written = write(path, documents, vocabulary)
         read, tokens = open_shard(path)
     wanted = [token for document in documents if document for token in [*document, vocabulary - 1]]
-    assert tokens.tolist() == wanted
+    assert np.asarray(tokens).tolist() == wanted
     assert tokens.dtype == (np.uint16 if vocabulary <= 65536 else np.uint32)
     assert read == written
     assert read.documents == sum(1 for document in documents if document)

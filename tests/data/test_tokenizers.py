@@ -19,6 +19,7 @@ from cllm_gpu.data.tokenizers import (
     PatternTokenizer,
     Tokenizer,
     load_tokenizer,
+    lost_share,
     require_same_tokenizer,
     tokenizer_from_dict,
 )
@@ -204,3 +205,142 @@ def test_a_tokenizer_without_end_of_text_says_what_is_accepted(bpe_json: str) ->
     assert str(raised.value).startswith("mine.json has no end-of-text token: one of ")
     assert all(name in str(raised.value) for name in END_OF_TEXT_NAMES)
     assert "\n" not in str(raised.value)
+
+
+# ---- the end of text, and what lies beside a tokenizer.json
+
+
+def with_tokens(bpe_json: str, *names: str) -> str:
+    """The BPE with further special tokens, numbered from 276 on."""
+    changed = json.loads(bpe_json)
+    first = 1 + max(changed["model"]["vocab"].values())
+    token = changed["added_tokens"][0]
+    changed["added_tokens"] += [{**token, "id": first + n, "content": name} for n, name in enumerate(names)]
+    return json.dumps(changed)
+
+
+def test_the_end_of_text_is_what_the_files_beside_say(bpe_json: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(with_tokens(bpe_json, "<|eot_id|>", "<|turn|>", "</s>"))
+    by_name = load_tokenizer(str(path))
+    assert (by_name.end_of_text, by_name.ends) == (0, (0,))
+    assert by_name.notes == (
+        "end of text: <|endoftext|> (by its name); not </s> (by its name); --data.end-of-text names another",
+    )
+    first = by_name.vocabulary - 3
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [first, first + 1]}))
+    generation = load_tokenizer(str(path))
+    assert generation.ends == (first, first + 1)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": first + 1}))
+    assert load_tokenizer(str(path)).ends == (first + 1, first)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
+    chosen = load_tokenizer(str(path))
+    assert chosen.ends == (first + 2, first + 1, first)
+    assert chosen.notes == (
+        "end of text: </s> (tokenizer_config.json); not <|turn|> (config.json), <|eot_id|> (generation_config.json), "
+        "<|endoftext|> (by its name); --data.end-of-text names another",
+    )
+    flagged = load_tokenizer(str(path), "<|eot_id|>")
+    assert (flagged.ends, flagged.notes) == ((first, first + 2, first + 1), ())
+    assert len({one.fingerprint for one in (by_name, generation, chosen)}) == 3
+    again = tokenizer_from_dict(json.loads(json.dumps(chosen.as_dict())))
+    assert (again.ends, again.fingerprint) == (chosen.ends, chosen.fingerprint)
+    assert chosen.decode([*chosen.encode("the cat").tolist(), *chosen.ends]) == "the cat"
+
+
+def test_an_end_of_text_that_is_no_token_is_refused(bpe_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--data.end-of-text is '<end>', which is no token of .*tokenizer.json"):
+        load_tokenizer(str(bpe_path), "<end>")
+    with pytest.raises(UserError, match=r"names a token of a tokenizer.json; bytes has its own"):
+        load_tokenizer("bytes", "</s>")
+    (bpe_path.parent / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json is not JSON .* a tokenizer.json lies beside it"):
+        load_tokenizer(str(bpe_path))
+
+
+def test_one_end_of_text_needs_no_words(bpe_path: Path) -> None:
+    (bpe_path.parent / "config.json").write_text(json.dumps({"eos_token_id": 0}))
+    found = load_tokenizer(str(bpe_path))
+    assert (found.ends, found.notes) == ((0,), ())
+    assert "ends" not in found.as_dict()
+
+
+def test_added_tokens_beside_the_file_are_read(bpe_json: str, bpe_path: Path) -> None:
+    folder, known = bpe_path.parent, HuggingFaceTokenizer(bpe_json, "t").vocabulary
+    (folder / "added_tokens.json").write_text(json.dumps({"<cat>": known}))
+    config = {"added_tokens_decoder": {str(known + 1): {"content": "<dog>", "special": True}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    found = load_tokenizer(str(bpe_path))
+    assert found.vocabulary == known + 2
+    assert found.encode("a<cat>b<dog>").tolist()[1] == known
+    assert found.decode([known, known + 1]) == "<cat><dog>"
+    (folder / "added_tokens.json").write_text(json.dumps({"<cat>": 5}))
+    with pytest.raises(UserError, match=r"'<cat>' is to have the id 5, which is .* in tokenizer.json"):
+        load_tokenizer(str(bpe_path))
+    (folder / "added_tokens.json").write_text(json.dumps({"<cat>": known}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"999": {"content": "<dog>"}}}))
+    with pytest.raises(UserError, match=r"'<dog>' the id 999, .*: added tokens are numbered behind"):
+        load_tokenizer(str(bpe_path))
+
+
+def test_dropout_of_merges_is_off(bpe_json: str) -> None:
+    changed = json.loads(bpe_json)
+    changed["model"]["dropout"] = 0.5
+    noisy, text = HuggingFaceTokenizer(json.dumps(changed), "t"), "the cat sat on the mat " * 9
+    plain = HuggingFaceTokenizer(bpe_json, "t")
+    assert {tuple(noisy.encode(text)) for _ in range(5)} == {tuple(plain.encode(text))}
+    assert noisy.fingerprint == plain.fingerprint
+    assert json.loads(noisy.exported())["model"]["dropout"] is None
+
+
+def test_byte_level_without_a_decoder_decodes_bytes(bpe_json: str) -> None:
+    changed = json.loads(bpe_json)
+    changed["decoder"] = None
+    tokenizer = HuggingFaceTokenizer(json.dumps(changed), "t")
+    assert tokenizer.decode(tokenizer.encode("the cat 語").tolist()) == "the cat 語"
+
+
+@pytest.mark.parametrize("characters", [True, False])
+def test_text_without_a_token_is_named(characters: bool) -> None:
+    import tokenizers
+    from tokenizers import models, pre_tokenizers
+
+    made = tokenizers.Tokenizer(models.WordLevel({"a": 0, "cat": 1, " ": 2, "</s>": 3}))
+    splitter = pre_tokenizers.Split("", "isolated") if characters else pre_tokenizers.Whitespace()
+    made.pre_tokenizer = splitter
+    tokenizer = HuggingFaceTokenizer(made.to_str(), "words.json")
+    assert tokenizer.encode("a a").tolist() == ([0, 2, 0] if characters else [0, 0])
+    with pytest.raises(UserError) as raised:
+        tokenizer.encode("a aéa")
+    expected = "the character 'é' (U+00E9)" + ("" if characters else " in 'aéa'")
+    assert str(raised.value) == (
+        f"words.json has no token for {expected}, and none for unknown ones: give it an unk_token"
+    )
+
+
+def test_fingerprints_are_of_what_maps_text_not_of_how_it_is_written(bpe_json: str) -> None:
+    import tokenizers
+    from tokenizers import processors
+
+    plain = HuggingFaceTokenizer(bpe_json, "t")
+    changed = tokenizers.Tokenizer.from_str(bpe_json)
+    changed.enable_truncation(3)
+    changed.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    saved = HuggingFaceTokenizer(changed.to_str(pretty=True), "t")
+    assert saved.fingerprint == plain.fingerprint
+    assert saved.earlier_fingerprints != plain.earlier_fingerprints
+    exported = tokenizers.Tokenizer.from_str(saved.exported())
+    assert exported.encode("the cat").ids == plain.encode("the cat").tolist()
+    assert HuggingFaceTokenizer(changed.to_str(), "t", template=True).prefix == (0,)
+    other = json.loads(bpe_json)
+    other["normalizer"] = {"type": "Lowercase"}
+    assert HuggingFaceTokenizer(json.dumps(other), "t").fingerprint != plain.fingerprint
+
+
+def test_the_share_of_the_text_that_is_lost(bpe_json: str) -> None:
+    changed = json.loads(bpe_json)
+    changed["normalizer"] = {"type": "Lowercase"}
+    assert lost_share(HuggingFaceTokenizer(bpe_json, "t"), ["The CAT"]) == 0
+    assert lost_share(HuggingFaceTokenizer(json.dumps(changed), "t"), ["The CAT", "cat"]) == 4 / 10

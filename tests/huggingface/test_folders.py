@@ -302,3 +302,37 @@ def test_an_export_replaces_nothing_and_leaves_nothing_behind(
     with pytest.raises(UserError, match="no space left"):
         export_model(model, ByteTokenizer(), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
+
+
+def test_an_exported_tokenizer_adds_nothing(build_model: Any, bpe: HuggingFaceTokenizer, tmp_path: Path) -> None:
+    """A post-processor that training never applied is left out; one that prompts were given at import stays."""
+    import tokenizers
+
+    settings = json.loads(bpe.as_dict()["json"])
+    end = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    special = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [bpe.end_of_text], "tokens": ["<|endoftext|>"]}}
+    single = [end, {"Sequence": {"id": "A", "type_id": 0}}]
+    settings["post_processor"] = {
+        "type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special,
+    }  # fmt: skip
+    trained = HuggingFaceTokenizer(json.dumps(settings), "t")
+    model, _ = build_model(SHAPE, np.float32)
+    export_model(model, trained, tmp_path / "out")
+    exported = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert exported.encode("the cat").ids == trained.encode("the cat").tolist()
+    (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(settings))
+    found = import_model(tmp_path / "out").tokenizer
+    assert found is not None
+    assert found.prefix == (bpe.end_of_text,)
+    assert tokenizer_from_dict(found.as_dict()).prefix == found.prefix
+    export_model(model, found, tmp_path / "again")
+    again = tokenizers.Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
+    assert again.encode("the cat").ids == [bpe.end_of_text, *trained.encode("the cat").tolist()]
+
+
+def test_ids_that_no_token_has_are_suppressed(build_model: Any, bpe: HuggingFaceTokenizer, tmp_path: Path) -> None:
+    model, _ = build_model(dataclasses.replace(SHAPE, vocabulary=bpe.vocabulary + 3), np.float32)
+    export_model(model, bpe, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["suppress_tokens"] == [bpe.vocabulary, bpe.vocabulary + 1, bpe.vocabulary + 2]
+    assert written["eos_token_id"] == [bpe.end_of_text]

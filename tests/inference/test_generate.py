@@ -302,3 +302,14 @@ def test_a_tokenizer_larger_than_the_model_is_refused():
 def test_a_terminal_gets_no_control_characters():
     assert visible("a\x1b[31m\tb\n\x07é\x00") == "a\\x1b[31m\tb\n\\x07é\\x00"
     assert visible("\x9b1m\r\x7f\u202e\u00a0") == "\\x9b1m\\x0d\\x7f\\u202e\u00a0"
+
+
+def test_every_end_of_text_stops_generation_and_unused_ids_are_not_picked():
+    m = model(SHAPE)
+    tokens = generated(m, use_cache=True)
+    stops = {tokens[6], tokens[4]}
+    first = min(tokens.index(stop) for stop in stops)
+    assert generated(m, use_cache=True, stop=stops) == tokens[:first]
+    unused = range(250)
+    picked = generate_tokens(m, PROMPT, tokens=30, sampler=Sampler(seed=1), stop=None, unused=unused)
+    assert min(picked) >= 250

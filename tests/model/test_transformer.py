@@ -395,7 +395,7 @@ def test_a_layer_sees_what_followed_the_context_earlier(build_model):
     model.logits(w, tokens)
     weights = model.attention_weights(w, 0)
     np.testing.assert_allclose(weights[0, :, 11, 2], 1.0, atol=1e-12)  # the 9 after the earlier 7, 8
-    assert model.attention_weights(w, 0, terms=False)[0, :, 11, 2].max() < 0.5
+    assert model.attention_weights(w, 0, score_bias=False)[0, :, 11, 2].max() < 0.5
 
 
 @pytest.mark.parametrize(

@@ -170,3 +170,35 @@ def test_the_defaults_of_the_configuration(transformers: Any) -> None:
     assert (a.vocabulary, a.context, a.width) == (theirs.vocab_size, theirs.n_positions, theirs.n_embd)
     assert (a.layers, a.heads, a.dropout) == (theirs.n_layer, theirs.n_head, theirs.resid_pdrop)
     assert read_config(theirs.to_dict(), "config.json")[0] == a
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_what_transformers_saves_is_the_same_tokenizer(
+    build_model: Any, transformers: Any, bpe: Tokenizer, kind: str, tmp_path: Path
+) -> None:
+    """An export, loaded and saved by transformers, is imported with the fingerprint it had."""
+    model, _ = build_model(A, np.float32)
+    tokenizer = bpe if kind == "bpe" else ByteTokenizer()
+    export_model(model, tokenizer, tmp_path / "out")
+    for part in (transformers.GPT2LMHeadModel, transformers.AutoTokenizer):
+        part.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "saved")
+    found = import_model(tmp_path / "saved").tokenizer
+    assert found is not None
+    assert (found.fingerprint, found.ends) == (tokenizer.fingerprint, tokenizer.ends)
+
+
+def test_transformers_samples_no_id_without_a_token(
+    build_model: Any, transformers: Any, torch: Any, tmp_path: Path
+) -> None:
+    """The vocabulary is filled up to 300, the bytes have 257 ids."""
+    model, _ = build_model(A, np.float32)
+    model.parameters["final_norm.bias"][...] = 5
+    model.parameters["token_embedding"][257:] = 1  # by far the likeliest
+    export_model(model, ByteTokenizer(), tmp_path / "out")
+    witness = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
+    ids = torch.arange(65, 70)[None]
+    torch.manual_seed(1)
+    mask = torch.ones_like(ids)
+    drawn = witness.generate(ids, attention_mask=mask, max_new_tokens=15, do_sample=True, pad_token_id=256)
+    assert int(drawn.max()) < 257
+    assert int(witness(ids).logits[0, -1].argmax()) >= 257

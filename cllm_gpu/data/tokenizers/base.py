@@ -27,8 +27,28 @@ class Tokenizer(Protocol):
         """The id that follows every document."""
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end generation, `end_of_text` first."""
+
+    @property
+    def unused(self) -> tuple[int, ...]:
+        """Ids below `vocabulary` that no token has."""
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Ids that a prompt begins with: those a model from elsewhere was trained to find before a text."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines to be said to whoever chose it."""
+
+    @property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256; equal fingerprints mean that two tokenizers encode text identically."""
+
+    @property
+    def earlier_fingerprints(self) -> tuple[str, ...]:
+        """What earlier versions wrote for it."""
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
         """Ids of `text`, (n,); never contains `end_of_text`. Raises UserError for text that cannot be encoded."""

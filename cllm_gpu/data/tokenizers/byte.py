@@ -18,6 +18,11 @@ class ByteTokenizer:
     name = "bytes"
     vocabulary = 257
     end_of_text = 256
+    ends = (256,)
+    unused: tuple[int, ...] = ()
+    prefix: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    earlier_fingerprints: tuple[str, ...] = ()
     fingerprint = hashlib.sha256(b"cllm_gpu tokenizer: UTF-8 bytes, 256 ends the text").hexdigest()
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:

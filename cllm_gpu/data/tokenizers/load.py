@@ -9,17 +9,22 @@ from typing import Any
 from cllm_gpu.data.tokenizers.base import Tokenizer
 from cllm_gpu.data.tokenizers.byte import ByteTokenizer
 from cllm_gpu.data.tokenizers.huggingface import HuggingFaceTokenizer
+from cllm_gpu.data.tokenizers.neighbours import with_neighbours
 from cllm_gpu.data.tokenizers.patterns import PatternTokenizer
 from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.files import clear_errors
 
 
-def load_tokenizer(name_or_path: str) -> Tokenizer:
-    """The tokenizer "bytes" or "patterns", or that of a Hugging Face tokenizer.json. Raises UserError otherwise."""
-    if name_or_path == "bytes":
-        return ByteTokenizer()
-    if name_or_path == "patterns":
-        return PatternTokenizer()
+def load_tokenizer(name_or_path: str, end_of_text: str | None = None, *, template: bool = False) -> Tokenizer:
+    """The tokenizer "bytes" or "patterns", or that of a Hugging Face tokenizer.json. Raises UserError otherwise.
+
+    end_of_text:  of the tokens of a tokenizer.json the one that ends a text (None: see `with_neighbours`)
+    template:     prompts begin with what the file's post-processor puts before a text
+    """
+    if name_or_path in ("bytes", "patterns"):
+        if end_of_text is not None:
+            raise UserError(f"--data.end-of-text names a token of a tokenizer.json; {name_or_path} has its own")
+        return ByteTokenizer() if name_or_path == "bytes" else PatternTokenizer()
     path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
         path = path / "tokenizer.json"
@@ -32,7 +37,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
             text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"the tokenizer {path} is not UTF-8 text (byte {error.start})") from error
-    return HuggingFaceTokenizer(text, str(path))
+    return with_neighbours(text, str(path), path.parent, end_of_text, template=template)
 
 
 def tokenizer_from_dict(d: dict[str, Any]) -> Tokenizer:
@@ -43,7 +48,11 @@ def tokenizer_from_dict(d: dict[str, Any]) -> Tokenizer:
     if kind == "patterns":
         return PatternTokenizer()
     if kind == "huggingface" and isinstance(d.get("json"), str):
-        return HuggingFaceTokenizer(d["json"], str(d.get("name") or "stored tokenizer"))
+        ends = d.get("ends", [])
+        if not isinstance(ends, list) or not all(isinstance(end, str) for end in ends):
+            raise UserError("the stored tokenizer's ends of text are no list of tokens")
+        name = str(d.get("name") or "stored tokenizer")
+        return HuggingFaceTokenizer(d["json"], name, ends, template=d.get("template") is True)
     raise UserError(f"unknown stored tokenizer of kind {kind!r}: this version knows bytes, patterns and huggingface")
 
 

@@ -21,6 +21,11 @@ class PatternTokenizer:
     name = "patterns"
     vocabulary = len(LETTERS) + 1
     end_of_text = len(LETTERS)
+    ends = (len(LETTERS),)
+    unused: tuple[int, ...] = ()
+    prefix: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    earlier_fingerprints: tuple[str, ...] = ()
     fingerprint = hashlib.sha256(b"cllm_gpu tokenizer: letters A to Z, 26 ends the text").hexdigest()
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:

@@ -67,7 +67,7 @@ class Attention(Layer):
             k, v = x.cache.extend(self._block, k, v)  # (B, S, K, D)
         x.ops.attention_forward(
             q, k, v, self._split(x, own.attended), own.lse, causal=True, scale=self._scale,
-            terms=self._terms(x), symmetry=symmetry,
+            score_bias=self._score_bias(x), symmetry=symmetry,
         )  # fmt: skip
         x.linear(self._projection, own.attended, x.activations.branch)
         return x.activations.branch
@@ -79,24 +79,24 @@ class Attention(Layer):
         q, k, v = self._heads(x, own.qkv)
         dq, dk, dv = self._heads(x, own.dqkv)
         for_rotary, symmetry = self._symmetries(x)
-        dterms = None if self._crystalline is None else self._crystalline.term_gradients(x, self._block)
+        dscore_bias = None if self._crystalline is None else self._crystalline.score_bias_gradients(x, self._block)
         x.ops.attention_backward(
             self._split(x, own.dattended), q, k, v, self._split(x, own.attended), own.lse, dq, dk, dv,
-            causal=True, scale=self._scale, terms=self._terms(x), dterms=dterms, symmetry=symmetry,
+            causal=True, scale=self._scale, score_bias=self._score_bias(x), dscore_bias=dscore_bias, symmetry=symmetry,
         )  # fmt: skip
         if self._rotary is not None:
             self._rotary.backward(x, dq, dk, for_rotary)
         x.linear_backward(self._qkv, own.dqkv, normed, x.activations.dnormed)
 
-    def weights(self, x: Pass, *, terms: bool) -> Any:
-        """Attention weights (B, H, T, T) of the last forward, for inspection; without `terms`, as if they were 0."""
+    def weights(self, x: Pass, *, score_bias: bool) -> Any:
+        """Attention weights (B, H, T, T) of the last forward, for inspection; optionally without the score bias."""
         q, k, _ = self._heads(x, x.activations[self.name].qkv)
         _, symmetry = self._symmetries(x)
-        added = self._terms(x) if terms else None
-        return x.ops.attention_weights(q, k, causal=True, scale=self._scale, terms=added, symmetry=symmetry)
+        added = self._score_bias(x) if score_bias else None
+        return x.ops.attention_weights(q, k, causal=True, scale=self._scale, score_bias=added, symmetry=symmetry)
 
-    def _terms(self, x: Pass) -> Any:
-        return None if self._crystalline is None else self._crystalline.terms(x, self._block)
+    def _score_bias(self, x: Pass) -> Any:
+        return None if self._crystalline is None else self._crystalline.score_bias(x, self._block)
 
     def _symmetries(self, x: Pass) -> tuple[Symmetry | None, Symmetry | None]:
         """The lattice's symmetry for the rotary embedding and for attention: whichever takes q and k first."""

@@ -13,7 +13,7 @@ from cllm_gpu.model.architecture import Architecture, LatticeTerms
 from cllm_gpu.model.lattice import LatticeInputs, lattice_points, symmetry_turns
 from cllm_gpu.model.layers.layer import Activation, Layer, ParameterSpec, Pass, PlanRequest, Temporary
 from cllm_gpu.ops.precision import is_narrow
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import Symmetry
 
 
@@ -92,12 +92,12 @@ class Crystalline(Layer):
         turns = self._constant(x, "turns")
         return None if turns is None else Symmetry(x.activations.lattice.tokens, turns)
 
-    def terms(self, x: Pass, block: int) -> ScoreTerms | None:
+    def score_bias(self, x: Pass, block: int) -> ScoreBias | None:
         """The terms of a block's scores; None if there are none."""
         scalars, seen = x.parameters.get(_scalars(block)), x.activations.lattice
         if scalars is None:
             return None
-        return ScoreTerms(
+        return ScoreBias(
             tokens=seen.tokens,
             points=seen.points,
             scalars=scalars,
@@ -107,7 +107,7 @@ class Crystalline(Layer):
             matches=self._lattice.matches,
         )
 
-    def term_gradients(self, x: Pass, block: int) -> ScoreTermGradients | None:
+    def score_bias_gradients(self, x: Pass, block: int) -> ScoreBiasGradients | None:
         """Where a block adds the gradients of its terms; the last block, the first of the backward, finds zeros."""
         scalars, dpoints = x.gradients.get(_scalars(block)), x.activations[self.name].dpoints
         if scalars is None:
@@ -115,10 +115,10 @@ class Crystalline(Layer):
         if not x.accumulate:
             scalars[...] = 0.0
         if dpoints is None:
-            return ScoreTermGradients(scalars, None)
+            return ScoreBiasGradients(scalars, None)
         if block == self._a.layers - 1:
             dpoints[...] = 0.0
-        return ScoreTermGradients(scalars, dpoints.reshape(x.activations.batch, x.activations.length, 3))
+        return ScoreBiasGradients(scalars, dpoints.reshape(x.activations.batch, x.activations.length, 3))
 
     def backward(self, x: Pass) -> None:
         """The gradients of learned points (V, 3) from those at the tokens."""

@@ -30,7 +30,7 @@ def adam_step(
     gradient_scale: float,
     rounding: StochasticRounding | None = None,
 ) -> float:
-    """As the reference; waits for the device."""
+    """As the reference; synchronizes with the device."""
     if parameters.size == 0:
         return 0.0
     moved = adam_step_on_device(
@@ -81,13 +81,13 @@ def adam_step_on_device(
     measure: bool = False,
     total: Any | None = None,
 ) -> Any | None:
-    """`adam_step` without waiting for the device: parameters and moments (n) float32, gradients (n) also bfloat16.
+    """`adam_step` without synchronization: parameters and moments (n) float32, gradients (n) float32 or bfloat16.
 
-    numbers: (3,) float32 on the device in place of `rate` and `step`, as `step_decision.decide_step` leaves them.
-    copy: (n) bfloat16 or of the gradients' dtype, gets the rounded parameters. rounding: the parameters are bfloat16
-    themselves. clip: (1,) float32 on the device, multiplies every gradient. skip: (1,) int32 on the device; when it is
-    not 0 nothing is written. zero_gradients: in the same pass. Returns Σ update² as a float64 array (1,) on the device,
-    in `total` unless that is None, when `measure`; else None.
+    numbers: (3,) float32 on the device, replacing `rate` and `step`, as `step_decision.decide_step` writes them.
+    copy: (n) bfloat16 or of the gradients' dtype, receives the rounded parameters. rounding: if given, the parameters
+    themselves are bfloat16. clip: (1,) float32 on the device, multiplies every gradient. skip: (1,) int32 on the
+    device; if nonzero, nothing is written. zero_gradients: zero the gradients in the same pass. If `measure`, returns
+    Σ update² as a float64 device array (1,), `total` if that is given; else None.
     """
     if numbers is None:
         corrections = 1.0 - beta1**step, 1.0 - beta2**step
@@ -96,7 +96,7 @@ def adam_step_on_device(
     variant, weights = weight_arguments(launcher, "adam_step", gradients, parameters, copy, rounding)
     moved = launcher.scratch("squares", (max(1, blocks),), "float64") if measure else None
     if moved is not None:
-        moved[...] = 0.0  # a skipped step moves nothing
+        moved[...] = 0.0  # stays 0 if the step is skipped
     arrays = {"gradients": gradients, "first_moment": first_moment, "second_moment": second_moment}
     arrays |= {"clip": clip, "skip": skip, "moved": moved}
     arrays["numbers"] = launcher.on_device("numbers", numbers, "float32")
@@ -117,7 +117,7 @@ def adam_step_on_device(
 
 
 def _check(parameters: Any, gradients: Any, first_moment: Any, second_moment: Any) -> int:
-    """The blocks of the pass; UserError when the shapes differ."""
+    """Number of blocks of the pass. Raises UserError if the shapes differ."""
     check = Shapes("adam_step")
     (size,) = check("parameters", parameters, "n")
     for name, array in (("gradients", gradients), ("first_moment", first_moment), ("second_moment", second_moment)):

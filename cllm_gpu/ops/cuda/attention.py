@@ -1,7 +1,7 @@
 """Attention forward and backward: launches cuda/attention.cu. As `cllm_gpu.ops.reference.attention`.
 
-lse is float32 whatever the other arrays are. Operands may have any strides as long as their last axis is contiguous:
-views into the fused qkv product are taken as they lie.
+lse is always float32. Operands may have any strides as long as their last axis is contiguous, so views into the fused
+qkv product are used without a copy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cllm_gpu.ops.cuda.checks import blocks_for
 from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.score_bias import finish_points, finish_scalars
 from cllm_gpu.ops.reference import attention as reference
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import Symmetry
 from cllm_gpu.utils.errors import UserError
 
@@ -39,7 +39,7 @@ kernels need no scratch of dQ's size."""
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows of a block and bytes of shared memory: the constants of the same meaning in attention_*.cuh."""
+    """Rows per block and bytes of shared memory; must match the constants in attention_*.cuh."""
 
     forward_rows: int
     forward_shared: int
@@ -49,8 +49,8 @@ class Tiles:
     key_shared: int
 
 
-def tiles_of(storage: str, head_size: int, terms: ScoreTerms | None) -> Tiles:
-    """How the kernels of a dtype and head size cut their work: smaller tiles where the terms take registers."""
+def tiles_of(storage: str, head_size: int, score_bias: ScoreBias | None) -> Tiles:
+    """Tiles of the kernels for a dtype and head size; smaller ones if the score bias takes registers."""
     if storage == "float32":
         row, weights = (head_size + 3) // 4 * 4 + 4, 40
         backward = 4 * (2 * 32 * row + 2 * 32 * row + 2 * 32 * weights)
@@ -58,7 +58,7 @@ def tiles_of(storage: str, head_size: int, terms: ScoreTerms | None) -> Tiles:
     row_bytes = 128 * (((head_size + 15) // 16 * 16 + 63) // 64)  # pages of 64 columns
     narrow = head_size <= 64
     forward_keys, query_keys, key_queries = (64, 48, 32) if narrow else (48, 32, 64 if head_size <= 96 else 48)
-    if terms is not None and terms.uses_points:
+    if score_bias is not None and score_bias.uses_points:
         forward_keys, query_keys = forward_keys - 16, query_keys - 16
         key_queries -= 0 if narrow else 16
     keys = 128 if narrow else 64
@@ -82,15 +82,17 @@ def attention_forward(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
+    score_bias: ScoreBias | None = None,
     symmetry: Symmetry | None = None,
 ) -> None:
     """As the reference; lse float32."""
-    call = AttentionCall("attention_forward", q, k, v, causal=causal, scale=scale, terms=terms, symmetry=symmetry)
+    call = AttentionCall(
+        "attention_forward", q, k, v, causal=causal, scale=scale, score_bias=score_bias, symmetry=symmetry
+    )
     call.check("out", out, "B T H D")
     call.check("lse", lse, "B H T")
     call.pad_tokens(launcher)
-    tiles = tiles_of(call.storage, q.shape[3], terms)
+    tiles = tiles_of(call.storage, q.shape[3], score_bias)
     batch, length, heads, _ = q.shape
     launcher.launch(
         call.variant(),
@@ -117,24 +119,26 @@ def attention_backward(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
-    dterms: ScoreTermGradients | None = None,
+    score_bias: ScoreBias | None = None,
+    dscore_bias: ScoreBiasGradients | None = None,
     symmetry: Symmetry | None = None,
     method: BackwardMethod | None = None,
 ) -> None:
-    """As the reference; dq, dk, dv must not share memory with what is read.
+    """As the reference; dq, dk and dv must not share memory with the inputs.
 
-    `method`: "two kernels" (dk and dv, then dq) or "fused" (all three in one), METHOD where it is None; each gives the
-    same bits every time, and the two differ by roundings. UserError for another method, and for gradients of points by
-    the fused one, which does not have them.
+    `method`: "two kernels" (dk and dv, then dq) or "fused" (all three in one); None for METHOD. Each is deterministic;
+    the two differ by rounding. Raises UserError for an unknown method, and for gradients of points with "fused", which
+    does not support them.
     """
-    call = AttentionCall("attention_backward", q, k, v, causal=causal, scale=scale, terms=terms, symmetry=symmetry)
+    call = AttentionCall(
+        "attention_backward", q, k, v, causal=causal, scale=scale, score_bias=score_bias, symmetry=symmetry
+    )
     for name, array in (("dout", dout), ("out", out), ("dq", dq)):
         call.check(name, array, "B T H D")
     for name, array in (("dk", dk), ("dv", dv)):
         call.check(name, array, "B S K D")
     call.check("lse", lse, "B H T")
-    call.expect_gradients(dterms)
+    call.expect_gradients(dscore_bias)
     chosen = _method(method, call)
     call.pad_tokens(launcher)
     delta = launcher.scratch("attention_delta", lse.shape, "float32")
@@ -145,13 +149,13 @@ def attention_backward(
     if chosen == "fused":
         partials = attention_fused.launch(launcher, call, operands, saved, gradients)
     else:
-        partials = _two_kernels(launcher, call, operands, saved, gradients, dterms)
-    if partials is not None and dterms is not None:
-        finish_scalars(launcher, call.variant(), partials, dterms.scalars)
+        partials = _two_kernels(launcher, call, operands, saved, gradients, dscore_bias)
+    if partials is not None and dscore_bias is not None:
+        finish_scalars(launcher, call.variant(), partials, dscore_bias.scalars)
 
 
 def _method(method: BackwardMethod | None, call: AttentionCall) -> BackwardMethod:
-    """The one asked for, or the usual one that has the gradients this call wants."""
+    """`method`, or the default that supports the gradients of this call if None."""
     if method is None:
         return "two kernels" if call.point_gradients else METHOD
     if method not in METHODS:
@@ -167,20 +171,20 @@ def _two_kernels(
     operands: dict[str, Any],
     saved: dict[str, Any],
     gradients: dict[str, Any],
-    dterms: ScoreTermGradients | None,
+    dscore_bias: ScoreBiasGradients | None,
 ) -> Any | None:
-    """dk and dv by one kernel, dq by another, the points' gradients by both.
+    """dk and dv in one kernel, dq in another, gradients of the points in both.
 
-    Returns the score terms' partial sums (B, H, tiles, n), where there are any.
+    Returns the partial sums (B, H, tiles, n) of the score bias's scalars; None without a score bias.
     """
     q, k, dq = operands["q"], operands["k"], gradients["dq"]
-    tiles = tiles_of(call.storage, q.shape[3], call.terms)
+    tiles = tiles_of(call.storage, q.shape[3], call.score_bias)
     batch, positions, kv_heads, _ = k.shape
     length, heads = q.shape[1:3]
     query_tiles = blocks_for(length, tiles.query_rows)
     partials = of_queries = of_keys = None
-    if call.terms is not None:
-        partials = launcher.scratch("score_terms", (batch, heads, query_tiles, call.terms.count), "float32")
+    if call.score_bias is not None:
+        partials = launcher.scratch("score_terms", (batch, heads, query_tiles, call.score_bias.count), "float32")
     if call.point_gradients:
         of_queries = launcher.scratch("query_points", (batch, heads, length, 3), "float32")
         of_keys = launcher.scratch("key_points", (batch, kv_heads, positions, 3), "float32")
@@ -204,8 +208,8 @@ def _two_kernels(
         shared_bytes=tiles.query_shared,
         strided=call.strided(with_queries),
     )
-    if call.point_gradients and dterms is not None:
-        finish_points(launcher, call.variant(), of_queries, of_keys, dterms.points)
+    if call.point_gradients and dscore_bias is not None:
+        finish_points(launcher, call.variant(), of_queries, of_keys, dscore_bias.points)
     return partials
 
 
@@ -216,12 +220,12 @@ def attention_weights(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
+    score_bias: ScoreBias | None = None,
     symmetry: Symmetry | None = None,
 ) -> Any:
-    """As the reference, which computes them here too; float32."""
+    """As the reference, which computes them on the GPU too; float32."""
     wide_q, wide_k = (x.astype("float32", copy=False) for x in (q, k))
-    options: dict[str, Any] = {"causal": causal, "scale": scale, "terms": terms, "symmetry": symmetry}
+    options: dict[str, Any] = {"causal": causal, "scale": scale, "score_bias": score_bias, "symmetry": symmetry}
     return reference.attention_weights(launcher.xp, wide_q, wide_k, **options)
 
 

@@ -1,4 +1,4 @@
-"""What every attention kernel is given: checked operands and strides, sizes, score terms, symmetry, the variant."""
+"""Arguments common to the attention kernels: operands, strides, sizes, score bias, symmetry, and the variant."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from cllm_gpu.ops.cuda.launcher import Launcher
 from cllm_gpu.ops.cuda.score_bias import (
     STRIDED,
     check_gradients,
-    check_terms,
+    check_score_bias,
     padded_tokens,
-    term_arguments,
-    term_defines,
+    score_bias_arguments,
+    score_bias_defines,
 )
 from cllm_gpu.ops.cuda.symmetry import check_symmetry, symmetry_arguments, symmetry_defines
 from cllm_gpu.ops.cuda.variant import Variant
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import Symmetry
 from cllm_gpu.utils.errors import UserError
 
@@ -24,7 +24,7 @@ MAXIMUM_HEAD_SIZE = 128
 
 
 class AttentionCall:
-    """What the kernels of one call share: the checked operands, their sizes and the variant. UserError where wrong."""
+    """Checked operands, sizes and variant, shared by the kernels of one call. Raises UserError if invalid."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class AttentionCall:
         *,
         causal: bool,
         scale: float,
-        terms: ScoreTerms | None,
+        score_bias: ScoreBias | None,
         symmetry: Symmetry | None,
     ) -> None:
         self.check = Shapes(operation)
@@ -52,15 +52,15 @@ class AttentionCall:
             raise UserError(f"{operation}: argument scale is {scale}; it must be above 0")
         if positions == 0:
             raise UserError(f"{operation}: argument k has no position")
-        if terms is not None:
-            check_terms(self.check, terms)
+        if score_bias is not None:
+            check_score_bias(self.check, score_bias)
         if symmetry is not None:
             check_symmetry(self.check, symmetry, size)
-        self.terms = terms
+        self.score_bias = score_bias
         self._symmetry = symmetry
         self.storage = storage_of(operation, "q", q)
         self.point_gradients = False
-        """The variants of the backward take the gradients of the terms' points, too."""
+        """Whether the variant of the backward also computes the gradients of the score bias's points."""
         self._padded: Any = None
         self._head_size = size
         self._operation = operation
@@ -73,21 +73,21 @@ class AttentionCall:
             "sizes.scale": scale,
         }
 
-    def expect_gradients(self, dterms: ScoreTermGradients | None) -> None:
-        """Of a backward: check where the terms' gradients go, and choose the variant that gives them."""
-        if self.terms is not None:
-            check_gradients(self.check, self.terms, dterms)
-            self.point_gradients = dterms is not None and dterms.points is not None
+    def expect_gradients(self, dscore_bias: ScoreBiasGradients | None) -> None:
+        """For a backward: check the arrays for the score bias's gradients and select the variant that computes them."""
+        if self.score_bias is not None:
+            check_gradients(self.check, self.score_bias, dscore_bias)
+            self.point_gradients = dscore_bias is not None and dscore_bias.points is not None
 
     def pad_tokens(self, launcher: Launcher) -> None:
-        """Make what the kernels compare from the terms' tokens, before any of them is launched."""
-        if self.terms is not None and self.terms.uses_tokens:
-            self._padded = padded_tokens(launcher, self.variant(), self._operation, self.terms.tokens)
+        """Pad the score bias's tokens for the kernels that compare them; call this before the first launch."""
+        if self.score_bias is not None and self.score_bias.uses_tokens:
+            self._padded = padded_tokens(launcher, self.variant(), self._operation, self.score_bias.tokens)
 
     def variant(self, source: str = "attention.cu") -> Variant:
-        """The compilation of `source` for this head size, dtype, choice of terms and symmetry."""
+        """The variant of `source` for this head size, dtype, score bias and symmetry."""
         defines = (
-            *term_defines(self.terms, point_gradients=self.point_gradients),
+            *score_bias_defines(self.score_bias, point_gradients=self.point_gradients),
             *symmetry_defines(self._symmetry),
         )
         return Variant(source, self.storage, defines=(("HEAD_SIZE", self._head_size), *defines))
@@ -99,7 +99,7 @@ class AttentionCall:
     def arguments(self, **operands: Any) -> dict[str, Any]:
         """Operands with their strides, sizes, symmetry and score terms, as a kernel's struct has them."""
         symmetry = symmetry_arguments(self._operation, self._symmetry)
-        terms = term_arguments(self._operation, self.terms, self._padded)
+        terms = score_bias_arguments(self._operation, self.score_bias, self._padded)
         return self.views(**operands) | {"sizes.wide": self.wide(**operands)} | symmetry | terms | self._sizes
 
     def views(self, **operands: Any) -> dict[str, Any]:

@@ -8,31 +8,31 @@ from typing import Any
 from cllm_gpu.ops.cuda.attention_args import AttentionCall
 from cllm_gpu.ops.cuda.checks import blocks_for
 from cllm_gpu.ops.cuda.launcher import Launcher
-from cllm_gpu.ops.reference.score_bias import ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias
 
 
 @dataclass(frozen=True)
 class FusedTiles:
-    """How the fused kernel cuts its work: the constants of the same meaning in attention_fused_*.cuh."""
+    """Tiles of the fused kernel; must match the constants in attention_fused_*.cuh."""
 
     threads: int
     keys: int
-    """Rows of K and V that a block keeps."""
+    """Rows of K and V held by a block."""
     queries: int
-    """Rows of Q and dO of a step."""
+    """Rows of Q and dO per step."""
     shared_bytes: int
     sums: int
-    """Floats of the running sums of dQ, for a tile of queries of a head; 0: they stand in dq."""
+    """Floats of the running sums of dQ per tile of queries of a head; 0 if dq itself holds them."""
 
 
-def tiles_of(storage: str, head_size: int, terms: ScoreTerms | None) -> FusedTiles:
-    """Threads, tiles and memory of the kernel of a dtype and head size."""
+def tiles_of(storage: str, head_size: int, score_bias: ScoreBias | None) -> FusedTiles:
+    """Threads, tiles and memory of the kernel for a dtype and head size."""
     if storage == "float32":
         row, weights = (head_size + 3) // 4 * 4 + 4, 40
         return FusedTiles(128, 32, 32, 4 * (2 * 32 * row + 2 * 32 * row + 2 * 32 * weights), 0)
     padded = (head_size + 15) // 16 * 16
     row_bytes = 128 * ((padded + 63) // 64)  # pages of 64 columns
-    points = terms is not None and terms.uses_points
+    points = score_bias is not None and score_bias.uses_points
     threads = 128 if head_size <= 64 and not points else 256
     queries = 32 if head_size <= 64 or points else 64
     column_parts = threads // 32 // (queries // 16)  # dQ: 16 queries by part_tiles·8 columns for each warp
@@ -44,16 +44,16 @@ def tiles_of(storage: str, head_size: int, terms: ScoreTerms | None) -> FusedTil
 def launch(
     launcher: Launcher, call: AttentionCall, operands: dict[str, Any], saved: dict[str, Any], gradients: dict[str, Any]
 ) -> Any | None:
-    """dq, dk and dv of `gradients`; the score terms' partial sums (B, H, tiles, n), where there are any."""
+    """Compute dq, dk, dv in `gradients`. Returns the partial sums (B, H, tiles, n) of the bias's scalars, or None."""
     batch, length, heads, size = operands["q"].shape
     _, positions, kv_heads, _ = operands["k"].shape
-    tiles = tiles_of(call.storage, size, call.terms)
+    tiles = tiles_of(call.storage, size, call.score_bias)
     key_tiles, query_tiles = blocks_for(positions, tiles.keys), blocks_for(length, tiles.queries)
     sums = partials = None
     if tiles.sums:
         sums = launcher.scratch("attention_query_sums", (batch * heads * query_tiles * tiles.sums,), "float32")
-    if call.terms is not None:
-        partials = launcher.scratch("score_terms", (batch, heads, key_tiles, call.terms.count), "float32")
+    if call.score_bias is not None:
+        partials = launcher.scratch("score_terms", (batch, heads, key_tiles, call.score_bias.count), "float32")
     everything = operands | gradients
     launcher.launch(
         call.variant("attention_fused.cu"),
@@ -66,5 +66,5 @@ def launch(
         shared_bytes=tiles.shared_bytes,
         strided=call.strided(everything),
     )
-    # no query: nothing to sum, whether or not the kernel wrote zeros
+    # without queries there is nothing to sum, whether or not the kernel wrote zeros
     return partials if partials is None or length else partials[:, :, :0]

@@ -1,4 +1,4 @@
-"""The grid of kernels that walk over columns (cuda/columns.cuh), and the end of every column sum."""
+"""Grid of the column-wise kernels (cuda/columns.cuh), and the final reduction of column sums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THREADS = 256
 
 @dataclass(frozen=True)
 class ColumnGrid:
-    """How a (rows, columns) array is cut: tiles of 32 packs of columns, chunks of rows. Fixed by the shape."""
+    """Tiling of a (rows, columns) array: tiles of 32 packs of columns, chunks of rows. Fixed by the shape."""
 
     grid: tuple[int, int]
     chunk_rows: int
@@ -29,7 +29,7 @@ class ColumnGrid:
 
 
 def column_grid(rows: int, columns: int, *arrays: Any) -> ColumnGrid:
-    """The grid over `arrays`; 16-byte accesses where all of them allow it (None is left out)."""
+    """The grid over `arrays`, with 16-byte accesses if all of them allow it; None is ignored."""
     wide = is_wide(columns, *arrays)
     width = 16 // arrays[0].dtype.itemsize if wide else 1
     chunk_rows = max(LEAST_CHUNK_ROWS, blocks_for(rows, MAXIMUM_CHUNKS))
@@ -37,7 +37,7 @@ def column_grid(rows: int, columns: int, *arrays: Any) -> ColumnGrid:
 
 
 def finish_column_sum(launcher: Launcher, storage: str, partials: Any, out: Any, *, accumulate: bool) -> None:
-    """out (M) = Σ_chunks partials (chunks, M) float32, added to `out` when accumulating."""
+    """out (M) = Σ_chunks partials (chunks, M) float32, added to `out` if `accumulate`."""
     chunks, columns = partials.shape
     launcher.launch(
         Variant("column_sum.cu", storage, out.dtype.name),
@@ -49,7 +49,7 @@ def finish_column_sum(launcher: Launcher, storage: str, partials: Any, out: Any,
 
 
 def column_sum(launcher: Launcher, x: Any, out: Any, *, accumulate: bool) -> None:
-    """out (M) = Σ_rows x (N, M), added to `out` when accumulating."""
+    """out (M) = Σ_rows x (N, M), added to `out` if `accumulate`."""
     rows, columns = x.shape
     storage = x.dtype.name
     cut = column_grid(rows, columns, x)

@@ -1,6 +1,6 @@
 """Softmax cross-entropy and its gradient in the logits' buffer: launches cuda/cross_entropy.cu.
 
-As `cllm_gpu.ops.reference.cross_entropy`; the losses are float32 whatever the logits are.
+As `cllm_gpu.ops.reference.cross_entropy`; losses are always float32.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Matrix products and what follows them in one kernel: cuBLASLt by nvmath-python's bindings, named in this file only.
+"""Matrix products with fused epilogues by cuBLASLt, through nvmath-python's bindings, which only this module uses.
 
-A product that occurs again has its plan: descriptors and the algorithm that cuBLASLt's heuristic puts first, chosen
-once for all that the choice may depend on (`_Problem`) and remembered. No clock is read, so the choice, and with it
-every bit of the result, is the same at every run on one machine.
+Each distinct product has a cached plan: descriptors and the first algorithm of cuBLASLt's heuristic, chosen once per
+`_Problem`, which holds everything the choice depends on. Nothing is timed, so the choice, and with it every bit of the
+result, is the same in every run on one machine.
 
-The same bits: where the sum over K is split over blocks, cuBLASLt may add the parts in place, in the result's dtype.
-The mask of reduction schemes that the search is given allows no scheme but COMPUTE_TYPE: parts in float32 in the
-workspace, added by a kernel of their own in a fixed order (or no split at all, which no mask forbids).
+Determinism: with split-K, cuBLASLt may add the parts in place, in the result's dtype. The reduction scheme mask given
+to the search allows only COMPUTE_TYPE: parts in float32 in the workspace, added by a separate kernel in a fixed order
+(or no split-K, which no mask excludes).
 
-The workspace is the caller's, of one size, so a captured CUDA graph finds it where it was.
+The caller provides the workspace, always of the same size, so its address in a captured CUDA graph stays valid.
 Source: cublasLt.h of cuBLAS 12.9, the comments on cublasLtEpilogue_t, cublasLtMatmulDescAttributes_t and
 cublasLtMatmulPreferenceAttributes_t.
 """
@@ -30,12 +30,12 @@ from cllm_gpu.utils.errors import UserError
 from cllm_gpu.utils.profiling import MATMUL, Watch, unwatched
 
 WORKSPACE_BYTES = 32 << 20
-"""What cuBLAS recommends for Hopper (its manual, cublasSetWorkspace)."""
+"""Workspace size that cuBLAS recommends for Hopper (its manual, cublasSetWorkspace)."""
 GELU_GENERATIONS = (9, 10)
-"""Major compute capabilities whose GELU epilogue is one kernel with the product. On 8.x and 12.x it has been measured
-to be slower than a kernel of its own (karpathy/llm.c#338, #591; sgl-project/sglang#34350)."""
+"""Major compute capabilities on which the GELU epilogue is used. On 8.x and 12.x it has been measured to be slower than
+a separate kernel (karpathy/llm.c#338, #591; sgl-project/sglang#34350)."""
 _ALIGNMENT = 128
-"""Bytes; every array of a workspace starts at a multiple of it, and no algorithm needs more."""
+"""Bytes; planned arrays start at multiples of it, and no algorithm needs more."""
 _HIDDEN_MULTIPLE = 8
 _CANDIDATES = 4
 _SUCCESS = 0
@@ -44,9 +44,9 @@ _SCALE_TYPE = CUDA_TYPES["float32"]
 
 @dataclass(frozen=True)
 class _Problem:
-    """Everything the choice of an algorithm depends on. Whether the result is added to is not part of it.
+    """Everything the choice of an algorithm depends on; whether the product accumulates is not part of it.
 
-    In words for `CublasLt.refused`; the plans' keys are the same things, quicker to make at every call.
+    Readable form for `CublasLt.refused`; plans are keyed by a tuple of the same values, which is faster to build.
     """
 
     first: Matrix
@@ -56,13 +56,13 @@ class _Problem:
     compute: int
     epilogue: str
     alignments: tuple[int, ...]
-    """Of first, second, out, vector and hidden: the largest power of two up to 128 that divides the address; 0: None.
+    """Alignments of first, second, out, vector and hidden: the largest power of two up to 128; 0 if the array is None.
     """
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Descriptors and the algorithm for one problem; `algorithm` is the address of 64 bytes that `memory` holds."""
+    """Descriptors and the algorithm for one problem; `algorithm` is the address of 64 bytes owned by `memory`."""
 
     operation: int
     layouts: tuple[int, int, int]
@@ -71,10 +71,10 @@ class _Plan:
 
 
 class CublasLt:
-    """Products on the GPU that is current when this is made.
+    """Matrix products on the GPU that is current at construction.
 
-    library: nvmath.bindings.cublasLt; binding: its name and version. gelu: take the epilogues with GELU, for bfloat16
-    only (their tanh is an approximation). watched: as `Launcher.watched`.
+    library: nvmath.bindings.cublasLt. binding: its name and version. gelu: use GELU epilogues, for bfloat16 only
+    (their tanh is approximate). watched: as `Launcher.watched`.
     """
 
     def __init__(self, library: Any, *, binding: str, gelu: bool, watched: Watch = unwatched) -> None:
@@ -86,17 +86,17 @@ class CublasLt:
         self._numbers = np.array([0.0, 1.0], np.float32)
         self._scales = [self._numbers[i:].ctypes.data for i in range(2)]  # addresses of 0 and 1 for alpha and beta
         self.refused: dict[str, str] = {}
-        """Products that cuBLASLt has no algorithm for, and what it said."""
+        """Products for which cuBLASLt has no algorithm, with the reason."""
 
     @property
     def description(self) -> str:
-        """Library and binding with their versions."""
+        """Versions of the library and its binding."""
         version = self._library.get_version()
         number = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
         return f"cuBLASLt {number} by {self._binding}"
 
     def takes(self, a: Any, out: Any, epilogue: Epilogue) -> bool:
-        """Whether the rules of cuBLASLt, and ours, let this epilogue follow this product."""
+        """Whether cuBLASLt, and our own restrictions, allow this epilogue for this product."""
         vector, hidden = epilogue.vector, epilogue.hidden
         if any(x is not None and (x.dtype != out.dtype or not x.flags.c_contiguous) for x in (vector, hidden)):
             return False
@@ -116,11 +116,12 @@ class CublasLt:
         accumulate: bool = False,
         epilogue: Epilogue = NONE,
     ) -> bool:
-        """out (M, N) = a (M, K) · b (K, N), or added to `out`, then the epilogue; False, and nothing done, if refused.
+        """out (M, N) = a (M, K) · b (K, N), added to `out` if `accumulate`, then the epilogue.
 
-        Operands as `cllm_gpu.ops.cuda.gemm.matmul` has checked them, and none of them empty; compute: a
-        cublasComputeType_t; workspace: WORKSPACE_BYTES on the device; stream: a cudaStream_t. Of the epilogues only
-        the bias gradient, which is not of the result, goes with a product that accumulates.
+        Returns False, without effect, if the product is refused. Operands must be checked as in
+        `cllm_gpu.ops.cuda.gemm.matmul` and not empty. compute: a cublasComputeType_t. workspace: WORKSPACE_BYTES on the
+        device. stream: a cudaStream_t. `accumulate` allows only the epilogue "bias gradient", which is a function of
+        `a`, not of the result; ValueError for others.
         """
         if accumulate and epilogue.kind not in ("none", "bias gradient"):
             raise ValueError(f"a product with the epilogue {epilogue.kind} does not accumulate")
@@ -152,7 +153,7 @@ class CublasLt:
         return True
 
     def _set_pointers(self, operation: int, vector: int, hidden: int) -> None:
-        """The addresses an epilogue works on; 0: none."""
+        """Set the addresses that the epilogue uses; 0 for none."""
         attributes = self._library.MatmulDescAttribute
         for attribute, address in ((attributes.BIAS_POINTER, vector), (attributes.EPILOGUE_AUX_POINTER, hidden)):
             if address:
@@ -160,10 +161,10 @@ class CublasLt:
                 self._library.matmul_desc_set_attribute(operation, attribute, *self._pointer_buffer)
 
     def _plan(self, problem: _Problem) -> _Plan | None:
-        """Descriptors and algorithm; None, with the reason in `refused`, where cuBLASLt has no algorithm."""
+        """Descriptors and algorithm; None, with the reason in `refused`, if cuBLASLt has no algorithm."""
         library = self._library
         operation = self._operation(problem)
-        # the search reads no memory: of a pointer it takes the alignment, so it gets an address of just this alignment
+        # the search only looks at the pointers' alignment, so the alignments themselves serve as addresses
         self._set_pointers(operation, *problem.alignments[3:])
         first, second = problem.first, problem.second
         rows = first.columns if first.transposed else first.rows
@@ -192,7 +193,7 @@ class CublasLt:
         return None
 
     def _operation(self, problem: _Problem) -> int:
-        """The descriptor of the product without the pointers of a call; alpha and beta are read from the host."""
+        """The descriptor of the product, without the pointers of a call; alpha and beta are host pointers."""
         library, attributes = self._library, self._library.MatmulDescAttribute
         operation: int = library.matmul_desc_create(problem.compute, _SCALE_TYPE)
         values = {
@@ -200,7 +201,7 @@ class CublasLt:
             attributes.TRANSB: int(problem.second.transposed),
             attributes.EPILOGUE: int(getattr(library.Epilogue, problem.epilogue)),
         }
-        if "GELU" in problem.epilogue:  # `hidden` lies as the result does
+        if "GELU" in problem.epilogue:  # `hidden` has the layout of the result
             first = problem.first
             values[attributes.EPILOGUE_AUX_LD] = first.columns if first.transposed else first.rows
         for attribute, value in values.items():
@@ -209,7 +210,7 @@ class CublasLt:
         return operation
 
     def _preference(self, problem: _Problem) -> int:
-        """What the search may take: our workspace, our alignments, sums in a fixed order."""
+        """Constraints of the search: workspace size, alignments, and sums in a fixed order."""
         library, attributes = self._library, self._library.MatmulPreferenceAttribute
         preference: int = library.matmul_preference_create()
         first, second, result, *_ = problem.alignments
@@ -241,25 +242,25 @@ class CublasLt:
 
 
 def _epilogue_name(epilogue: Epilogue) -> str:
-    """The name in cublasLtEpilogue_t. Their columns are our rows: a bias is along their rows, so along our columns."""
+    """The name in cublasLtEpilogue_t. The library's columns are our rows: its bias along rows is along our columns."""
     has_vector = epilogue.vector is not None
     return {
         "none": "DEFAULT",
         "bias": "BIAS",
         "gelu": "GELU_AUX_BIAS" if has_vector else "GELU_AUX",
         "gelu gradient": "DGELU_BGRAD" if has_vector else "DGELU",
-        "bias gradient": "BGRADB",  # of their second operand, our a, summed over K
+        "bias gradient": "BGRADB",  # of the library's second operand, our a, summed over K
     }[epilogue.kind]
 
 
 def _alignment(address: int) -> int:
-    """The largest power of two up to 128 that divides an address; 0 for none."""
+    """The largest power of two up to 128 that divides an address; 0 for address 0."""
     lowest = (address | _ALIGNMENT) & -(address | _ALIGNMENT)
     return lowest if address else 0
 
 
 def load_cublaslt(generation: int, watched: Watch = unwatched) -> CublasLt:
-    """cuBLASLt on the current GPU, of major compute capability `generation`; UserError in one line where it is not.
+    """cuBLASLt on the current GPU, of major compute capability `generation`. Raises UserError if it is not available.
 
     watched: as `Launcher.watched`.
     """
@@ -269,6 +270,6 @@ def load_cublaslt(generation: int, watched: Watch = unwatched) -> CublasLt:
         library = importlib.import_module("nvmath.bindings.cublasLt")
         binding = f"nvmath-python {importlib.metadata.version('nvmath-python')}"
         return CublasLt(library, binding=binding, gelu=generation in GELU_GENERATIONS, watched=watched)
-    except Exception as error:  # a broken install, no library to load, a driver too old: each raises a kind of its own
+    except Exception as error:  # a broken install, a missing library and an old driver raise different exceptions
         lines = str(error).splitlines()
         raise UserError(f"nvmath-python does not start: {type(error).__name__}: {lines[0] if lines else ''}") from error

@@ -1,4 +1,4 @@
-"""The launcher of the current NVIDIA GPU."""
+"""The launcher for the current NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cllm_gpu.utils.profiling import Watch, unwatched
 
 
 def gpu_launcher(cupy: Any, *, tf32: bool = False, watched: Watch = unwatched) -> tuple[Launcher, str]:
-    """A launcher over `cupy`'s arrays, and who computes its matrix products, in one line: cuBLASLt, or why not.
+    """A launcher for CuPy arrays, and a line that names the library of its matrix products: cuBLASLt, or why not.
 
     watched: as `Launcher.watched`.
     """

@@ -1,4 +1,4 @@
-"""The operations of a step that runs without the host, bound to a launcher."""
+"""The operations of asynchronous training steps, bound to a launcher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mask of `cllm_gpu.ops.reference.dropout` as kernels take it (cuda/dropout.cuh): none is launched for it alone."""
+"""The mask of `cllm_gpu.ops.reference.dropout` as arguments of the kernels it is fused into (cuda/dropout.cuh)."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def mask_arguments(launcher: Launcher, dropout: Dropout | None) -> dict[str, Any
 
 
 def draw_number(launcher: Launcher, step: Any) -> Any:
-    """A Philox step as kernels take it, (1,) uint32 on the device; a number's lowest 32 bits."""
+    """A Philox step as a kernel argument, (1,) uint32 on the device; of an int, the lowest 32 bits."""
     return launcher.on_device("draw", step & 0xFFFFFFFF if isinstance(step, int) else step, "uint32")

@@ -25,7 +25,7 @@ def embedding_forward(
     first_position: int = 0,
     dropout: Dropout | None = None,
 ) -> None:
-    """As the reference; tokens must be in [0, V): they are not read on the host."""
+    """As the reference; tokens must be in [0, V), which is not checked."""
     check = Shapes("embedding_forward", N=tokens.size)
     _, length = check("tokens", tokens, "B T")
     rows, columns = check("out", out, "N C")
@@ -69,7 +69,7 @@ def embedding_backward(
     accumulate_positions: bool,
     order: Any | None = None,
 ) -> None:
-    """As the reference; without an `order` the tokens are sorted here, which allocates."""
+    """As the reference; if `order` is None, the tokens are sorted here, which allocates memory."""
     check = Shapes("embedding_backward", N=tokens.size)
     check("tokens", tokens, "B T")
     check("dout", dout, "N C")

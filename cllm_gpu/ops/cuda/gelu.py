@@ -1,4 +1,4 @@
-"""GELU with the bias of the linear map before it: launches cuda/gelu.cu. As `cllm_gpu.ops.reference.gelu`."""
+"""GELU with the bias of the preceding linear layer: launches cuda/gelu.cu. As `cllm_gpu.ops.reference.gelu`."""
 
 from __future__ import annotations
 

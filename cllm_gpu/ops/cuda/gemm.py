@@ -1,7 +1,7 @@
-"""Matrix products, summed in fp32 and rounded once: who computes them.
+"""Matrix products with fp32 accumulation, rounded once.
 
-On a GPU cuBLASLt (cublaslt.py), which takes what follows a product into the same kernel, or cuBLAS' gemmEx where
-nvmath-python is not there. On the simulator NumPy.
+Computed on a GPU by cuBLASLt (cublaslt.py), with fused epilogues, or by cuBLAS gemmEx if nvmath-python is not
+installed; on the simulator by NumPy.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _ALGORITHM_DEFAULT = -1
 
 
 def matmul(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool = False) -> None:
-    """out (M, N) = a (M, K) · b (K, N), added to `out` when accumulating; summed in fp32, rounded once.
+    """out (M, N) = a (M, K) · b (K, N), added to `out` if `accumulate`; summed in fp32, rounded once.
 
-    a and b are contiguous or the transpose of a contiguous array, of one dtype; out is contiguous, of their dtype or
-    float32. UserError otherwise.
+    a and b must be contiguous or transposes of contiguous arrays, of the same dtype; out contiguous, of that dtype or
+    float32. Raises UserError otherwise.
     """
     _check(a, b, out)
     if _by_cublaslt(launcher, a, b, out, NONE, accumulate=accumulate):
@@ -39,9 +39,9 @@ def matmul(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool = F
 def matmul_with(launcher: Launcher, a: Any, b: Any, out: Any, epilogue: Epilogue, *, accumulate: bool = False) -> bool:
     """`matmul` and the epilogue in one kernel; False, with nothing done, if no algorithm supports it.
 
-    Only the bias gradient, which is not of the result, goes with a product that accumulates; ValueError for others.
-    The caller needs another way: without cuBLASLt, for GELU in float32 or in rows that are no multiple of 8, for
-    vectors of another dtype than the result's, and where cuBLASLt has no algorithm.
+    That is so without cuBLASLt, for GELU in float32 or in rows whose length is no multiple of 8, for a vector whose
+    dtype is not the result's, and if cuBLASLt has no algorithm; the caller then needs another way. `accumulate` allows
+    only the epilogue "bias gradient", which is a function of `a`, not of the result; ValueError for others.
     """
     _check(a, b, out)
     return _by_cublaslt(launcher, a, b, out, epilogue, accumulate=accumulate)
@@ -106,5 +106,5 @@ def _by_gemmex(launcher: Launcher, a: Any, b: Any, out: Any, *, accumulate: bool
 
 
 def _compute_type(launcher: Launcher, a: Any) -> int:
-    """TF32 products of float32 where the launcher asks for them; sums are fp32 either way."""
+    """TF32 for float32 operands if `launcher.tf32`; accumulation is in fp32 either way."""
     return COMPUTE_32F_FAST_TF32 if launcher.tf32 and a.dtype == np.float32 else COMPUTE_32F

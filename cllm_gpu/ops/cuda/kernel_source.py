@@ -1,7 +1,6 @@
-"""The CUDA sources: where they lie, with their own includes spliced in, and the kernels' parameters read from them.
+"""Loads the CUDA sources with the project's headers inlined, and reads the kernels' parameters from them.
 
-Includes of our own headers become part of the source text, so that a compiler's cache that hashes the text sees a
-change of a header.
+Headers are inlined so that a compiler cache keyed by a hash of the source text notices changes in them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _COMMENT = re.compile(r"//[^\n]*")
 
 
 def source_directory() -> Path:
-    """The folder of the .cu files: in an installed wheel, else in the checkout. UserError where neither is."""
+    """The folder of the .cu files, in an installed wheel or in the checkout. Raises UserError if there is neither."""
     for folder in (_PACKAGE / "cuda_sources", _PACKAGE.parent / "cuda"):
         if (folder / "common.cuh").is_file():
             return folder
@@ -31,7 +30,7 @@ def source_directory() -> Path:
 
 @functools.cache
 def load_source(name: str) -> str:
-    """Text of `name` (for example "adam.cu") with each of our headers spliced in at its first include."""
+    """Text of `name` (for example "adam.cu") with each of the project's headers inlined at its first include."""
     folder = source_directory()
     seen: set[str] = set()
 

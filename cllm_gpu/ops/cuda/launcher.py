@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from cllm_gpu.ops.cuda.cublaslt import CublasLt
 
 MAXIMUM_GRID = (2**31 - 1, 65535, 65535)
-"""Blocks along each axis (CUDA C++ programming guide, 16.2)."""
+"""Largest grid, in blocks along each axis (CUDA C++ programming guide, 16.2)."""
 MAXIMUM_SHARED_BYTES = 48 * 1024
-"""Dynamic shared memory a kernel may have without asking for more (CUDA C++ programming guide, 16.4)."""
+"""Dynamic shared memory available to a kernel without opt-in (CUDA C++ programming guide, 16.4)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class _Plan:
 
 
 class Launcher:
-    """Launches kernels over arrays of `xp` with modules made by `module_class` (as cupy.RawModule is called)."""
+    """Launches kernels on arrays of module `xp`, compiled by `module_class` (with the interface of cupy.RawModule)."""
 
     def __init__(
         self,
@@ -74,24 +74,24 @@ class Launcher:
         watched: Watch = unwatched,
     ) -> None:
         self.xp = xp
-        self._empty = empty  # makes the arrays of `scratch`: (size, dtype=…); None: xp.empty
+        self._empty = empty  # allocates the arrays of `scratch`: (size, dtype=…); None for xp.empty
         self.library_call: Callable[..., Any] = library_call or _call
-        """Calls a function on arrays that computes with something else than a kernel of ours, as a device's queue
-        takes it: `library_call(function, *arguments, **named)`."""
+        """Calls a library function on arrays, in order with the device's queue of kernels:
+        `library_call(function, *arguments, **named)`."""
         self.tf32 = tf32
-        """Matrix products of float32 on a GPU round their factors to TF32; sums are fp32 either way."""
+        """Whether float32 matrix products on a GPU round their operands to TF32; accumulation is in fp32 either way."""
         self.lt = lt
-        """cuBLASLt for matrix products, where it can be had."""
+        """cuBLASLt for matrix products; None if it is not available."""
         self.watched = watched
-        """The range around one launch, by the kernel's name: `Ranges.kernel`."""
+        """Profiler range of one launch, by kernel name: `Ranges.kernel`."""
         self._module_class = module_class
         self._on_gpu = xp is not np
-        self._null = np.uint64(0) if self._on_gpu else None  # CuPy cannot pass None for a pointer
+        self._null = np.uint64(0) if self._on_gpu else None  # CuPy cannot pass None as a pointer
         self._kernels: dict[tuple[Variant, str], Any] = {}
         self._plans: dict[tuple[Variant, str], _Plan] = {}
         self._scratch: dict[tuple[str, str], Any] = {}
         self._counters: Any = None
-        self._outgrown: list[Any] = []  # kept, because a captured graph goes on using what it was captured with
+        self._outgrown: list[Any] = []  # kept alive, because captured graphs still use their addresses
 
     def launch(
         self,
@@ -104,7 +104,7 @@ class Launcher:
         shared_bytes: int = 0,
         strided: frozenset[str] = frozenset(),
     ) -> None:
-        """Run entry point `name` on `grid` blocks of `block` threads; nothing is launched for an empty grid.
+        """Launch entry point `name` on `grid` blocks of `block` threads; no effect for an empty grid.
 
         `arguments` by the names of the kernel's parameters or, where it takes a struct, of that struct's fields, as
         `Field.name` has them; None is a null pointer. Arrays must have the declared dtype and lie C-contiguous unless
@@ -135,11 +135,11 @@ class Launcher:
             with self.watched(name):
                 kernel(grid, (block,), plan.pack(values), shared_mem=shared_bytes)
         except BaseException:
-            self._counters = None  # a launch that ended midway leaves them anywhere
+            self._counters = None  # a launch that failed midway may leave them nonzero
             raise
 
     def scratch(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
-        """Uninitialised array of this shape that is reused by the next caller of this name: no steady allocation."""
+        """Uninitialised array of this shape, reused by the next call with this name; allocates only to grow."""
         size = math.prod(shape)
         flat = self._scratch.get((name, dtype))
         if flat is None or flat.size < size:
@@ -148,7 +148,7 @@ class Launcher:
         return flat[:size].reshape(shape)
 
     def on_device(self, name: str, values: Any, dtype: str) -> Any:
-        """Numbers as a flat array on the device: one that is there as it is, others in the scratch array `name`."""
+        """`values` as a flat device array: itself if it is one, else copied to the scratch array `name`."""
         if isinstance(values, self.xp.ndarray):
             return values
         host = np.array(values, dtype=dtype).reshape(-1)
@@ -157,12 +157,12 @@ class Launcher:
         return array
 
     def counters(self, count: int) -> Any:
-        """`count` uint32 zeros for a kernel that leaves them zero, so that they are cleared once and not at every call.
+        """`count` uint32 zeros for a kernel that resets them to zero, so that they are cleared once, not at every call.
 
-        New ones are made when more are needed and after a launch that failed. Like all scratch they are for launches
-        that follow one another on one stream; on two at once blocks could wait for each other for ever. The first call
-        must lie outside of a stream capture, which would record the clearing instead of doing it. A kernel that dies
-        on a GPU takes its context along, so there is no next call to find counters that it left behind.
+        Reallocated if more are needed and after a failed launch. Like all scratch arrays, they are for launches on one
+        stream, in order; on two streams at once, blocks could deadlock. The first call must not be in a stream capture,
+        which would record the clearing instead of executing it. A kernel that crashes on a GPU destroys its context, so
+        no later call can find the counters it left.
         """
         if self._counters is None or self._counters.size < count:
             self._outgrown += [] if self._counters is None else [self._counters]
@@ -174,7 +174,7 @@ class Launcher:
         return (self._empty or self.xp.empty)(size, dtype=dtype)
 
     def kernel(self, variant: Variant, name: str) -> Any:
-        """The compiled kernel `name`, as the array module's RawModule gives it."""
+        """The compiled kernel `name`, from `module_class`."""
         kernel = self._kernels.get((variant, name))
         if kernel is None:
             module = self._module_class(code=load_source(variant.source), options=variant.options)

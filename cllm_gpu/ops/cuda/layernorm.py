@@ -1,6 +1,6 @@
-"""Layer norm, alone and behind the residual addition: launches cuda/layernorm.cu.
+"""Layer norm, alone and fused with the residual addition: launches cuda/layernorm.cu.
 
-As `cllm_gpu.ops.reference.layernorm`; mean and rstd are float32 whatever the other arrays are.
+As `cllm_gpu.ops.reference.layernorm`; mean and rstd are always float32.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from cllm_gpu.ops.cuda.variant import Variant
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.utils.errors import UserError
 
-KEPT_ELEMENTS, KEPT_SCALARS = 32, 8  # of a row in one thread's registers: KEPT_PACKS in layernorm.cu
+KEPT_ELEMENTS, KEPT_SCALARS = 32, 8  # elements of a row in the registers of one thread: KEPT_PACKS in layernorm.cu
 WARPS_PER_BLOCK = 4
-FORWARD_LIMIT, BACKWARD_LIMIT = 512, 256  # threads a block may have: the kernels' launch bounds
+FORWARD_LIMIT, BACKWARD_LIMIT = 512, 256  # largest block size: the kernels' launch bounds
 MAXIMUM_CHUNKS = 1024
 
 
 def _split(columns: int, limit: int, *, wide: bool) -> tuple[int, int]:
-    """(threads that share a row, threads of a block). A warp has a row of its own only if it can keep all of it."""
+    """(threads per row, threads per block). One warp per row if its registers hold the row, else one block per row."""
     kept = KEPT_ELEMENTS if wide else KEPT_SCALARS
     if columns <= 32 * kept:
         return 32, 32 * WARPS_PER_BLOCK
@@ -31,7 +31,7 @@ def _split(columns: int, limit: int, *, wide: bool) -> tuple[int, int]:
 
 
 def _staging_bytes(columns: int, width: int) -> int:
-    """Shared memory for two sums per column: of every 32 packs, 33 places for each element."""
+    """Shared memory for two sums per column, padded: 33 places per element for every 32 packs."""
     return 2 * 4 * 33 * width * blocks_for(columns, 32 * width)
 
 
@@ -79,7 +79,7 @@ def residual_layernorm_forward(
     epsilon: float,
     dropout: Dropout | None,
 ) -> None:
-    """As the reference; the branch stays as it is, mean and rstd are float32."""
+    """As the reference; `branch` is not modified, mean and rstd are float32."""
     check = Shapes("residual_layernorm_forward")
     rows, columns = check("residual", residual, "N C")
     check("branch", branch, "N C")
@@ -127,7 +127,7 @@ def layernorm_backward(
     accumulate: bool,
     dropout: Dropout | None,
 ) -> None:
-    """As the reference; UserError unless dbranch and dropout are given together or not at all."""
+    """As the reference. Raises UserError if only one of dbranch and dropout is given."""
     if (dbranch is None) != (dropout is None):
         raise UserError("layernorm_backward: arguments dbranch and dropout are given together or not at all")
     check = Shapes("layernorm_backward")

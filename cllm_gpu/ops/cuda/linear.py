@@ -1,6 +1,6 @@
-"""Affine map: matrix products with the bias and its gradient as epilogues. As `cllm_gpu.ops.reference.linear`.
+"""Linear layer: matrix products with the bias and its gradient as epilogues. As `cllm_gpu.ops.reference.linear`.
 
-Where a product takes no epilogue (see `gemm`), cuda/column_sum.cu adds the bias and sums its gradient.
+If no epilogue is available (see `gemm`), cuda/column_sum.cu adds the bias and sums its gradient.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def linear_backward(
 def _weight_gradients(
     launcher: Launcher, dout: Any, x: Any, dweight: Any, dbias: Any | None, *, accumulate: bool
 ) -> None:
-    """The epilogue overwrites its vector: where gradients are added to, that is a float32 one beside the bias's."""
+    """dweight and dbias. The epilogue overwrites its vector, so to accumulate it gets a float32 scratch vector."""
     fused = False
     if dbias is not None:
         vector = launcher.scratch("bias_gradient", dbias.shape, "float32") if accumulate else dbias

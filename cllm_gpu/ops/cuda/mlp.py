@@ -1,7 +1,7 @@
-"""The multilayer perceptron of a block, GELU and its gradient as epilogues of the products before them.
+"""The MLP of a block, with GELU and its gradient as epilogues of the preceding products.
 
-As `cllm_gpu.ops.reference.mlp`. Where a product takes no epilogue (see `gemm`), cuda/gelu.cu follows it.
-GELU is then computed from `hidden` as it is stored; in the epilogue, from the same number before it is rounded.
+As `cllm_gpu.ops.reference.mlp`. If no epilogue is available (see `gemm`), cuda/gelu.cu follows the product. GELU is
+then computed from `hidden` as stored; in the epilogue, from the same value before rounding.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def _hidden_gradient(
     *,
     accumulate: bool,
 ) -> Any | None:
-    """dhidden = (dout · down_weight) ⊙ gelu'(hidden). Returns dup_bias where its gradient is still to be summed.
+    """dhidden = (dout · down_weight) ⊙ gelu'(hidden). Returns dup_bias if it is still to be summed, else None.
 
-    The epilogue overwrites a bias's gradient and has it in dhidden's dtype; another is left to the next product.
+    The epilogue overwrites dup_bias and needs dhidden's dtype; otherwise the next product sums it.
     """
     product = (launcher, dout, down_weight, dhidden)
     if dup_bias is not None and not accumulate and matmul_with(*product, Epilogue("gelu gradient", dup_bias, hidden)):

@@ -1,4 +1,4 @@
-"""The weights of an optimizer's step as cuda/adam.cu takes them: masters and their copy, or the copy alone."""
+"""The weights of an optimizer step as arguments of cuda/adam.cu: masters and their copy, or the copy alone."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def weight_arguments(
     copy: Any | None,
     rounding: StochasticRounding | None,
 ) -> tuple[Variant, dict[str, Any]]:
-    """The compilation that steps parameters (n) by gradients (n), with a copy (n) or None, and its arguments for them.
+    """The variant for parameters (n), gradients (n) and copy (n) or None, and the kernel arguments for the weights.
 
-    With `rounding` the parameters are bfloat16, have no masters, and are what the kernel calls the copy. UserError for
-    a combination that has no meaning.
+    With `rounding`, the parameters are bfloat16 without masters and are passed as the kernel's `copy`. Raises UserError
+    for an invalid combination.
     """
     check = Shapes(operation)
     kind = storage_of(operation, "gradients", gradients)

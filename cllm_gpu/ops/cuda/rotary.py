@@ -56,7 +56,7 @@ def _launch(
     storage = storage_of(operation, name, x)
     real_table = storage != "float32" and cosine.dtype.name == storage
     table_defines = (("CLLM_REAL_TABLE", 1),) if real_table else ()
-    of_block = THREADS if symmetry is None else THREADS // half * half  # whole heads
+    of_block = THREADS if symmetry is None else THREADS // half * half  # whole heads per block
     launcher.launch(
         Variant("rotary.cu", storage, defines=(*table_defines, *symmetry_defines(symmetry))),
         "rotary",

@@ -25,7 +25,7 @@ def sgd_step(
     gradient_scale: float,
     rounding: StochasticRounding | None = None,
 ) -> float:
-    """As the reference; waits for the device."""
+    """As the reference; synchronizes with the device."""
     if parameters.size == 0:
         return 0.0
     moved = sgd_step_on_device(
@@ -62,10 +62,10 @@ def sgd_step_on_device(
     skip: Any | None = None,
     total: Any | None = None,
 ) -> Any:
-    """`sgd_step` without waiting for the device; returns Σ update² as a float64 array (1,), in `total` unless None.
+    """`sgd_step` without synchronization. Returns Σ update² as a float64 device array (1,), `total` if that is given.
 
-    numbers: (1 or more,) float32 on the device, the rate first, in place of `rate`. clip: (1,) float32, multiplies
-    every gradient. skip: (1,) int32; when it is not 0 nothing is written.
+    numbers: (1 or more,) float32 on the device, the learning rate first, replacing `rate`. clip: (1,) float32,
+    multiplies every gradient. skip: (1,) int32; if nonzero, nothing is written.
     """
     check = Shapes("sgd_step")
     (size,) = check("parameters", parameters, "n")
@@ -73,7 +73,7 @@ def sgd_step_on_device(
     check("velocity", velocity, "n")
     blocks = flat_blocks(size)
     moved = launcher.scratch("squares", (blocks,), "float64")
-    moved[...] = 0.0  # a skipped step moves nothing
+    moved[...] = 0.0  # stays 0 if the step is skipped
     variant, weights = weight_arguments(launcher, "sgd_step", gradients, parameters, copy, rounding)
     arrays = {"gradients": gradients, "velocity": velocity, "clip": clip, "skip": skip, "moved": moved}
     arrays["numbers"] = launcher.on_device("numbers", rate if numbers is None else numbers, "float32")

@@ -14,19 +14,19 @@ MAXIMUM_BLOCKS = 1024
 
 
 def flat_blocks(size: int) -> int:
-    """Blocks of a pass over a flat buffer: the same on every device, so that sums have the same bits."""
+    """Number of blocks for a flat buffer; the same on every device, so that sums have the same bits."""
     return min(MAXIMUM_BLOCKS, blocks_for(size, THREADS * ELEMENTS_PER_THREAD))
 
 
 def squared_norm(launcher: Launcher, x: Any) -> float:
-    """As the reference; waits for the device."""
+    """As the reference; synchronizes with the device."""
     if x.size == 0:
         return 0.0
     return float(squared_norm_on_device(launcher, x)[0])
 
 
 def squared_norm_on_device(launcher: Launcher, x: Any, *, total: Any | None = None) -> Any:
-    """Σ x² as a float64 array (1,) on the device, without waiting for it; in `total` (1,) unless None."""
+    """Σ x² as a float64 device array (1,), without synchronization; `total` if that is given."""
     Shapes("squared_norm")("x", x, "n")
     storage = storage_of("squared_norm", "x", x)
     blocks = max(1, flat_blocks(x.size))
@@ -37,7 +37,7 @@ def squared_norm_on_device(launcher: Launcher, x: Any, *, total: Any | None = No
 
 
 def finish_sum(launcher: Launcher, storage: str, partials: Any, total: Any | None = None) -> Any:
-    """Σ partials (blocks,) float64 in a fixed order, in `total` (1,); where it is None, in one the next sum reuses."""
+    """Σ partials (blocks,) float64 in a fixed order, in `total` (1,), or in scratch memory that later sums reuse."""
     if total is None:
         total = launcher.scratch("total", (1,), "float64")
     arguments = {"partials": partials, "total": total, "count": partials.size}

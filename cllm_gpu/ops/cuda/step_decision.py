@@ -10,13 +10,13 @@ from cllm_gpu.ops.cuda.variant import Variant
 
 THREADS = 256  # STEP_THREADS in step.cu
 NUMBERS = 3
-"""float32 of one row of `numbers`: step size, inverse second correction, decoupled decay."""
+"""float32 values per row of `numbers`: step size, inverse second bias correction, decoupled weight decay."""
 
 
 def add_losses(launcher: Launcher, losses: Any, sums: Any, *, accumulate: bool, storage: str) -> None:
-    """sums[0] = Σ losses (n,) float32, summed in float64 in a fixed order, added to when accumulating.
+    """sums[0] = Σ losses (n,) float32, summed in float64 in a fixed order; added to if `accumulate`.
 
-    storage: dtype name of the run's activations, by which its kernels are compiled.
+    storage: dtype name of the run's activations, for which its kernels are compiled.
     """
     check = Shapes("add_losses", S=2)
     (count,) = check("losses", losses, "N")
@@ -52,7 +52,7 @@ def decide_step(
     maximum_skipped: int,
     storage: str,
 ) -> None:
-    """Whether a step is applied, how it is clipped, and what its optimizer multiplies by.
+    """Decide whether a step is applied, and compute its clipping factor and the optimizer's multipliers.
 
     Read: sums (2,) float64, the losses and the squared gradient norm; rate (1,) float64. Counted on: counts (2,) int32,
     updates and skips in a row; norms (2,) float64, bounds on those of the weights and of the first moment. Written:

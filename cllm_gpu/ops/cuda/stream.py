@@ -1,4 +1,4 @@
-"""A CUDA stream through CuPy, and the capture of what goes into it as a CUDA graph."""
+"""CUDA streams through CuPy, and stream capture as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cllm_gpu.utils.errors import UserError
 
 
 class CudaStream:
-    """As `cllm_gpu.ops.stream.Stream`: one stream that does not wait for the default one, nor is waited for by it."""
+    """Implements `cllm_gpu.ops.stream.Stream` by a non-blocking stream, not synchronized with the default stream."""
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
 
     def another(self) -> CudaStream:
-        """A new stream of the same GPU."""
+        """A new stream on the same GPU."""
         return CudaStream(self._cupy)
 
     @functools.cached_property
@@ -28,7 +28,7 @@ class CudaStream:
         return self._cupy.cuda.Stream(non_blocking=True)
 
     def empty(self, size: int, dtype: Any) -> Any:
-        """An uninitialised flat array of the GPU."""
+        """An uninitialised flat array on the GPU."""
         return self._cupy.empty(size, dtype=dtype)
 
     def array(self, host: Any) -> Any:
@@ -36,7 +36,7 @@ class CudaStream:
         return self._cupy.asarray(host)
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-        """A host array in page-locked memory, zeros."""
+        """A host array of zeros in pinned memory."""
         array: np.ndarray[Any, Any] = importlib.import_module("cupyx").empty_pinned(shape, dtype=dtype)
         array[...] = 0
         return array
@@ -47,7 +47,7 @@ class CudaStream:
             work()
 
     def capture(self, work: Callable[[], None]) -> _CudaGraph:
-        """`work` as a CUDA graph. UserError, in one line, where CUDA or CuPy refuses a part of it, or it allocates."""
+        """Capture `work` as a CUDA graph. Raises UserError if CUDA or CuPy cannot capture it or it allocates memory."""
         cupy, stream = self._cupy, self._stream
         with stream, cupy.cuda.using_allocator(_refuse_memory):
             stream.begin_capture()
@@ -62,41 +62,41 @@ class CudaStream:
                 raise UserError(_one_line(error)) from error
 
     def _discard(self) -> None:
-        """End a capture that failed; CUDA says so once more where it had noticed."""
+        """End a failed capture, ignoring the error that CUDA may report again."""
         with contextlib.suppress(self._cupy.cuda.runtime.CUDARuntimeError):
             self._stream.end_capture()
 
     def upload(self, host: np.ndarray[Any, Any], array: Any) -> None:
-        """Enqueue the copy of a pinned array to the GPU."""
+        """Enqueue a copy of a pinned host array to a GPU array."""
         array.set(host, stream=self._stream)
 
     def download(self, array: Any, host: np.ndarray[Any, Any]) -> None:
-        """Enqueue the copy of an array to a pinned one."""
+        """Enqueue a copy of a GPU array to a pinned host array."""
         array.get(stream=self._stream, out=host, blocking=False)
 
     def copy(self, source: Any, target: Any) -> None:
-        """Enqueue the copy of an array of the GPU to another of its size and dtype; both contiguous."""
+        """Enqueue a copy between two contiguous GPU arrays of equal size and dtype."""
         target.data.copy_from_device_async(source.data, source.nbytes, stream=self._stream)
 
     def record_event(self) -> Any:
-        """A new cupy.cuda.Event, recorded in this stream now."""
+        """Record a new cupy.cuda.Event in this stream and return it."""
         event = self._cupy.cuda.Event(disable_timing=True)
         event.record(self._stream)
         return event
 
     def wait_event(self, event: Any) -> None:
-        """Make the work enqueued from now on wait for an event of a stream of this kind."""
+        """Make all work enqueued from now on wait for a cupy.cuda.Event."""
         self._stream.wait_event(event)
 
 
 class _CudaGraph:
-    """A captured graph and the stream it is launched into."""
+    """A captured graph, launched into the stream it was captured from."""
 
     def __init__(self, graph: Any, stream: Any) -> None:
         self._graph, self._stream = graph, stream
 
     def launch(self) -> None:
-        """Enqueue it."""
+        """Enqueue the graph."""
         self._graph.launch(stream=self._stream)
 
 

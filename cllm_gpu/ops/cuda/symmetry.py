@@ -1,6 +1,6 @@
-"""The lattice's symmetry as cuda/symmetry.cuh takes it. As `cllm_gpu.ops.reference.symmetry`.
+"""The lattice's symmetry as arguments of kernels (cuda/symmetry.cuh). As `cllm_gpu.ops.reference.symmetry`.
 
-The attention kernels and the rotary embedding's apply it; here are the checks of what they are given, and the variant.
+The attention and rotary kernels apply it; this module checks its arrays and selects the variant.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from cllm_gpu.utils.errors import UserError
 
 
 def symmetry_defines(symmetry: Symmetry | None) -> tuple[tuple[str, int], ...]:
-    """The -D flags that compile a source with this symmetry."""
+    """Macros that compile a source with this symmetry; () for None."""
     return () if symmetry is None else (("SYMMETRY_PAIRS", symmetry.pairs),)
 
 
 def check_symmetry(check: Shapes, symmetry: Symmetry, size: int) -> None:
-    """UserError unless tokens (B, S), turns and pairs fit what was checked before, and a head of `size` dimensions."""
+    """Raise UserError unless tokens (B, S), turns and pairs fit the shapes checked before and the head size `size`."""
     operation, tables = check.operation, Shapes(check.operation, E=ELEMENTS)
     check("symmetry.tokens", symmetry.tokens, "B S")
     _, pairs, parts = tables("symmetry.turns", symmetry.turns, "E P C")

@@ -1,4 +1,4 @@
-"""Every compilation of every CUDA source that the CUDA operations can ask for: what the gates compile."""
+"""Variants of all CUDA sources that the CUDA operations use and the compilation checks compile."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from cllm_gpu.ops.cuda.optimizer_weights import WITHOUT_MASTERS
 from cllm_gpu.ops.cuda.variant import Variant
 
 HEAD_SIZES = (32, 64, 80, 96, 128)
-"""Head sizes of published models; others up to 128 compile when first used."""
+"""Head sizes of published models; others up to 128 are compiled at first use."""
 TERMS_HEAD_SIZES = (64, 128)
-"""Head sizes compiled with score terms too."""
+"""Head sizes compiled with a score bias too."""
 _NAMES = ("TERM_DISTANCE", "TERM_PRIME_DISTANCE", "TERM_SAME_TOKEN", "TERM_MATCHES", "TERM_POINT_GRADIENTS")
 TERMS = tuple(
     tuple((name, value) for name, value in zip(_NAMES, values, strict=True) if value)
     for values in ((0, 0, 1, 8, 0), (1, 1, 1, 8, 0), (1, 1, 1, 8, 1))
 )
-"""Choices of score terms compiled ahead: the default ones, all, and all with learned points."""
+"""Terms of the score bias compiled ahead of time: the default ones, all, and all with learned points."""
 SYMMETRY_SHARE = 8
 """Dimensions of a head for each pair of the symmetry compiled ahead, alone and with the default terms: a quarter."""
 _ATTENTION = ("attention.cu", "attention_fused.cu")
@@ -23,7 +23,7 @@ _WITH_GRADIENT = ("adam.cu", "column_sum.cu", "embedding.cu")
 
 
 def all_variants() -> list[Variant]:
-    """Every source in float32 and bf16, with its other choices."""
+    """Every source in float32 and bf16, with its further options."""
     both = ("float32", "bfloat16")
     sources = sorted(path.name for path in source_directory().glob("*.cu"))
     variants = [Variant(source, storage) for source in sources if source not in _ATTENTION for storage in both]
@@ -36,7 +36,7 @@ def all_variants() -> list[Variant]:
 
 
 def attention_variants() -> list[Variant]:
-    """The attention sources for every head size; with the score terms and the symmetry that are compiled ahead too."""
+    """The attention sources for every head size, with the score biases and symmetries compiled ahead of time."""
     choices: list[tuple[int, tuple[tuple[str, int], ...]]] = [(size, ()) for size in HEAD_SIZES]
     for size in TERMS_HEAD_SIZES:
         choices += [(size, terms) for terms in (*TERMS, _symmetry(size), (*TERMS[0], *_symmetry(size)))]
@@ -45,7 +45,7 @@ def attention_variants() -> list[Variant]:
         for source in _ATTENTION
         for storage in ("float32", "bfloat16")
         for size, chosen in choices
-        if source == "attention.cu" or ("TERM_POINT_GRADIENTS", 1) not in chosen  # the fused kernel does not have them
+        if source == "attention.cu" or ("TERM_POINT_GRADIENTS", 1) not in chosen  # not supported by the fused kernel
     ]
 
 

@@ -1,6 +1,6 @@
-"""The operations in C++ for the CPU: single-threaded, vectorised; threads come from `cllm_gpu.training.data_parallel`.
+"""The operations in C++ for the CPU, single-threaded and vectorised; `cllm_gpu.training.data_parallel` adds threads.
 
-`csrc/` holds the mathematics; the modules here check their arguments, call, and hold no mathematics. The first
-parameter of every operation is a `Library`. An array that an operation cannot take (dtype, shape, strides) is a
-ValueError that names the argument, never a slower path.
+The mathematics is in `csrc/`; the modules here check arguments and call it. The first parameter of every operation is a
+`Library`. An array of unsupported dtype, shape or strides raises a ValueError that names the argument; there is no
+slower fallback.
 """

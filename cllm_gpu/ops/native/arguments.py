@@ -1,4 +1,4 @@
-"""Checks arrays on their way to C++ and gives their addresses."""
+"""Checks of array arguments for C++, and their addresses."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ INT32 = np.dtype(np.int32)
 
 
 def address(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    """Address of the contiguous array `x`; ValueError naming the argument unless it has this shape and dtype."""
+    """Address of the contiguous array `x`. Raises ValueError unless it has this shape and dtype."""
     if x.shape != shape or x.dtype != dtype or not x.flags.c_contiguous:
         _refuse(name, x, shape, dtype, "C-contiguous")
     return x.ctypes.data
 
 
 def optional(name: str, x: Any | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int | None:
-    """As `address`; None for None."""
+    """As `address`; None if `x` is None."""
     return None if x is None else address(name, x, shape, dtype)
 
 
 def strided(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, tuple[int, ...]]:
-    """Address and strides in elements (all but the last axis, which must be contiguous) of `x`."""
+    """Address of `x`, and strides in elements of all axes but the last, which must be contiguous."""
     size = dtype.itemsize
     if x.shape != shape or x.dtype != dtype or (x.strides[-1] != size and shape[-1] > 1) or not x.flags.aligned:
         _refuse(name, x, shape, dtype, "contiguous along the last axis")

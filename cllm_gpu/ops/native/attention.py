@@ -7,9 +7,9 @@ from typing import Any
 
 from cllm_gpu.ops.native.arguments import address, strided
 from cllm_gpu.ops.native.library import Library, check_status
-from cllm_gpu.ops.native.score_bias import term_arguments
+from cllm_gpu.ops.native.score_bias import score_bias_arguments
 from cllm_gpu.ops.native.symmetry import symmetry_backward, turned
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import Symmetry
 
 
@@ -23,14 +23,14 @@ def attention_forward(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
+    score_bias: ScoreBias | None = None,
     symmetry: Symmetry | None = None,
 ) -> None:
-    """As the reference; q, k, v and out contiguous along the head dimension, lse contiguous; scale not 0 with terms."""
+    """As the reference; q, k, v and out contiguous along D, lse contiguous. scale must not be 0 with a score bias."""
     q, k = turned(library, q, symmetry), turned(library, k, symmetry)
     kernels, dtype = library.kernels(q), q.dtype
     sizes = _sizes(q, k)
-    given = term_arguments(terms, None, q, k, scale)
+    given = score_bias_arguments(score_bias, None, q, k, scale)
     addresses, strides = _strided(
         dtype, [("q", q, q.shape), ("k", k, k.shape), ("v", v, k.shape), ("out", out, q.shape)]
     )
@@ -55,15 +55,15 @@ def attention_backward(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
-    dterms: ScoreTermGradients | None = None,
+    score_bias: ScoreBias | None = None,
+    dscore_bias: ScoreBiasGradients | None = None,
     symmetry: Symmetry | None = None,
 ) -> None:
-    """As the reference; every array contiguous along its last axis, lse contiguous; scale not 0 with terms."""
+    """As the reference; arrays contiguous along the last axis, lse contiguous. scale not 0 with a score bias."""
     q, k = turned(library, q, symmetry), turned(library, k, symmetry)
     kernels, dtype = library.kernels(q), q.dtype
     sizes, like_q, like_k = _sizes(q, k), q.shape, k.shape
-    given = term_arguments(terms, dterms, q, k, scale)
+    given = score_bias_arguments(score_bias, dscore_bias, q, k, scale)
     addresses, strides = _strided(
         dtype,
         [("dout", dout, like_q), ("q", q, like_q), ("k", k, like_k), ("v", v, like_k), ("out", out, like_q),
@@ -83,7 +83,7 @@ def _lse_shape(q: Any) -> tuple[int, int, int]:
 
 
 def _sizes(q: Any, k: Any) -> Any:
-    """(B, T, S, H, K, D) as int64 for C++."""
+    """(B, T, S, H, K, D) as a C array of int64."""
     (b, t, h, d), (kb, s, kv, kd) = q.shape, k.shape
     if kb != b or kd != d or h % kv or s < t:
         raise ValueError(
@@ -93,7 +93,7 @@ def _sizes(q: Any, k: Any) -> Any:
 
 
 def _strided(dtype: Any, arrays: list[tuple[str, Any, tuple[int, ...]]]) -> tuple[list[int], Any]:
-    """Addresses of all, and their strides one after the other as int64 for C++."""
+    """Addresses of all arrays, and all their strides in one C array of int64."""
     addresses: list[int] = []
     strides: list[int] = []
     for name, x, shape in arrays:

@@ -1,6 +1,6 @@
-"""Intel MKL's matrix products, where the extra `mkl` is installed: single-threaded, called from each worker.
+"""Matrix products of Intel MKL, if the extra `mkl` is installed: single-threaded, called from each worker.
 
-Only the sequential layer is loaded, so MKL brings no threads or OpenMP runtime of its own into the process.
+MKL runs with its sequential threading layer, so it adds no threads or OpenMP runtime to the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SEQUENTIAL_LAYER = 1
 
 @dataclass(frozen=True)
 class Blas:
-    """Addresses of two functions with 32-bit integers, and what to call them in a log."""
+    """Addresses of cblas_sgemm and cblas_dgemm with 32-bit integers, and a description for logs."""
 
     sgemm: int
     dgemm: int
@@ -48,7 +48,7 @@ def load_mkl() -> Blas | None:
 
 
 def _find_library() -> Path | None:
-    """Where pip puts the library: in the environment's own lib (Windows: Library\\bin), or the user's."""
+    """Path of the library as pip installs it, in the environment's or the user's lib (Windows: Library\\bin)."""
     folder, pattern = ("Library/bin", "mkl_rt*.dll") if os.name == "nt" else ("lib", "libmkl_rt.*")
     for base in (sys.prefix, site.getuserbase() if site.ENABLE_USER_SITE else None):
         if base and (found := sorted(Path(base, folder).glob(pattern))):

@@ -11,7 +11,7 @@ from cllm_gpu.ops.native.library import Library, check_status
 def cross_entropy(
     library: Library, logits: Any, targets: Any, losses: Any, *, ignore_index: int, gradient_scale: float | None
 ) -> None:
-    """As the reference; all arrays contiguous. IndexError for a target that is neither ignored nor a column."""
+    """As the reference; all arrays contiguous. Raises IndexError for a target that is out of range and not ignored."""
     kernels, dtype = library.kernels(logits), logits.dtype
     n, v = logits.shape
     status = kernels.cross_entropy(

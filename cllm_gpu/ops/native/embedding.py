@@ -20,7 +20,7 @@ def embedding_forward(
     first_position: int = 0,
     dropout: Dropout | None = None,
 ) -> None:
-    """As the reference; all arrays contiguous. IndexError for a token outside the table."""
+    """As the reference; all arrays contiguous. Raises IndexError for a token outside the table."""
     kernels, dtype = library.kernels(token_embedding), token_embedding.dtype
     (b, t), (v, c) = tokens.shape, token_embedding.shape
     positions = None
@@ -51,7 +51,7 @@ def embedding_backward(
     accumulate_positions: bool,
     order: Any | None = None,
 ) -> None:
-    """As the reference, summed in the order of the batch, so no other is needed; all arrays contiguous."""
+    """As the reference; sums run in the order of the batch and `order` is not used. All arrays contiguous."""
     kernels, dtype = library.kernels(dout), dout.dtype
     (b, t), (v, c) = tokens.shape, dtoken_embedding.shape
     if not accumulate_tokens:

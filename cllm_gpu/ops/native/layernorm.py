@@ -1,4 +1,4 @@
-"""Layer norm, alone and behind the residual addition; see `cllm_gpu.ops.reference.layernorm`."""
+"""Layer norm, alone and fused with the residual addition; see `cllm_gpu.ops.reference.layernorm`."""
 
 from __future__ import annotations
 

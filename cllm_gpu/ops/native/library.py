@@ -17,7 +17,7 @@ from cllm_gpu.utils.compiler import compile_library
 from cllm_gpu.utils.errors import UserError
 
 SOURCES = Path(__file__).parent / "csrc"
-_ARM = platform.machine().lower() in ("arm64", "aarch64")  # there clang knows the processor by -mcpu only
+_ARM = platform.machine().lower() in ("arm64", "aarch64")  # where clang takes the processor by -mcpu only
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -26,7 +26,7 @@ FLAGS = (
     "-fno-trapping-math",
     "-fvisibility=hidden",
 )
-"""No flag lets the compiler assume finite numbers: NaN and infinity reach the result."""
+"""No flag lets the compiler assume finite numbers: NaN and infinity propagate."""
 
 _TYPES: dict[str, Any] = {
     "v": None,
@@ -54,7 +54,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, dtype: str, gemm: int | None) -> None:
         self.gemm = gemm
-        """Address of a cblas_?gemm; None: the library's own."""
+        """Address of a cblas_?gemm; None for the library's own matrix product."""
         self.functions: dict[str, Callable[..., Any]] = {}
         table = getattr(library, f"entries_{dtype}")
         table.restype = ctypes.POINTER(_Entry)
@@ -69,7 +69,7 @@ class Kernels:
 
 
 class Library:
-    """The loaded library: what every native operation takes first."""
+    """The loaded library, the first argument of every native operation."""
 
     def __init__(self, path: Path, products: blas.Blas | None) -> None:
         loaded = ctypes.CDLL(str(path))
@@ -80,7 +80,7 @@ class Library:
         }
 
     def kernels(self, x: Any) -> Kernels:
-        """The entry points for the dtype of `x`; ValueError unless float32 or float64."""
+        """The entry points for the dtype of `x`. Raises ValueError unless it is float32 or float64."""
         try:
             return self._kernels[x.dtype]
         except KeyError:
@@ -88,11 +88,11 @@ class Library:
 
 
 def load_library(*, use_mkl: bool | None = None) -> Library:
-    """Compile (once per machine) and load. UserError when there is no compiler or it fails.
+    """Compile (once per machine) and load the library. Raises UserError if there is no compiler or it fails.
 
-    `use_mkl`: take MKL's matrix products where it is installed; None: unless $CLLM_MKL is 0.
+    `use_mkl`: use MKL's matrix products if it is installed; None means yes unless $CLLM_MKL is 0.
     """
-    if os.name == "nt":  # g++ there does not align the stack for 32-byte vectors (GCC bug 54412)
+    if os.name == "nt":  # g++ on Windows does not align the stack for 32-byte vectors (GCC bug 54412)
         raise UserError("the native backend is not available on Windows; use the backend numpy")
     if use_mkl is None:
         use_mkl = os.environ.get("CLLM_MKL") != "0"
@@ -106,7 +106,7 @@ def load_library(*, use_mkl: bool | None = None) -> Library:
 
 @functools.cache
 def processor() -> str:
-    """What -march=native depends on: the processor's model and features."""
+    """The processor's model and features, on which -march=native depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -116,7 +116,7 @@ def processor() -> str:
 
 
 def check_status(status: int, name: str, bound: int) -> None:
-    """MemoryError or IndexError for what an entry point returned; `name` holds the indices, `bound` their limit."""
+    """Raise MemoryError or IndexError for an entry point's status; array `name` holds indices below `bound`."""
     if status == NO_MEMORY:
         raise MemoryError(f"no memory for the scratch space of {name}")
     if status == BAD_INDEX:

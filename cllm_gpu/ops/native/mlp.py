@@ -1,4 +1,4 @@
-"""The multilayer perceptron of a block, made of its parts; see `cllm_gpu.ops.reference.mlp`."""
+"""The MLP of a block, composed of linear and GELU; see `cllm_gpu.ops.reference.mlp`."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def _rotate(library: Library, x: Any, cosine: Any, sine: Any, direction: float) 
     kernels, dtype = library.kernels(x), x.dtype
     b, t, h, d = x.shape
     if d % 2:
-        raise ValueError(f"x has head size {d}; rotary embedding turns pairs, so it must be even")
+        raise ValueError(f"x has head size {d}; rotary embedding rotates pairs, so it must be even")
     table = (t, d // 2)
     data, strides = strided("x", x, x.shape, dtype)
     kernels.rotary(

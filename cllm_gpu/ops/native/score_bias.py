@@ -1,4 +1,4 @@
-"""Score terms on their way to C++; see `cllm_gpu.ops.reference.score_bias`."""
+"""The score bias as an argument of C++; see `cllm_gpu.ops.reference.score_bias`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 from typing import Any
 
 from cllm_gpu.ops.native.arguments import INT32, strided
-from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreBias, ScoreBiasGradients
 
 _PITCHES = {
     "tokens": ("tokens_item",),
@@ -18,8 +18,8 @@ _PITCHES = {
 _TERMS = ("distance", "prime_distance", "same_token", "matches")
 
 
-class TermArguments(ctypes.Structure):
-    """`ScoreTerms` of csrc/score_bias.hpp: addresses, strides in elements, the terms in use."""
+class ScoreBiasArguments(ctypes.Structure):
+    """`ScoreBias` of csrc/score_bias.hpp: addresses, strides in elements, the terms in use."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _PITCHES),
@@ -28,44 +28,43 @@ class TermArguments(ctypes.Structure):
     )
 
 
-def term_arguments(
-    terms: ScoreTerms | None, dterms: ScoreTermGradients | None, q: Any, k: Any, scale: float
+def score_bias_arguments(
+    score_bias: ScoreBias | None, dscore_bias: ScoreBiasGradients | None, q: Any, k: Any, scale: float
 ) -> Any | None:
-    """What the entry points take for the terms of q (B, T, H, D) and k (B, S, K, D): a reference to a structure.
+    """Reference to the structure that entry points take for q (B, T, H, D), k (B, S, K, D); None if there is no bias.
 
-    None for None. Every array is contiguous along its last axis and, but for the tokens, of the dtype of q.
-    ValueError naming what is not.
+    Raises ValueError unless every array is contiguous along its last axis and, except for the tokens, of q's dtype.
     """
-    if terms is None:
+    if score_bias is None:
         return None
-    _check(terms, scale)
+    _check(score_bias, scale)
     (batch, positions), heads = k.shape[:2], q.shape[2]
-    given = TermArguments(**{name: getattr(terms, name) for name in _TERMS})
-    uses_points, points = terms.distance or terms.prime_distance, (batch, positions, 3)
-    _enter(given, "tokens", terms.tokens, (batch, positions), INT32)
-    _enter(given, "scalars", terms.scalars, (heads, terms.count), q.dtype)
+    given = ScoreBiasArguments(**{name: getattr(score_bias, name) for name in _TERMS})
+    uses_points, points = score_bias.distance or score_bias.prime_distance, (batch, positions, 3)
+    _enter(given, "tokens", score_bias.tokens, (batch, positions), INT32)
+    _enter(given, "scalars", score_bias.scalars, (heads, score_bias.count), q.dtype)
     if uses_points:
-        _enter(given, "points", terms.points, points, q.dtype)
-    if dterms is not None and dterms.scalars is not None:
-        _enter(given, "dscalars", dterms.scalars, (heads, terms.count), q.dtype)
-    if dterms is not None and dterms.points is not None:
+        _enter(given, "points", score_bias.points, points, q.dtype)
+    if dscore_bias is not None and dscore_bias.scalars is not None:
+        _enter(given, "dscalars", dscore_bias.scalars, (heads, score_bias.count), q.dtype)
+    if dscore_bias is not None and dscore_bias.points is not None:
         if not uses_points:
-            raise ValueError("dpoints is given, but no term sees the points")
-        _enter(given, "dpoints", dterms.points, points, q.dtype)
+            raise ValueError("dpoints is given, but no term uses the points")
+        _enter(given, "dpoints", dscore_bias.points, points, q.dtype)
     return ctypes.byref(given)
 
 
-def _check(terms: ScoreTerms, scale: float) -> None:
-    if not 0 <= terms.matches <= MAXIMUM_MATCHES:
-        raise ValueError(f"matches is {terms.matches}; expected 0 … {MAXIMUM_MATCHES}")
+def _check(score_bias: ScoreBias, scale: float) -> None:
+    if not 0 <= score_bias.matches <= MAXIMUM_MATCHES:
+        raise ValueError(f"matches is {score_bias.matches}; expected 0 … {MAXIMUM_MATCHES}")
     if scale == 0.0:
-        raise ValueError("scale is 0; expected another number where there are score terms")
-    if (terms.distance or terms.prime_distance) and terms.points is None:
-        raise ValueError("points is None, but a term sees them")
+        raise ValueError("scale is 0; with a score bias it must not be")
+    if (score_bias.distance or score_bias.prime_distance) and score_bias.points is None:
+        raise ValueError("points is None, but a term uses them")
 
 
-def _enter(given: TermArguments, name: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
-    """Address and strides of `x`, checked."""
+def _enter(given: ScoreBiasArguments, name: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    """Check `x` and set its address and strides in the structure."""
     data, steps = strided(name, x, shape, dtype)
     setattr(given, name, data)
     for pitch, step in zip(_PITCHES[name], steps, strict=True):

@@ -25,7 +25,7 @@ def sgd_step(
     gradient_scale: float,
     rounding: StochasticRounding | None = None,
 ) -> float:
-    """As the reference, in one dtype: no copy and no rounding; all arrays contiguous."""
+    """As the reference, in one dtype: copy and rounding must be None; all arrays contiguous."""
     check_one_dtype(copy, rounding)
     kernels, dtype, shape = library.kernels(parameters), parameters.dtype, parameters.shape
     check_decayed(decayed, shape[0])

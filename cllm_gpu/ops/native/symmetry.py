@@ -10,19 +10,19 @@ from cllm_gpu.ops.reference.symmetry import ELEMENTS, Symmetry
 
 
 def symmetry_forward(library: Library, x: Any, symmetry: Symmetry | None) -> None:
-    """As the reference; x (B, T, H, D) contiguous along D, the turns of its dtype. None does nothing."""
+    """As the reference; x (B, T, H, D) contiguous along D, `turns` of its dtype. No effect if `symmetry` is None."""
     if symmetry is not None:
         _apply(library, "x", x, symmetry, backward=False)
 
 
 def symmetry_backward(library: Library, dx: Any, symmetry: Symmetry | None) -> None:
-    """As the reference; dx (B, T, H, D) contiguous along D, the turns of its dtype. None does nothing."""
+    """As the reference; dx (B, T, H, D) contiguous along D, `turns` of its dtype. No effect if `symmetry` is None."""
     if symmetry is not None:
         _apply(library, "dx", dx, symmetry, backward=True)
 
 
 def turned(library: Library, x: Any, symmetry: Symmetry | None) -> Any:
-    """S(e) x, a new array; x itself where there is no symmetry."""
+    """S(e) x as a new array; x itself if `symmetry` is None."""
     if symmetry is None:
         return x
     y = x.copy()

@@ -1,7 +1,6 @@
-"""Every operation of the model and the optimizers in plain array code, forward and backward side by side.
+"""Reference implementation of every operation of models and optimizers in array code, each forward with its backward.
 
-Each function takes the array module first (`xp`: numpy or cupy) and writes its results into arrays it is given.
-Two contracts hold everywhere: activations and their gradients are overwritten; gradients of parameters are overwritten
-when `accumulate` is false and added to when it is true. These functions are what every other implementation is
-checked against.
+The first parameter of each function is the array module (`xp`: numpy or cupy); results are written to arrays passed in.
+Two contracts hold everywhere: activations and their gradients are overwritten; parameter gradients are overwritten if
+`accumulate` is false and added to if it is true. All other implementations are tested against these functions.
 """

@@ -36,9 +36,9 @@ def adam_step(
 ) -> float:
     """One step in place on four flat arrays (n,); returns Σ update² in float64.
 
-    `step` counts from 1; the first `decayed` elements get weight decay; `gradient_scale` (clipping) multiplies every
-    gradient; `decoupled` chooses AdamW. Gradients are left as they are; they may be bfloat16, as `copy` (n,), which
-    gets the parameters rounded. With `rounding` the parameters themselves are bfloat16 and there is no copy.
+    `step` counts from 1. The first `decayed` elements get weight decay. `gradient_scale` (clipping) multiplies every
+    gradient. `decoupled` selects AdamW. Gradients are only read and may be bfloat16. `copy` (n,), possibly bfloat16,
+    receives the rounded parameters. With `rounding` the parameters themselves are bfloat16 and `copy` is None.
     """
     correction1 = 1.0 - beta1**step
     correction2 = 1.0 - beta2**step

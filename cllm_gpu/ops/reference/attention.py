@@ -1,15 +1,16 @@
-"""Scaled dot-product attention with fewer or equally many key/value heads than query heads (grouped-query).
+"""Scaled dot-product attention; grouped-query attention if there are fewer key/value heads than query heads.
 
     S = scale·Q Kᵀ (masked),  P = softmax(S),  O = P V,  lse = log Σ_j exp(S_ij)
 
-Backward (Dao et al. 2022, "FlashAttention", appendix B), from what the forward kept, O and lse:
+Backward (Dao et al. 2022, "FlashAttention", appendix B), from the saved O and lse:
 
     P = exp(S − lse),  dV = Pᵀ dO,  dP = dO Vᵀ,  δ_i = Σ_d dO_id·O_id,  dS = scale·P∘(dP − δ),  dQ = dS K,  dK = dSᵀ Q
 
-Queries are the last T of S key positions: with `causal`, query t sees keys 0 … S − T + t. The weights of one block of
-queries of one key/value head (of several while they fit the cache; on a GPU: of one batch item) exist at a time.
-`terms` are added to S before the mask (`cllm_gpu.ops.reference.score_bias`). With a `symmetry`, of the tokens at the S
-positions, S(e) q and S(e) k stand for q and k (`cllm_gpu.ops.reference.symmetry`); dq and dk stay those of q and k.
+The queries are at the last T of the S key positions: with `causal`, query t attends to keys 0 … S − T + t. Weights are
+computed for one block of queries of one key/value head at a time (several heads if they fit the cache; on a GPU, one
+batch item). `score_bias` is added to S before the mask (`cllm_gpu.ops.reference.score_bias`). With a `symmetry`, for
+the tokens at the S positions, q and k are replaced by S(e) q and S(e) k (`cllm_gpu.ops.reference.symmetry`); dq and dk
+are the gradients of the original q and k.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms, TermBlock
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasBlock, ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import Symmetry, symmetry_backward, turned
 from cllm_gpu.ops.reference.tiling import tile_elements
 from cllm_gpu.ops.specification import operation
@@ -36,15 +37,17 @@ def attention_forward(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
+    score_bias: ScoreBias | None = None,
     symmetry: Symmetry | None = None,
 ) -> None:
     """out (B, T, H, D) and lse (B, H, T) from q (B, T, H, D), k and v (B, S, K, D); K divides H; any strides."""
     q, k = turned(xp, q, symmetry), turned(xp, k, symmetry)
     for b, heads, queries, keys in _blocks(xp, q, k, causal=causal):
         scores = _scores(xp, q, k, b, heads, queries, keys, causal=causal, scale=scale)
-        if terms is not None:
-            _block_terms(xp, terms, q, k, b, queries, keys).add_to(scores, _by_kv_head(terms.scalars, k, heads))
+        if score_bias is not None:
+            _score_bias_block(xp, score_bias, q, k, b, queries, keys).add_to(
+                scores, _by_kv_head(score_bias.scalars, k, heads)
+            )
         maximum = scores.max(axis=-1, keepdims=True)
         scores -= maximum
         xp.exp(scores, out=scores)
@@ -56,7 +59,7 @@ def attention_forward(
         _lse(lse, k, b, heads, queries)[...] = maximum[..., 0]
 
 
-@operation(writes=("dq", "dk", "dv", "dterms"))
+@operation(writes=("dq", "dk", "dv", "dscore_bias"))
 def attention_backward(
     xp: Any,
     dout: Any,
@@ -71,13 +74,13 @@ def attention_backward(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
-    dterms: ScoreTermGradients | None = None,
+    score_bias: ScoreBias | None = None,
+    dscore_bias: ScoreBiasGradients | None = None,
     symmetry: Symmetry | None = None,
 ) -> None:
-    """dq, dk, dv (shapes of q, k, v; any strides) from dout (B, T, H, D) and what the forward took and gave.
+    """dq, dk, dv (shapes of q, k, v; any strides) from dout (B, T, H, D) and the forward's inputs and outputs.
 
-    With `terms` the gradients of their scalars and points are added to those in `dterms`.
+    With `score_bias`, the gradients of its scalars and points are added to those in `dscore_bias`.
     """
     q, k = turned(xp, q, symmetry), turned(xp, k, symmetry)
     dk[...] = 0.0
@@ -87,8 +90,11 @@ def attention_backward(
         g = _by_group(dout, k, b, heads, queries)
         weights = _scores(xp, q, k, b, heads, queries, keys, causal=causal, scale=scale)
         block = None
-        if terms is not None:
-            block, scalars = _block_terms(xp, terms, q, k, b, queries, keys), _by_kv_head(terms.scalars, k, heads)
+        if score_bias is not None:
+            block, scalars = (
+                _score_bias_block(xp, score_bias, q, k, b, queries, keys),
+                _by_kv_head(score_bias.scalars, k, heads),
+            )
             block.add_to(weights, scalars)
         weights -= _lse(lse, k, b, heads, queries)[..., None]
         xp.exp(weights, out=weights)
@@ -97,8 +103,8 @@ def attention_backward(
         dscores = xp.matmul(g, value.swapaxes(-1, -2))
         dscores -= delta
         dscores *= weights
-        if block is not None and dterms is not None:
-            block.add_gradients(dscores, scalars, _by_kv_head(dterms.scalars, k, heads), dterms.points)
+        if block is not None and dscore_bias is not None:
+            block.add_gradients(dscores, scalars, _by_kv_head(dscore_bias.scalars, k, heads), dscore_bias.points)
         dscores *= scale
         _by_group(dq, k, b, heads, queries)[...] = xp.matmul(dscores, key)
         query = _by_group(q, k, b, heads, queries)
@@ -116,18 +122,20 @@ def attention_weights(
     *,
     causal: bool,
     scale: float,
-    terms: ScoreTerms | None = None,
+    score_bias: ScoreBias | None = None,
     symmetry: Symmetry | None = None,
 ) -> Any:
-    """The weights P (B, H, T, S) themselves, for inspection: O(T·S) memory, never used in training."""
+    """Attention weights P (B, H, T, S), for inspection: O(T·S) memory, never used in training."""
     q, k = turned(xp, q, symmetry), turned(xp, k, symmetry)
     batch, length, heads, _ = q.shape
     weights = xp.zeros((batch, heads, length, k.shape[1]), dtype=q.dtype)
     group = heads // k.shape[2]
     for b, kv_heads, queries, keys in _blocks(xp, q, k, causal=causal):
         scores = _scores(xp, q, k, b, kv_heads, queries, keys, causal=causal, scale=scale)
-        if terms is not None:
-            _block_terms(xp, terms, q, k, b, queries, keys).add_to(scores, _by_kv_head(terms.scalars, k, kv_heads))
+        if score_bias is not None:
+            _score_bias_block(xp, score_bias, q, k, b, queries, keys).add_to(
+                scores, _by_kv_head(score_bias.scalars, k, kv_heads)
+            )
         scores -= scores.max(axis=-1, keepdims=True)
         xp.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)
@@ -137,7 +145,7 @@ def attention_weights(
 
 
 def _blocks(xp: Any, q: Any, k: Any, *, causal: bool) -> Iterator[tuple[int, slice, slice, slice]]:
-    """(batch item, key/value heads, queries, the keys those queries see)."""
+    """(batch item, key/value heads, queries, keys that those queries attend to)."""
     batch, length = q.shape[:2]
     positions, kv_heads = k.shape[1:3]
     on_cpu = xp.__name__ == "numpy"
@@ -183,10 +191,12 @@ def _scores(
     return scores
 
 
-def _block_terms(xp: Any, terms: ScoreTerms, q: Any, k: Any, b: int, queries: slice, keys: slice) -> TermBlock:
-    """The score terms of one block; `queries` count from the first query, positions from the first key."""
+def _score_bias_block(
+    xp: Any, score_bias: ScoreBias, q: Any, k: Any, b: int, queries: slice, keys: slice
+) -> ScoreBiasBlock:
+    """Score bias of one block; `queries` counts from the first query, positions from the first key."""
     before = k.shape[1] - q.shape[1]
-    return TermBlock(xp, terms, b, slice(before + queries.start, before + queries.stop), keys, q.dtype)
+    return ScoreBiasBlock(xp, score_bias, b, slice(before + queries.start, before + queries.stop), keys, q.dtype)
 
 
 def _by_kv_head(scalars: Any, k: Any, heads: slice) -> Any:

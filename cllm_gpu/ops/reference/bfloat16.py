@@ -1,7 +1,7 @@
-"""The operations on NumPy arrays of bfloat16: every array is widened to float32, what is written is rounded once.
+"""The operations on bfloat16 NumPy arrays: inputs are upcast to float32, outputs are rounded once.
 
-NumPy itself would sum bfloat16 in bfloat16 (100,000 ones give 256). The operations on flat buffers widen as they go, a
-tile at a time, and are left as they are; the MLP is made of narrow operations (`cllm_gpu.ops.reference.mlp`).
+NumPy itself would sum bfloat16 in bfloat16 (100,000 ones give 256). Operations on flat buffers upcast one tile at a
+time themselves and are used as they are; the MLP is composed of bfloat16 operations (`cllm_gpu.ops.reference.mlp`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from cllm_gpu.ops.precision import BFLOAT16
 from cllm_gpu.ops.reference.mlp import backward_of, forward_of
 from cllm_gpu.ops.reference.rounding import widened
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.ops.specification import Operation, Specification
 
 
@@ -44,15 +44,15 @@ def _rounding_once(specification: Specification) -> Operation:
 
 
 class _Widened:
-    """float32 copies of the bfloat16 arrays of one call; an array that is there twice has one copy."""
+    """float32 copies of the bfloat16 arrays of one call; an array passed twice is copied once."""
 
     def __init__(self) -> None:
         self._copies: dict[tuple[Any, ...], Any] = {}
         self._written: list[tuple[Any, Any]] = []
 
     def take(self, value: Any, *, write: bool) -> Any:
-        """`value` in float32 where it is bfloat16; of score terms and their gradients, every array."""
-        if isinstance(value, ScoreTerms | ScoreTermGradients):
+        """`value` in float32 if it is bfloat16; for a score bias or its gradients, with every array converted."""
+        if isinstance(value, ScoreBias | ScoreBiasGradients):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
             return type(value)(**{name: self.take(field, write=write) for name, field in fields.items()})
         if not (hasattr(value, "dtype") and value.dtype == BFLOAT16):
@@ -64,6 +64,6 @@ class _Widened:
         return copy
 
     def round(self) -> None:
-        """The copies that were written to go back, each number to its nearest."""
+        """Write the modified copies back, rounded to nearest."""
         for value, copy in self._written:
             value[...] = copy

@@ -1,9 +1,9 @@
-"""Softmax cross-entropy over the vocabulary and, in the logits' own buffer, its gradient.
+"""Softmax cross-entropy over the vocabulary and its gradient, computed in place in the logits' buffer.
 
     loss = log Σ_v exp(x_v) − x_target,   dx = (softmax(x) − onehot(target))·gradient_scale
 
-The row maximum is subtracted first, so no exponential overflows. Rows whose target is `ignore_index` have loss 0 and
-gradient 0.
+The row maximum is subtracted first, so exponentials do not overflow. Rows whose target is `ignore_index` have loss 0
+and gradient 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cllm_gpu.ops.reference.tiling import row_tiles
 from cllm_gpu.ops.specification import operation
 
 IGNORE_INDEX = -1
-"""Target that loss, gradient and accuracy leave out, wherever this package makes targets."""
+"""Target excluded from loss, gradient and accuracy, in all targets that this package makes."""
 
 
 @operation(writes=("logits", "losses"))
@@ -24,7 +24,7 @@ def cross_entropy(
 ) -> None:
     """losses (N), in nats, from logits (N, V) and targets (N) int32.
 
-    With a `gradient_scale` the logits are overwritten by the gradient of gradient_scale·Σ losses; with None they stay.
+    The logits are overwritten by the gradient of gradient_scale·Σ losses; if gradient_scale is None, they are kept.
     """
     require_ids(xp, "targets", targets, logits.shape[1], ignored=ignore_index)
     require_shape("targets", targets, logits.shape[:1])

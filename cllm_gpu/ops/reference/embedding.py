@@ -1,8 +1,8 @@
-"""Token and position embeddings: out[b, t] = E[token(b, t)] + P[first_position + t], and the dropout behind them.
+"""Token and position embeddings: out[b, t] = E[token(b, t)] + P[first_position + t], followed by dropout.
 
-Backward, dout being the gradient before dropout: dE[v] = Σ dout over the places where token v stands;
+Backward, with dout the gradient before dropout: dE[v] = Σ dout over all positions with token v;
 dP[p] = Σ_b dout[b, p − first_position].
-Summed over tokens in sorted order, so the result does not depend on any schedule.
+Sums run over tokens in sorted order, so the result does not depend on any schedule.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cllm_gpu.ops.reference.dropout import Dropout, dropout_forward
 from cllm_gpu.ops.specification import operation
 
 MAXIMUM_VOCABULARY = 2**20
-"""Most token ids an embedding may have."""
+"""Largest vocabulary an embedding supports."""
 
 
 @operation(writes=("out",))
@@ -53,9 +53,9 @@ def embedding_backward(
     accumulate_positions: bool,
     order: Any | None = None,
 ) -> None:
-    """From dout (B·T, C): dtoken_embedding (V, C), dposition_embedding (P, C) unless None (positions start at 0).
+    """From dout (B·T, C): dtoken_embedding (V, C), and dposition_embedding (P, C) unless None (positions from 0).
 
-    order: (B·T,) int64, what a stable sort of the tokens gives, where the caller has it.
+    order: (B·T,) int64, the indices that stably sort the tokens; None to compute them here.
     """
     batch, length = tokens.shape
     require_ids(xp, "tokens", tokens, dtoken_embedding.shape[0])

@@ -1,4 +1,4 @@
-"""GELU in its tanh form (Hendrycks & Gimpel 2016), with the bias of the linear map before it.
+"""GELU, tanh approximation (Hendrycks & Gimpel 2016), with the bias of the preceding linear layer.
 
     h = x + bias,  u = √(2/π)·(h + 0.044715·h³),  gelu(h) = ½·h·(1 + tanh u)
 
@@ -19,7 +19,7 @@ CUBIC = 0.044715
 
 @operation(writes=("x", "out"))
 def gelu_forward(xp: Any, x: Any, bias: Any | None, out: Any) -> None:
-    """x (N, M) becomes h = x + bias (M) in place, kept for the backward; out (N, M) = gelu(h)."""
+    """x (N, M) becomes h = x + bias (M) in place, saved for the backward; out (N, M) = gelu(h)."""
     for rows in row_tiles(xp, *x.shape):
         h, y = x[rows], out[rows]
         if bias is not None:
@@ -33,7 +33,7 @@ def gelu_forward(xp: Any, x: Any, bias: Any | None, out: Any) -> None:
 
 @operation(writes=("dx", "dbias"))
 def gelu_backward(xp: Any, dout: Any, x: Any, dx: Any, dbias: Any | None, *, accumulate: bool) -> None:
-    """From dout (N, M) and the kept h = x (N, M): dx (N, M), which may be dout itself, and dbias (M) unless None."""
+    """From dout (N, M) and the saved h = x (N, M): dx (N, M), which may be dout, and dbias (M) unless None."""
     if dbias is not None and not accumulate:
         dbias[...] = 0.0
     for rows in row_tiles(xp, *x.shape):

@@ -1,9 +1,9 @@
-"""Layer norm (Ba et al. 2016), alone and with the residual addition that stands before it.
+"""Layer norm (Ba et al. 2016), alone and fused with the preceding residual addition.
 
     x̂ = (x − mean)·rstd,  rstd = 1/√(var + ε),  out = x̂·γ + β      (mean and var over the last axis, var biased)
 
-Backward, with g = dout·γ:  dx = rstd·(g − mean(g) − x̂·mean(g·x̂)),  dγ = Σ dout·x̂,  dβ = Σ dout; with the residual
-addition the stream's gradient is added to dx, and the branch's is dx through its dropout.
+Backward, with g = dout·γ:  dx = rstd·(g − mean(g) − x̂·mean(g·x̂)),  dγ = Σ dout·x̂,  dβ = Σ dout. With the residual
+addition, the gradient of the residual stream is added to dx, and the branch's gradient is dx through its dropout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cllm_gpu.ops.specification import operation
 def layernorm_forward(
     xp: Any, x: Any, weight: Any, bias: Any | None, out: Any, mean: Any, rstd: Any, *, epsilon: float
 ) -> None:
-    """out (N, C) = layer norm of x (N, C) with weight and bias (C); mean and rstd (N) are kept for the backward."""
+    """out (N, C) = layer norm of x (N, C) with weight and bias (C); mean and rstd (N) are saved for the backward."""
     for rows in row_tiles(xp, *x.shape):
         y = out[rows]
         mean[rows] = x[rows].mean(axis=1)
@@ -50,7 +50,7 @@ def residual_layernorm_forward(
 ) -> None:
     """residual_out (N, C) = residual + dropout(branch); out (N, C) = layer norm of residual_out.
 
-    `branch` (N, C) may be overwritten; `residual_out` may be `residual`. The rest is as in `layernorm_forward`.
+    `branch` (N, C) may be overwritten; `residual_out` may be `residual`. Otherwise as `layernorm_forward`.
     """
     if dropout is not None:
         dropout_forward(xp, branch, branch, dropout=dropout)
@@ -75,10 +75,10 @@ def layernorm_backward(
     accumulate: bool,
     dropout: Dropout | None,
 ) -> None:
-    """From dout (N, C) and what the forward kept: dx (N, C) = gradient by x, plus `dresidual` (N, C) unless None.
+    """From dout (N, C) and the saved values: dx (N, C) = gradient of x, plus `dresidual` (N, C) unless None.
 
-    `dx` may be `dresidual`: the gradient of the residual stream is added to in place. With `dropout`
-    also dbranch (N, C) = dx·mask/(1 − rate), which may be `dout` or `dx`; without, `dbranch` is None.
+    `dx` may be `dresidual`, to add to the residual stream's gradient in place. With `dropout`, also
+    dbranch (N, C) = dx·mask/(1 − rate), which may be `dout` or `dx`; without, `dbranch` is None.
     """
     if not accumulate:
         dweight[...] = 0.0

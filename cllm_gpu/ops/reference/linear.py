@@ -1,4 +1,4 @@
-"""Affine map: out = x Wᵀ + b.
+"""Linear layer: out = x Wᵀ + b.
 
 Backward: dx = dout W,  dW = doutᵀ x,  db = Σ_rows dout.
 """
@@ -35,9 +35,9 @@ def linear_backward(
     *,
     accumulate: bool,
 ) -> None:
-    """From dout (N, M): dx (N, K), unless None; dweight (M, K) and dbias (M), unless None."""
+    """From dout (N, M): dx (N, K) unless None, dweight (M, K), and dbias (M) unless None."""
     if accumulate:
-        for rows in row_tiles(xp, *dweight.shape, tiles=16):  # the product is never there as a whole
+        for rows in row_tiles(xp, *dweight.shape, tiles=16):  # bounds the temporary that holds the product
             dweight[rows] += xp.matmul(dout[:, rows].T, x)
     else:
         xp.matmul(dout.T, x, out=dweight)
@@ -48,7 +48,7 @@ def linear_backward(
 
 
 def column_sum(xp: Any, x: Any, out: Any, *, accumulate: bool) -> None:
-    """out (M) = Σ_rows x (N, M), added to `out` when accumulating."""
+    """out (M) = Σ_rows x (N, M), added to `out` if `accumulate`."""
     if accumulate:
         out += x.sum(axis=0)
     else:

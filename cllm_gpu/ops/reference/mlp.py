@@ -1,10 +1,10 @@
-"""The multilayer perceptron of a block: out = gelu(x Uᵀ + a) Dᵀ + b, GELU between two affine maps.
+"""The MLP of a block: out = gelu(x Uᵀ + a) Dᵀ + b, two linear layers with GELU between them.
 
 Backward: dD = doutᵀ g and db = Σ_rows dout with g = gelu(h);  dh = (dout D) ⊙ gelu'(h);  dU = dhᵀ x, da = Σ_rows dh,
-dx = dh U. What is kept between the two is h, the bias a included, and g.
+dx = dh U. Saved for the backward: h, including the bias a, and g.
 
-It is made of other operations, and written for any that have their signatures (`forward_of`, `backward_of`): in
-bfloat16 each of them rounds for itself, so that what is kept between them is what the next one reads.
+It is composed of other operations, given as arguments to `forward_of` and `backward_of`: in bfloat16 each of them
+rounds its own result, so the saved arrays are what the next operation reads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cllm_gpu.ops.specification import Operation, operation
 
 
 def forward_of(linear_forward: Operation, gelu_forward: Operation) -> Operation:
-    """mlp_forward made of these."""
+    """mlp_forward composed of these operations."""
 
     @operation(writes=("hidden", "activated", "out"))
     def mlp_forward(
@@ -31,7 +31,7 @@ def forward_of(linear_forward: Operation, gelu_forward: Operation) -> Operation:
         out: Any | None,
     ) -> None:
         """hidden (N, M) = x (N, C) · up_weight (M, C)ᵀ + up_bias (M), activated (N, M) = gelu(hidden), and
-        out (N, C) = activated · down_weight (C, M)ᵀ + down_bias (C); None: only what the backward needs."""
+        out (N, C) = activated · down_weight (C, M)ᵀ + down_bias (C); None to compute only what the backward needs."""
         linear_forward(xp, x, up_weight, None, hidden)
         gelu_forward(xp, hidden, up_bias, activated)
         if out is not None:
@@ -41,7 +41,7 @@ def forward_of(linear_forward: Operation, gelu_forward: Operation) -> Operation:
 
 
 def backward_of(linear_backward: Operation, gelu_backward: Operation) -> Operation:
-    """mlp_backward made of these."""
+    """mlp_backward composed of these operations."""
 
     @operation(writes=("dhidden", "dx", "dup_weight", "dup_bias", "ddown_weight", "ddown_bias"))
     def mlp_backward(
@@ -61,7 +61,7 @@ def backward_of(linear_backward: Operation, gelu_backward: Operation) -> Operati
         *,
         accumulate: bool,
     ) -> None:
-        """From dout (N, C) and what the forward kept: dhidden (N, M), dx (N, C), and the parameters' gradients.
+        """From dout (N, C) and the saved values: dhidden (N, M), dx (N, C), and the parameter gradients.
 
         `dx` may be `dout`.
         """

@@ -1,7 +1,7 @@
 """Philox4x32-10, a counter-based random generator (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy
 as 1, 2, 3"): four random 32-bit words as a pure function of a 128-bit counter and a 64-bit key.
 
-Integer arithmetic only, so every array module and every kernel draws the same bits.
+Integer arithmetic only, so every array module and every kernel generates the same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LOW = 0xFFFFFFFF
 
 
 def philox4x32(xp: Any, counters: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """Four uint64 arrays holding 32-bit words: the generator at each counter (c0, c1, c2, c3: arrays or ints)."""
+    """Four uint64 arrays of 32-bit words: the output for each counter (c0, c1, c2, c3: arrays or ints)."""
     c0, c1, c2, c3 = (xp.asarray(c, dtype=xp.uint64) for c in counters)
     k0, k1 = key[0] & _LOW, key[1] & _LOW
     low, shift = xp.uint64(_LOW), xp.uint64(32)
@@ -33,9 +33,9 @@ def philox4x32(xp: Any, counters: tuple[Any, Any, Any, Any], key: tuple[int, int
 
 
 def random_words(xp: Any, first: int, count: int, *, seed: int, stream: tuple[int, int]) -> Any:
-    """Words `first` … `first + count − 1` of an endless sequence, uint32 (count,).
+    """Words `first` … `first + count − 1` of the random sequence of `seed` and `stream`, uint32 (count,).
 
-    Word i is component i mod 4 of Philox at counter (i div 4 low, i div 4 high, *stream) with the 64-bit seed as key.
+    Word i is component i mod 4 of Philox at counter (i div 4 low, i div 4 high, *stream), with the 64-bit seed as key.
     """
     start, stop = first // 4, (first + count + 3) // 4
     blocks = xp.arange(start, stop, dtype=xp.uint64)

@@ -1,8 +1,8 @@
 """Rotary position embedding (RoPE, Su et al. 2021, "RoFormer"), on pairs (m, m + D/2) of head dimensions.
 
 At position p pair m is rotated by the angle p·base^(−2m/D): (a, b) → (a·cos − b·sin, a·sin + b·cos).
-A rotation is orthogonal, so the backward is the rotation by the opposite angle. With a `symmetry` of the lattice S(e)
-comes first (`cllm_gpu.ops.reference.symmetry`), and in the backward its transpose last.
+A rotation is orthogonal, so the backward is the rotation by the opposite angle. A `symmetry` of the lattice, S(e), is
+applied before the rotation (`cllm_gpu.ops.reference.symmetry`), and its transpose after the backward's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BASE = 10000.0
 
 
 def rotary_tables(xp: Any, positions: int, head_size: int, dtype: Any) -> tuple[Any, Any]:
-    """cos and sin, each (positions, D/2): computed in float64 on the host, so every device has the same bits."""
+    """cos and sin, each (positions, D/2), computed in float64 on the host so that every device has the same bits."""
     pairs = np.arange(head_size // 2, dtype=np.float64)
     angles = np.arange(positions, dtype=np.float64)[:, None] * BASE ** (-2.0 * pairs / head_size)
     return xp.asarray(np.cos(angles).astype(dtype)), xp.asarray(np.sin(angles).astype(dtype))
@@ -26,7 +26,7 @@ def rotary_tables(xp: Any, positions: int, head_size: int, dtype: Any) -> tuple[
 
 @operation(writes=("x",))
 def rotary_forward(xp: Any, x: Any, cosine: Any, sine: Any, *, symmetry: Symmetry | None = None) -> None:
-    """Rotate x (B, T, H, D), any strides, in place by the tables' rows (T, D/2)."""
+    """Rotate x (B, T, H, D), any strides, in place; cosine and sine are (T, D/2)."""
     if symmetry is not None:
         symmetry_forward(xp, x, symmetry)
     _rotate(x, cosine[:, None, :], sine[:, None, :])

@@ -29,9 +29,9 @@ def sgd_step(
 ) -> float:
     """One step in place on flat arrays (n,); returns Σ update² in float64.
 
-    `velocity` (n,) starts at zero and is None without momentum; the first `decayed` elements get weight decay.
-    Gradients may be bfloat16, as `copy` (n,), which gets the parameters rounded. With `rounding` the parameters
-    themselves are bfloat16 and there is no copy.
+    `velocity` (n,) starts at zero; None without momentum. The first `decayed` elements get weight decay. Gradients may
+    be bfloat16. `copy` (n,), possibly bfloat16, receives the rounded parameters. With `rounding` the parameters
+    themselves are bfloat16 and `copy` is None.
     """
     moved = 0.0
     for segment, decay in ((slice(0, decayed), weight_decay), (slice(decayed, parameters.size), 0.0)):

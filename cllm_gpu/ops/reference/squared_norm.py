@@ -10,7 +10,7 @@ from cllm_gpu.ops.specification import operation
 
 @operation(flat=True)
 def squared_norm(xp: Any, x: Any) -> float:
-    """Sum of squares of x (n,), float64; inf or nan when an element is not finite. Deterministic."""
+    """Sum of squares of x (n,) in float64; inf or NaN if an element is not finite. Deterministic."""
     total = 0.0
     for part in row_tiles(xp, x.size, 1):
         tile = x[part].astype(xp.float64)

@@ -15,22 +15,22 @@ from typing import Any
 
 ROTATIONS = 12
 ELEMENTS = 2 * ROTATIONS
-"""Order of the group D₁₂; from ROTATIONS on, elements are reflections."""
+"""Order of the group D₁₂. Elements from ROTATIONS on are reflections."""
 
 
 @dataclass(frozen=True)
 class Symmetry:
-    """Whose symmetry it is, and what it does."""
+    """Tokens, whose group elements act, and the table of the elements' actions."""
 
     tokens: Any
-    """(B, S) int32: the token at every position; those of shorter arrays are the last of them."""
+    """(B, S) int32: the token at every position; an array of T < S positions takes the last T."""
     turns: Any
     """(24, P, 2): c and s by element and pair (`cllm_gpu.model.lattice.symmetry_turns`); float32, or the dtype of
-    what it acts on. The second half of the elements are the reflections."""
+    the array it acts on. The second half of the elements are reflections."""
 
     @property
     def pairs(self) -> int:
-        """P, the pairs of dimensions it acts on."""
+        """P, number of pairs of dimensions it acts on."""
         return int(self.turns.shape[1])
 
     def elements(self, length: int) -> Any:
@@ -58,7 +58,7 @@ def symmetry_backward(xp: Any, dx: Any, symmetry: Symmetry) -> None:
 
 
 def turned(xp: Any, x: Any, symmetry: Symmetry | None) -> Any:
-    """S(e) x, a new array; x itself where there is no symmetry."""
+    """S(e) x as a new array; x itself if `symmetry` is None."""
     if symmetry is None:
         return x
     y = x.copy()
@@ -67,7 +67,7 @@ def turned(xp: Any, x: Any, symmetry: Symmetry | None) -> Any:
 
 
 def _items(x: Any, symmetry: Symmetry) -> Any:
-    """Each batch item (T, H, D), its c and s (T, 1, P), and which are reflected (T, 1, 1): bounds the temporaries."""
+    """Each batch item (T, H, D), its c and s (T, 1, P), and whether it reflects (T, 1, 1); bounds the temporaries."""
     reflections = symmetry.turns.shape[0] // 2
     for item, element in zip(x, symmetry.elements(x.shape[1]), strict=True):
         turns = symmetry.turns[element][:, None]

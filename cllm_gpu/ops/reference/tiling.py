@@ -1,4 +1,4 @@
-"""How a pass over rows is cut, so that temporaries stay in a CPU's cache (or bounded on a GPU)."""
+"""Tiling of passes over rows, so that temporaries fit a CPU's cache (or are bounded on a GPU)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ GPU_TILE_ELEMENTS = 1 << 25  # on a GPU only the memory of the temporaries is a 
 
 
 def tile_elements(xp: Any) -> int:
-    """Elements a temporary of a tiled pass should have on this array module."""
+    """Elements of a temporary in a tiled pass with this array module."""
     return CPU_TILE_ELEMENTS if xp.__name__ == "numpy" else GPU_TILE_ELEMENTS
 
 
 def row_tiles(xp: Any, rows: int, row_elements: int, *, tiles: int = 1, first: int = 0) -> Iterator[slice]:
-    """Slices that cover rows `first` … `rows` of `row_elements` elements each, `tiles` tiles at a time."""
+    """Slices that cover rows `first` … `rows - 1` of `row_elements` elements each, `tiles` tiles at a time."""
     step = max(1, tiles * tile_elements(xp) // max(1, row_elements))
     for start in range(first, rows, step):
         yield slice(start, min(start + step, rows))

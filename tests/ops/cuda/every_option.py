@@ -21,7 +21,7 @@ from cllm_gpu.ops.cuda.step_decision import add_losses, decide_step
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.ops.reference.rotary import rotary_tables
 from cllm_gpu.ops.reference.rounding import StochasticRounding
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import Symmetry
 from tests.ops.cuda.devices import BFLOAT16, DTYPES, Device
 
@@ -152,16 +152,18 @@ def _attention(make: _Maker, results: Results, prefix: str, queries: int, keys: 
     k, v, dk, dv = (make.draw(1, keys, 1, size) for _ in range(4))
     lse = make.draw(1, heads, queries, dtype=np.float32)
     tokens, points = make.integers(4, 1, keys), make.draw(1, keys, 3, dtype=np.float32)
-    dterms = ScoreTermGradients(make.draw(heads, 11), None)
-    for terms in (None, ScoreTerms(tokens, points, make.draw(heads, 11), True, True, True, 8)):
-        options: dict[str, Any] = {"causal": True, "scale": 0.2, "terms": terms}
+    dscore_bias = ScoreBiasGradients(make.draw(heads, 11), None)
+    for score_bias in (None, ScoreBias(tokens, points, make.draw(heads, 11), True, True, True, 8)):
+        options: dict[str, Any] = {"causal": True, "scale": 0.2, "score_bias": score_bias}
         attention_forward(launcher, q, k, v, out, lse, **options)
-        name = f"{prefix}.{'plain' if terms is None else 'terms'}"
+        name = f"{prefix}.{'plain' if score_bias is None else 'terms'}"
         make.collect(results, name, out=out, lse=lse)
         for method in METHODS:
             saved = (out, lse)
-            attention_backward(launcher, dout, q, k, v, *saved, dq, dk, dv, dterms=dterms, method=method, **options)
-            make.collect(results, f"{name}.{method}", dq=dq, dk=dk, dv=dv, dscalars=dterms.scalars)
-    learned = ScoreTermGradients(dterms.scalars, make.draw(1, keys, 3, dtype=np.float32))
-    attention_backward(launcher, dout, q, k, v, *saved, dq, dk, dv, dterms=learned, **options)
+            attention_backward(
+                launcher, dout, q, k, v, *saved, dq, dk, dv, dscore_bias=dscore_bias, method=method, **options
+            )
+            make.collect(results, f"{name}.{method}", dq=dq, dk=dk, dv=dv, dscalars=dscore_bias.scalars)
+    learned = ScoreBiasGradients(dscore_bias.scalars, make.draw(1, keys, 3, dtype=np.float32))
+    attention_backward(launcher, dout, q, k, v, *saved, dq, dk, dv, dscore_bias=learned, **options)
     make.collect(results, f"{prefix}.learned points", dk=dk, dpoints=learned.points)

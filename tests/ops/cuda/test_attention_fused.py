@@ -11,9 +11,9 @@ import pytest
 from cllm_gpu.ops.cuda import launcher
 from cllm_gpu.ops.cuda.attention_fused import FusedTiles, tiles_of
 from cllm_gpu.ops.cuda.kernel_source import load_source, source_directory
-from cllm_gpu.ops.cuda.score_bias import term_defines
+from cllm_gpu.ops.cuda.score_bias import score_bias_defines
 from cllm_gpu.ops.cuda.variants import HEAD_SIZES
-from cllm_gpu.ops.reference.score_bias import ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias
 from cllm_gpu.simulator import KernelError, RawKernel, settings
 from tests.ops.cuda.devices import DTYPES, simulator_device
 from tests.ops.cuda.test_attention import Case, Problem
@@ -80,9 +80,13 @@ def test_every_tile_of_queries_gets_the_turns_it_waits_for(storage: str) -> None
 
 @pytest.mark.parametrize("size", [*HEAD_SIZES, 1, 19, 65])
 def test_a_block_fits_on_every_card(size: int) -> None:
-    for storage, terms in itertools.product(DTYPES, (None, MATCHES, DISTANCE)):
-        tiles = tiles_of(storage, size, terms)
-        assert tiles.shared_bytes + 128 <= MOST_SHARED, (storage, terms, tiles)  # 128: the ticket, and what aligns it
+    for storage, score_bias in itertools.product(DTYPES, (None, MATCHES, DISTANCE)):
+        tiles = tiles_of(storage, size, score_bias)
+        assert tiles.shared_bytes + 128 <= MOST_SHARED, (
+            storage,
+            score_bias,
+            tiles,
+        )  # 128: the ticket, and what aligns it
 
 
 CONSTANTS = """
@@ -92,12 +96,12 @@ extern "C" __global__ void constants(int* out) {
 """
 
 
-@pytest.mark.parametrize(("size", "terms"), [(19, None), (80, None), (64, MATCHES), (128, DISTANCE)])
-def test_tiles_are_the_sources_own(size: int, terms: ScoreTerms | None) -> None:
+@pytest.mark.parametrize(("size", "score_bias"), [(19, None), (80, None), (64, MATCHES), (128, DISTANCE)])
+def test_tiles_are_the_sources_own(size: int, score_bias: ScoreBias | None) -> None:
     simulator_device()
     header = (source_directory() / "attention_fused_bfloat16.cuh").as_posix()
-    defines = [("CLLM_BF16", 1), ("HEAD_SIZE", size), *term_defines(terms)]
+    defines = [("CLLM_BF16", 1), ("HEAD_SIZE", size), *score_bias_defines(score_bias)]
     options = [f"-I{source_directory()}", *(f"-D{name}={value}" for name, value in defines)]
     out: Any = np.zeros(5, np.int32)
     RawKernel(f'#include "{header}"\n{CONSTANTS}', "constants", options=options)((1,), (1,), (out,))
-    assert tiles_of("bfloat16", size, terms) == FusedTiles(*map(int, out))
+    assert tiles_of("bfloat16", size, score_bias) == FusedTiles(*map(int, out))

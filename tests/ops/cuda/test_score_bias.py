@@ -11,7 +11,7 @@ import pytest
 from cllm_gpu.model.lattice import lattice_points
 from cllm_gpu.ops.cuda.attention import BackwardMethod, attention_backward, attention_forward
 from cllm_gpu.ops.reference import attention as reference
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.utils.errors import UserError
 from tests.ops.cuda.comparison import close
 from tests.ops.cuda.devices import DTYPES, Device
@@ -32,26 +32,26 @@ def repetitive(rng: Any, batch: int, positions: int) -> np.ndarray[Any, Any]:
     return tokens
 
 
-def make_terms(rng: Any, choice: Choice, batch: int, positions: int, heads: int, storage: str) -> ScoreTerms:
+def make_score_bias(rng: Any, choice: Choice, batch: int, positions: int, heads: int, storage: str) -> ScoreBias:
     """Terms over repetitive tokens with scalars that matter, in NumPy."""
     distance, prime_distance, same_token, matches = choice
     tokens = repetitive(rng, batch, positions)
     points = lattice_points(13)[tokens].astype(np.float32) if distance or prime_distance else None
     count = distance + prime_distance + same_token + matches
     scalars = rng.standard_normal((heads, count)).astype(np.float32).astype(DTYPES[storage])
-    return ScoreTerms(tokens, points, scalars, distance, prime_distance, same_token, matches)
+    return ScoreBias(tokens, points, scalars, distance, prime_distance, same_token, matches)
 
 
-def on_device(device: Device, terms: ScoreTerms) -> ScoreTerms:
-    points = None if terms.points is None else device.put(terms.points)
-    arrays = {"tokens": device.put(terms.tokens), "points": points, "scalars": device.put(terms.scalars)}
-    return dataclasses.replace(terms, **arrays)
+def on_device(device: Device, score_bias: ScoreBias) -> ScoreBias:
+    points = None if score_bias.points is None else device.put(score_bias.points)
+    arrays = {"tokens": device.put(score_bias.tokens), "points": points, "scalars": device.put(score_bias.scalars)}
+    return dataclasses.replace(score_bias, **arrays)
 
 
-def wide(terms: ScoreTerms) -> ScoreTerms:
+def wide(score_bias: ScoreBias) -> ScoreBias:
     """The same in float64."""
-    points = None if terms.points is None else terms.points.astype(np.float64)
-    return dataclasses.replace(terms, points=points, scalars=terms.scalars.astype(np.float64))
+    points = None if score_bias.points is None else score_bias.points.astype(np.float64)
+    return dataclasses.replace(score_bias, points=points, scalars=score_bias.scalars.astype(np.float64))
 
 
 class Problem:
@@ -62,36 +62,36 @@ class Problem:
         of_queries, of_keys = (batch, length, heads, size), (batch, positions, kv_heads, size)
         shapes = (of_queries, of_queries, of_keys, of_keys)
         self.inputs = [rng.standard_normal(s).astype(np.float32).astype(DTYPES[storage]) for s in shapes]
-        self.terms = make_terms(rng, choice, batch, positions, heads, storage)
+        self.score_bias = make_score_bias(rng, choice, batch, positions, heads, storage)
         self.options: dict[str, Any] = {"causal": causal, "scale": size**-0.5}
         self.lse_shape = (batch, heads, length)
 
     def fused(self, device: Device, method: BackwardMethod | None, *, points: bool) -> dict[str, Any]:
         """Results of the kernels; the terms' gradients are added to ones."""
         dout, q, k, v = (device.put(x) for x in self.inputs)
-        terms = on_device(device, self.terms)
+        score_bias = on_device(device, self.score_bias)
         out, dq, dk, dv = (device.put(np.full(x.shape, np.nan, x.dtype)) for x in (q, q, k, v))
         lse = device.put(np.full(self.lse_shape, np.nan, np.float32))
-        dscalars = device.put(np.ones_like(self.terms.scalars))
-        dpoints = device.put(np.ones_like(self.terms.points)) if points else None
-        attention_forward(device.launcher, q, k, v, out, lse, **self.options, terms=terms)
+        dscalars = device.put(np.ones_like(self.score_bias.scalars))
+        dpoints = device.put(np.ones_like(self.score_bias.points)) if points else None
+        attention_forward(device.launcher, q, k, v, out, lse, **self.options, score_bias=score_bias)
         attention_backward(
-            device.launcher, dout, q, k, v, out, lse, dq, dk, dv, **self.options, terms=terms,
-            dterms=ScoreTermGradients(dscalars, dpoints), method=method,
+            device.launcher, dout, q, k, v, out, lse, dq, dk, dv, **self.options, score_bias=score_bias,
+            dscore_bias=ScoreBiasGradients(dscalars, dpoints), method=method,
         )  # fmt: skip
         found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dscalars": dscalars, "dpoints": dpoints}
         return {name: device.get(x) for name, x in found.items() if x is not None}
 
     def expected(self, *, points: bool) -> dict[str, Any]:
         dout, q, k, v = (x.astype(np.float64) for x in self.inputs)
-        terms = wide(self.terms)
+        score_bias = wide(self.score_bias)
         out, lse = np.zeros_like(q), np.zeros(self.lse_shape)
-        dq, dk, dv, dscalars = (np.zeros_like(x) for x in (q, k, v, terms.scalars))
-        dpoints = np.zeros_like(terms.points) if points else None
-        reference.attention_forward(np, q, k, v, out, lse, **self.options, terms=terms)
+        dq, dk, dv, dscalars = (np.zeros_like(x) for x in (q, k, v, score_bias.scalars))
+        dpoints = np.zeros_like(score_bias.points) if points else None
+        reference.attention_forward(np, q, k, v, out, lse, **self.options, score_bias=score_bias)
         reference.attention_backward(
-            np, dout, q, k, v, out, lse, dq, dk, dv, **self.options, terms=terms,
-            dterms=ScoreTermGradients(dscalars, dpoints),
+            np, dout, q, k, v, out, lse, dq, dk, dv, **self.options, score_bias=score_bias,
+            dscore_bias=ScoreBiasGradients(dscalars, dpoints),
         )  # fmt: skip
         found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dscalars": 1.0 + dscalars}
         return found | ({} if dpoints is None else {"dpoints": 1.0 + dpoints})
@@ -148,7 +148,7 @@ def test_each_term_alone(device: Device, rng: Any, choice: Choice) -> None:
 def test_no_scalar_no_difference(device: Device, rng: Any, storage: str, method: BackwardMethod) -> None:
     """Scalars of 0 give the bits of attention without terms where both cut their work alike: float32."""
     problem = Problem(rng, SIZES[0], USUAL, storage, causal=True)
-    problem.terms.scalars[...] = 0.0
+    problem.score_bias.scalars[...] = 0.0
     got = problem.fused(device, method, points=False)
     dout, q, k, v = (device.put(x) for x in problem.inputs)
     out, dq, dk, dv = (device.put(np.full(x.shape, np.nan, x.dtype)) for x in (q, q, k, v))
@@ -171,7 +171,7 @@ def test_places_that_hold_no_query_weigh_nothing(
 ) -> None:
     """The last tile has such places; with nothing subtracted their weights would be infinite, and zeros of dO NaN."""
     problem = Problem(rng, (1, 70, 70, 2, 2, 16), (True, False, False, 0), storage, causal=True)
-    problem.terms.scalars[...] = -300.0
+    problem.score_bias.scalars[...] = -300.0
     for name, result in problem.fused(device, method, points=False).items():
         assert np.isfinite(result.astype(np.float64)).all(), name
 
@@ -184,12 +184,12 @@ def test_a_term_that_all_scores_share_changes_nothing(
 ) -> None:
     """Softmax is blind to it, though exp(±300) is not a float; places of a tile that hold no query stay out of it."""
     problem = Problem(rng, (1, 70, 70, 2, 2, 64), (False, False, True, 0), storage, causal=True)
-    problem.terms.tokens[...] = 7  # one token for all
-    problem.terms.scalars[...] = 0.0
+    problem.score_bias.tokens[...] = 7  # one token for all
+    problem.score_bias.scalars[...] = 0.0
     results = [problem.fused(device, method, points=False)]
-    problem.terms.scalars[...] = gamma
+    problem.score_bias.scalars[...] = gamma
     results.append(problem.fused(device, method, points=False))
-    results[1]["lse"] -= np.float32(problem.terms.scalars[0, 0])
+    results[1]["lse"] -= np.float32(problem.score_bias.scalars[0, 0])
     # a score near 300 is known to 300·2^-24 and so is its lse; in bf16 weights may round to the other neighbour
     relative = 16.0 * 300.0 * 2.0**-24 if storage == "float32" else 2.0**-5
     for name in ("out", "dq", "dk", "dv", "lse"):
@@ -214,7 +214,7 @@ def test_one_token_and_the_largest_vocabulary(device: Device, rng: Any, method: 
     problem = Problem(rng, (1, 1, 1, 2, 2, 24), ALL, "float32", causal=True)
     compare(problem.fused(device, method, points=False), problem.expected(points=False), "float32", 1)
     problem = Problem(rng, (1, 20, 20, 2, 2, 24), ALL, "float32", causal=True)
-    problem.terms.tokens[...] = 2**20 - 1 - problem.terms.tokens % 3
+    problem.score_bias.tokens[...] = 2**20 - 1 - problem.score_bias.tokens % 3
     compare(problem.fused(device, method, points=False), problem.expected(points=False), "float32", 20)
 
 
@@ -222,24 +222,24 @@ def test_tokens_and_points_may_be_views_of_a_cache(device: Device, rng: Any) -> 
     problem = Problem(rng, (2, 3, 20, 2, 1, 24), ALL, "float32", causal=True)
     want = problem.fused(device, "two kernels", points=False)
     q, k, v = (device.put(x) for x in problem.inputs[1:])
-    terms = problem.terms
+    score_bias = problem.score_bias
     tokens, points = device.put(np.full((2, 64), -9, np.int32)), device.put(np.full((2, 64, 3), np.nan, np.float32))
-    tokens[:, :20], points[:, :20] = device.put(terms.tokens), device.put(terms.points)
-    viewed = ScoreTerms(tokens[:, :20], points[:, :20], device.put(terms.scalars), *ALL)
+    tokens[:, :20], points[:, :20] = device.put(score_bias.tokens), device.put(score_bias.points)
+    viewed = ScoreBias(tokens[:, :20], points[:, :20], device.put(score_bias.scalars), *ALL)
     out, lse = device.put(np.zeros(q.shape, np.float32)), device.put(np.zeros(problem.lse_shape, np.float32))
-    attention_forward(device.launcher, q, k, v, out, lse, **problem.options, terms=viewed)
+    attention_forward(device.launcher, q, k, v, out, lse, **problem.options, score_bias=viewed)
     assert np.array_equal(device.get(out), want["out"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scalars": (2, 4)}, r"terms.scalars have shape \(2, 4\); the terms in use take \(2, 11\)"),
-        ({"scalars": (3, 11)}, r"terms.scalars has shape \(3, 11\); it must be \(2, "),
-        ({"tokens": (1, 5)}, r"terms.tokens has shape \(1, 5\); it must be \(1, 4\)"),
-        ({"points": (1, 4, 2)}, "terms.points must have 3 coordinates"),
-        ({"points": None}, "terms.points are missing; a distance needs them"),
-        ({"matches": 9, "scalars": (2, 12)}, "terms.matches is 9; it must be 0 to 8"),
+        ({"scalars": (2, 4)}, r"score_bias.scalars have shape \(2, 4\); the terms in use take \(2, 11\)"),
+        ({"scalars": (3, 11)}, r"score_bias.scalars has shape \(3, 11\); it must be \(2, "),
+        ({"tokens": (1, 5)}, r"score_bias.tokens has shape \(1, 5\); it must be \(1, 4\)"),
+        ({"points": (1, 4, 2)}, "score_bias.points must have 3 coordinates"),
+        ({"points": None}, "score_bias.points are missing; a distance needs them"),
+        ({"matches": 9, "scalars": (2, 12)}, "score_bias.matches is 9; it must be 0 to 8"),
     ],
     ids=["count", "heads", "tokens", "coordinates", "no points", "order"],
 )
@@ -251,11 +251,11 @@ def test_terms_that_do_not_fit_are_refused(device: Device, rng: Any, change: dic
         else value
         for name, value in change.items()
     }
-    problem.terms = dataclasses.replace(problem.terms, **values)
+    problem.score_bias = dataclasses.replace(problem.score_bias, **values)
     q, k, v = (device.put(x) for x in problem.inputs[1:])
     out, lse = device.put(np.zeros(q.shape, np.float32)), device.put(np.zeros(problem.lse_shape, np.float32))
     with pytest.raises(UserError, match=message):
-        attention_forward(device.launcher, q, k, v, out, lse, **problem.options, terms=problem.terms)
+        attention_forward(device.launcher, q, k, v, out, lse, **problem.options, score_bias=problem.score_bias)
 
 
 def test_a_backward_with_nowhere_to_put_the_terms_gradients_is_refused(device: Device, rng: Any) -> None:
@@ -264,7 +264,7 @@ def test_a_backward_with_nowhere_to_put_the_terms_gradients_is_refused(device: D
         problem.fused(device, "fused", points=True)
     dout, q, k, v = (device.put(x) for x in problem.inputs)
     lse = device.put(np.zeros(problem.lse_shape, np.float32))
-    with pytest.raises(UserError, match="argument dterms is missing"):
+    with pytest.raises(UserError, match="argument dscore_bias is missing"):
         attention_backward(
             device.launcher,
             dout,
@@ -277,5 +277,5 @@ def test_a_backward_with_nowhere_to_put_the_terms_gradients_is_refused(device: D
             k,
             v,
             **problem.options,
-            terms=on_device(device, problem.terms),
+            score_bias=on_device(device, problem.score_bias),
         )

@@ -13,13 +13,13 @@ from cllm_gpu.ops.cuda.attention import BackwardMethod, attention_backward, atte
 from cllm_gpu.ops.cuda.rotary import rotary_backward, rotary_forward
 from cllm_gpu.ops.reference import attention as reference
 from cllm_gpu.ops.reference import rotary as reference_rotary
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients
+from cllm_gpu.ops.reference.score_bias import ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import ELEMENTS, Symmetry, symmetry_forward
 from cllm_gpu.utils.errors import UserError
 from tests.ops.cuda.comparison import close
 from tests.ops.cuda.devices import DTYPES, Device
 from tests.ops.cuda.test_attention import EITHER
-from tests.ops.cuda.test_score_bias import USUAL, compare, make_terms, on_device, wide
+from tests.ops.cuda.test_score_bias import USUAL, compare, make_score_bias, on_device, wide
 
 Array = np.ndarray[Any, Any]
 STORAGES = pytest.mark.parametrize("storage", ["float32", "bfloat16"])
@@ -43,7 +43,7 @@ def every_element(rng: Any, batch: int, positions: int) -> Array:
 class Problem:
     """Operands of one call and its results, on a device and in float64."""
 
-    def __init__(self, rng: Any, case: tuple[Any, ...], storage: str, *, with_terms: bool = False) -> None:
+    def __init__(self, rng: Any, case: tuple[Any, ...], storage: str, *, with_score_bias: bool = False) -> None:
         batch, length, positions, heads, kv_heads, size, pairs, causal, packed = case
         dtype = DTYPES[storage]
 
@@ -56,18 +56,18 @@ class Problem:
             self.inputs = [whole[:, :, :heads], whole[:, :, heads : heads + kv_heads], whole[:, :, heads + kv_heads :]]
         else:
             self.inputs = [draw(batch, length, heads, size), *(draw(batch, positions, kv_heads, size) for _ in "kv")]
-        self.terms = make_terms(rng, USUAL, batch, positions, heads, storage) if with_terms else None
-        tokens = every_element(rng, batch, positions) if self.terms is None else self.terms.tokens
+        self.score_bias = make_score_bias(rng, USUAL, batch, positions, heads, storage) if with_score_bias else None
+        tokens = every_element(rng, batch, positions) if self.score_bias is None else self.score_bias.tokens
         self.symmetry = Symmetry(tokens, symmetry_turns(pairs))
         self.options: dict[str, Any] = {"causal": causal, "scale": size**-0.5}
         self.lse_shape, self.positions = (batch, heads, length), positions
 
     def on(self, device: Device) -> dict[str, Any]:
         """Options of a call on the device, terms and symmetry of one array of tokens."""
-        terms = None if self.terms is None else on_device(device, self.terms)
-        tokens = device.put(self.symmetry.tokens) if terms is None else terms.tokens
+        score_bias = None if self.score_bias is None else on_device(device, self.score_bias)
+        tokens = device.put(self.symmetry.tokens) if score_bias is None else score_bias.tokens
         turns = device.put(self.symmetry.turns.astype(np.float32))
-        return self.options | {"terms": terms, "symmetry": Symmetry(tokens, turns)}
+        return self.options | {"score_bias": score_bias, "symmetry": Symmetry(tokens, turns)}
 
     def fused(self, device: Device, method: BackwardMethod) -> dict[str, Array]:
         """Results of the kernels; the terms' gradients are added to ones."""
@@ -76,13 +76,25 @@ class Problem:
         out, dq, dk, dv = (device.put(np.full(x.shape, np.nan, x.dtype)) for x in (q, q, k, v))
         lse = device.put(np.full(self.lse_shape, np.nan, np.float32))
         found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
-        dterms = None
-        if self.terms is not None:
-            found["dscalars"] = device.put(np.ones_like(self.terms.scalars))
-            dterms = ScoreTermGradients(found["dscalars"], None)
+        dscore_bias = None
+        if self.score_bias is not None:
+            found["dscalars"] = device.put(np.ones_like(self.score_bias.scalars))
+            dscore_bias = ScoreBiasGradients(found["dscalars"], None)
         attention_forward(device.launcher, q, k, v, out, lse, **options)
         attention_backward(
-            device.launcher, device.put(dout), q, k, v, out, lse, dq, dk, dv, **options, dterms=dterms, method=method
+            device.launcher,
+            device.put(dout),
+            q,
+            k,
+            v,
+            out,
+            lse,
+            dq,
+            dk,
+            dv,
+            **options,
+            dscore_bias=dscore_bias,
+            method=method,
         )
         for before, after in zip(self.inputs, (q, k, v), strict=True):
             assert np.array_equal(device.get(after), before), "what is read is left as it was"
@@ -90,17 +102,17 @@ class Problem:
 
     def expected(self) -> dict[str, Array]:
         """The same in float64."""
-        terms = None if self.terms is None else wide(self.terms)
+        score_bias = None if self.score_bias is None else wide(self.score_bias)
         dout, q, k, v = (x.astype(np.float64) for x in (self.dout, *self.inputs))
         out, lse, dq, dk, dv = (np.zeros(s) for s in (q.shape, self.lse_shape, q.shape, k.shape, v.shape))
         found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
-        dterms = None
-        if terms is not None:
-            found["dscalars"] = np.ones_like(terms.scalars)
-            dterms = ScoreTermGradients(found["dscalars"], None)
-        options = self.options | {"terms": terms, "symmetry": self.symmetry}
+        dscore_bias = None
+        if score_bias is not None:
+            found["dscalars"] = np.ones_like(score_bias.scalars)
+            dscore_bias = ScoreBiasGradients(found["dscalars"], None)
+        options = self.options | {"score_bias": score_bias, "symmetry": self.symmetry}
         reference.attention_forward(np, q, k, v, out, lse, **options)
-        reference.attention_backward(np, dout, q, k, v, out, lse, dq, dk, dv, **options, dterms=dterms)
+        reference.attention_backward(np, dout, q, k, v, out, lse, dq, dk, dv, **options, dscore_bias=dscore_bias)
         return found
 
 
@@ -121,7 +133,7 @@ def test_symmetry_alone(device: Device, rng: Any, case: Any, storage: str, metho
 @EITHER
 def test_symmetry_with_score_terms(device: Device, rng: Any, storage: str, method: BackwardMethod) -> None:
     """One array of tokens for both; the scalars' gradients see the turned queries and keys."""
-    problem = Problem(rng, CASES["a quarter, cached"], storage, with_terms=True)
+    problem = Problem(rng, CASES["a quarter, cached"], storage, with_score_bias=True)
     got, want = problem.fused(device, method), problem.expected()
     if storage == "bfloat16":  # lse, too, of products of what was rounded once more
         close("lse", got["lse"], want["lse"], storage="float32", factor=2.0**15, least=1.0)

@@ -11,13 +11,13 @@ import pytest
 from cllm_gpu.ops.cuda import attention_fused
 from cllm_gpu.ops.cuda.attention import Tiles, tiles_of
 from cllm_gpu.ops.cuda.kernel_source import source_directory
-from cllm_gpu.ops.cuda.score_bias import PAD_AFTER, PAD_BEFORE, term_defines
-from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreTerms
+from cllm_gpu.ops.cuda.score_bias import PAD_AFTER, PAD_BEFORE, score_bias_defines
+from cllm_gpu.ops.reference.score_bias import MAXIMUM_MATCHES, ScoreBias
 from cllm_gpu.simulator import RawKernel
 from tests.ops.cuda.devices import simulator_device
 
 MATCHES, DISTANCE = (
-    ScoreTerms(None, None, None, distance=distance, prime_distance=False, same_token=False, matches=8 * (not distance))
+    ScoreBias(None, None, None, distance=distance, prime_distance=False, same_token=False, matches=8 * (not distance))
     for distance in (False, True)
 )
 CONSTANTS = """
@@ -36,7 +36,7 @@ def _source(storage: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("storage", "size", "terms"),
+    ("storage", "size", "score_bias"),
     [
         ("float32", 17, None),
         ("bfloat16", 64, None),
@@ -46,15 +46,19 @@ def _source(storage: str) -> str:
         ("bfloat16", 128, DISTANCE),
     ],
 )
-def test_tiles_are_the_sources_own(storage: str, size: int, terms: ScoreTerms | None) -> None:
+def test_tiles_are_the_sources_own(storage: str, size: int, score_bias: ScoreBias | None) -> None:
     """Also at the greatest head size of each cut."""
     simulator_device()
-    options = [f"-I{source_directory()}", f"-DHEAD_SIZE={size}", *(f"-D{name}={n}" for name, n in term_defines(terms))]
+    options = [
+        f"-I{source_directory()}",
+        f"-DHEAD_SIZE={size}",
+        *(f"-D{name}={n}" for name, n in score_bias_defines(score_bias)),
+    ]
     out: Any = np.zeros(6, np.int32)
     RawKernel(_source(storage), "constants", options=[*options, *["-DCLLM_BF16=1"] * (storage == "bfloat16")])(
         (1,), (1,), (out,)
     )
-    assert tiles_of(storage, size, terms) == Tiles(*map(int, out))
+    assert tiles_of(storage, size, score_bias) == Tiles(*map(int, out))
 
 
 def test_tokens_are_padded_as_far_as_the_kernels_look() -> None:
@@ -68,6 +72,6 @@ def test_tokens_are_padded_as_far_as_the_kernels_look() -> None:
     options = [f"-I{source_directory()}", f"-DTERM_MATCHES={MAXIMUM_MATCHES}"]
     RawKernel(source, "constants", options=options)((1,), (1,), (out,))
     assert out.tolist() == [PAD_BEFORE, PAD_AFTER, PAD_BEFORE]
-    for size, storage, terms in itertools.product((8, 64, 96, 128), ("float32", "bfloat16"), (MATCHES, DISTANCE)):
-        tiles, fused = tiles_of(storage, size, terms), attention_fused.tiles_of(storage, size, terms)
+    for size, storage, score_bias in itertools.product((8, 64, 96, 128), ("float32", "bfloat16"), (MATCHES, DISTANCE)):
+        tiles, fused = tiles_of(storage, size, score_bias), attention_fused.tiles_of(storage, size, score_bias)
         assert max(tiles.forward_rows, tiles.query_rows, tiles.key_rows, fused.keys, fused.queries) <= PAD_AFTER + 1

@@ -12,7 +12,7 @@ import pytest
 
 from cllm_gpu.ops.native import blas
 from cllm_gpu.ops.native.library import Library, load_library
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import Symmetry
 from cllm_gpu.ops.registry import OPERATIONS, implementation
 from cllm_gpu.utils.compiler import find_compiler
@@ -48,16 +48,16 @@ def agree(library: Library, within: Callable[[str, float, float], None]) -> Call
 
     def run(function: Any, first: Any, arrays: list[Any], dtype: Any, settings: Any) -> list[Any]:
         own = [_convert(x, dtype) for x in arrays]
-        given = {key: convert_terms(value, dtype) for key, value in settings.items()}
+        given = {key: convert_score_bias(value, dtype) for key, value in settings.items()}
         result = function(first, *own, **given)
-        gradients = given.get("dterms") or ScoreTermGradients(None, None)
+        gradients = given.get("dscore_bias") or ScoreBiasGradients(None, None)
         return [*own, gradients.scalars, gradients.points, None if result is None else np.float64(result)]
 
     def check(name: str, arrays: list[Any], *, terms: int, lattice: Any = None, **settings: Any) -> None:
         settings = settings | (lattice or {})
         for dtype in (np.float64, np.float32):
             start = [x if x is None or x.dtype.kind == "i" else x.astype(dtype).astype(np.float64) for x in arrays]
-            rounded = {key: convert_terms(value, dtype, np.float64) for key, value in settings.items()}
+            rounded = {key: convert_score_bias(value, dtype, np.float64) for key, value in settings.items()}
             expected = run(OPERATIONS[name].reference, np, start, np.float64, rounded)
             measured = run(implementation(name, "native"), library, start, dtype, rounded)
             for index, (want, have) in enumerate(zip(expected, measured, strict=True)):
@@ -68,9 +68,9 @@ def agree(library: Library, within: Callable[[str, float, float], None]) -> Call
     return check
 
 
-def convert_terms(value: Any, *dtypes: Any) -> Any:
+def convert_score_bias(value: Any, *dtypes: Any) -> Any:
     """Score terms, their gradients or a symmetry, its arrays rounded to each dtype in turn; else value itself."""
-    if not isinstance(value, ScoreTerms | ScoreTermGradients | Symmetry):
+    if not isinstance(value, ScoreBias | ScoreBiasGradients | Symmetry):
         return value
     arrays = {}
     for name in ("turns",) if isinstance(value, Symmetry) else ("points", "scalars"):

@@ -12,7 +12,7 @@ import pytest
 from cllm_gpu.model.lattice import lattice_points
 from cllm_gpu.ops.native.attention import attention_backward, attention_forward
 from cllm_gpu.ops.reference import attention as reference
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 
 # B, T queries, S keys, H, K, D, causal, V
 CASES = [
@@ -44,20 +44,20 @@ def _arrays(case, generator):
     return [q, k, v, np.zeros((b, t, h, d)), np.zeros((b, h, t))]
 
 
-def _terms(case, combination, generator):
+def _score_bias(case, combination, generator):
     """Repetitive tokens as a view into a longer cache, their points, and scalars of either sign."""
     b, _, s, h, _, _, _, v = case
     distance, prime, same, matches = combination
     tokens = generator.integers(0, v, (b, s + 3)).astype(np.int32)[:, :s]
     points = lattice_points(max(v, 2))[tokens] if distance or prime else None
     scalars = generator.standard_normal((h, distance + prime + same + matches))
-    return ScoreTerms(tokens, points, scalars, distance, prime, same, matches)
+    return ScoreBias(tokens, points, scalars, distance, prime, same, matches)
 
 
-def _gradients(terms, generator):
+def _gradients(score_bias, generator):
     """Gradients with numbers in them already."""
-    points = None if terms.points is None else generator.standard_normal(terms.points.shape)
-    return ScoreTermGradients(generator.standard_normal(terms.scalars.shape), points)
+    points = None if score_bias.points is None else generator.standard_normal(score_bias.points.shape)
+    return ScoreBiasGradients(generator.standard_normal(score_bias.scalars.shape), points)
 
 
 def _settings(case):
@@ -75,60 +75,68 @@ def _backward_arrays(case, arrays, generator):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forward_and_backward(agree, generator, case, combination):
     b, t, s, h, kv, d, _, _ = case
-    terms, settings = _terms(case, combination, generator), _settings(case)
+    score_bias, settings = _score_bias(case, combination, generator), _settings(case)
     arrays = _arrays(case, generator)
     # each score is the sum of D products and of the terms
-    agree("attention_forward", arrays, terms=s + d + terms.count, lattice={"terms": terms}, **settings)
-    reference.attention_forward(np, *arrays, terms=terms, **settings)
-    lattice = {"terms": terms, "dterms": _gradients(terms, generator)}
+    agree("attention_forward", arrays, terms=s + d + score_bias.count, lattice={"score_bias": score_bias}, **settings)
+    reference.attention_forward(np, *arrays, score_bias=score_bias, **settings)
+    lattice = {"score_bias": score_bias, "dscore_bias": _gradients(score_bias, generator)}
     # a scalar's gradient is a sum over all pairs whose parts cancel; its error grows as the root of their number
-    count = 2 * (s + t * h // kv + d) + int(8 * math.sqrt(b * t * s)) + terms.count
+    count = 2 * (s + t * h // kv + d) + int(8 * math.sqrt(b * t * s)) + score_bias.count
     agree("attention_backward", _backward_arrays(case, arrays, generator), terms=count, lattice=lattice, **settings)
 
 
 @pytest.mark.parametrize("matches", range(1, 9))
 def test_every_order(agree, generator, matches):
     case = (2, 40, 40, 2, 2, 4, True, 2)
-    terms, arrays = _terms(case, (False, False, False, matches), generator), _arrays(case, generator)
-    agree("attention_forward", arrays, terms=44, lattice={"terms": terms}, **_settings(case))
+    score_bias, arrays = _score_bias(case, (False, False, False, matches), generator), _arrays(case, generator)
+    agree("attention_forward", arrays, terms=44, lattice={"score_bias": score_bias}, **_settings(case))
 
 
-def _run(library, case, arrays, dout, dtype, terms=None, dterms=None):
+def _run(library, case, arrays, dout, dtype, score_bias=None, dscore_bias=None):
     """Everything forward and backward give, in this dtype."""
     q, k, v = (x.astype(dtype) for x in arrays[:3])
     out, lse, dq, dk, dv = (np.zeros(x.shape, dtype) for x in (*arrays[3:], q, k, v))
-    with_terms = {} if terms is None else {"terms": terms}
-    attention_forward(library, q, k, v, out, lse, **_settings(case), **with_terms)
-    with_terms |= {} if dterms is None else {"dterms": dterms}
-    attention_backward(library, dout.astype(dtype), q, k, v, out, lse, dq, dk, dv, **_settings(case), **with_terms)
+    with_score_bias = {} if score_bias is None else {"score_bias": score_bias}
+    attention_forward(library, q, k, v, out, lse, **_settings(case), **with_score_bias)
+    with_score_bias |= {} if dscore_bias is None else {"dscore_bias": dscore_bias}
+    attention_backward(library, dout.astype(dtype), q, k, v, out, lse, dq, dk, dv, **_settings(case), **with_score_bias)
     return out, lse, dq, dk, dv
 
 
-def _in(dtype, terms):
-    points = None if terms.points is None else terms.points.astype(dtype)
-    return dataclasses.replace(terms, points=points, scalars=terms.scalars.astype(dtype))
+def _in(dtype, score_bias):
+    points = None if score_bias.points is None else score_bias.points.astype(dtype)
+    return dataclasses.replace(score_bias, points=points, scalars=score_bias.scalars.astype(dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("combination", [(False, False, True, 8), (True, True, True, 8)], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_scalars_of_zero_change_no_bit(library, generator, case, combination, dtype):
-    terms = _in(dtype, _terms(case, combination, generator))
-    terms.scalars[...] = 0
+    score_bias = _in(dtype, _score_bias(case, combination, generator))
+    score_bias.scalars[...] = 0
     arrays, dout = _arrays(case, generator), generator.standard_normal((case[0], case[1], case[3], case[5]))
     standard = _run(library, case, arrays, dout, dtype)
-    for mine, theirs in zip(_run(library, case, arrays, dout, dtype, terms), standard, strict=True):
+    for mine, theirs in zip(_run(library, case, arrays, dout, dtype, score_bias), standard, strict=True):
         assert np.array_equal(mine, theirs)
 
 
 def test_same_bits_at_every_run_and_added_to_what_is_there(library, generator):
     case = (3, 150, 150, 4, 2, 8, True, 3)
-    terms = _in(np.float32, _terms(case, (True, True, True, 8), generator))
+    score_bias = _in(np.float32, _score_bias(case, (True, True, True, 8), generator))
     arrays, dout = _arrays(case, generator), generator.standard_normal((3, 150, 4, 8))
     results = []
     for start in (0.0, 0.0, 1.0):
-        dterms = ScoreTermGradients(np.full_like(terms.scalars, start), np.full_like(terms.points, start))
-        results.append((*_run(library, case, arrays, dout, np.float32, terms, dterms), dterms.scalars, dterms.points))
+        dscore_bias = ScoreBiasGradients(
+            np.full_like(score_bias.scalars, start), np.full_like(score_bias.points, start)
+        )
+        results.append(
+            (
+                *_run(library, case, arrays, dout, np.float32, score_bias, dscore_bias),
+                dscore_bias.scalars,
+                dscore_bias.points,
+            )
+        )
     for first, second in zip(results[0], results[1], strict=True):
         assert np.array_equal(first, second)
     eps = float(np.finfo(np.float32).eps)  # of sums no larger than their parts, once for each batch item
@@ -138,18 +146,20 @@ def test_same_bits_at_every_run_and_added_to_what_is_there(library, generator):
 
 
 def test_gradients_not_wanted(library, generator):
-    """None for the scalars' or the points' gradients changes nothing else, and nor does no dterms at all."""
+    """None for the scalars' or the points' gradients changes nothing else, and nor does no dscore_bias at all."""
     case = (2, 20, 20, 2, 1, 8, True, 3)
-    terms = _terms(case, (True, True, True, 3), generator)
+    score_bias = _score_bias(case, (True, True, True, 3), generator)
     arrays, dout = _arrays(case, generator), generator.standard_normal((2, 20, 2, 8))
 
     def zeros(scalars, points):
-        return ScoreTermGradients(
-            np.zeros_like(terms.scalars) if scalars else None, np.zeros_like(terms.points) if points else None
+        return ScoreBiasGradients(
+            np.zeros_like(score_bias.scalars) if scalars else None, np.zeros_like(score_bias.points) if points else None
         )
 
     both, only_scalars, only_points = zeros(True, True), zeros(True, False), zeros(False, True)
-    results = [_run(library, case, arrays, dout, np.float64, terms, g) for g in (both, only_scalars, only_points, None)]
+    results = [
+        _run(library, case, arrays, dout, np.float64, score_bias, g) for g in (both, only_scalars, only_points, None)
+    ]
     assert np.array_equal(both.scalars, only_scalars.scalars)
     assert np.array_equal(both.points, only_points.points)
     for other in results[1:]:
@@ -164,8 +174,8 @@ def test_lengths_of_matches(library, dtype):
     q, k, v = np.zeros((3, 1, positions, 1, positions), dtype)
     v[0, :, 0] = np.eye(positions)
     out, lse = np.zeros_like(q), np.zeros((1, 1, positions), dtype)
-    terms = ScoreTerms(tokens, None, scalars, False, False, False, 8)
-    attention_forward(library, q, k, v, out, lse, causal=False, scale=1.0, terms=terms)
+    score_bias = ScoreBias(tokens, None, scalars, False, False, False, 8)
+    attention_forward(library, q, k, v, out, lse, causal=False, scale=1.0, score_bias=score_bias)
     weights = out[0, :, 0]
     for i, j in itertools.product(range(positions), repeat=2):
         length = 0
@@ -178,16 +188,16 @@ def test_lengths_of_matches(library, dtype):
 @pytest.mark.parametrize("term", range(4))
 def test_non_finite_scalars_reach_the_output(library, generator, term):
     case = (1, 9, 9, 1, 1, 8, True, 1)
-    terms = _terms(case, (True, True, True, 1), generator)
-    terms.scalars[0, term] = np.nan
-    out = _run(library, case, _arrays(case, generator), np.ones((1, 9, 1, 8)), np.float64, terms)[0]
+    score_bias = _score_bias(case, (True, True, True, 1), generator)
+    score_bias.scalars[0, term] = np.nan
+    out = _run(library, case, _arrays(case, generator), np.ones((1, 9, 1, 8)), np.float64, score_bias)[0]
     assert np.isnan(out[0, 1:]).all()  # with one token all pairs count, but for the match of the first with itself
 
 
 def _refused():
     points, scalars = np.zeros((2, 6, 3), np.float32), np.zeros((3, 4), np.float32)
     tokens = np.zeros((2, 6), np.int32)
-    good = ScoreTerms(tokens, points, scalars, True, True, True, 1)
+    good = ScoreBias(tokens, points, scalars, True, True, True, 1)
     change = dataclasses.replace
     wide = np.zeros((2, 6, 2), np.int32)[..., 0]
     return [
@@ -201,31 +211,35 @@ def _refused():
         (change(good, scalars=scalars.astype(np.float64)), None, "scalars is float64"),
         (change(good, matches=9), None, "matches is 9; expected 0 … 8"),
         (change(good, matches=-1), None, "matches is -1; expected 0 … 8"),
-        (good, ScoreTermGradients(scalars[:2], None), r"dscalars is .*\(2, 4\).*expected float32 \(3, 4\)"),
-        (good, ScoreTermGradients(scalars, points[:1]), r"dpoints is .*\(1, 6, 3\).*expected float32 \(2, 6, 3\)"),
+        (good, ScoreBiasGradients(scalars[:2], None), r"dscalars is .*\(2, 4\).*expected float32 \(3, 4\)"),
+        (good, ScoreBiasGradients(scalars, points[:1]), r"dpoints is .*\(1, 6, 3\).*expected float32 \(2, 6, 3\)"),
         (
-            ScoreTerms(tokens, None, scalars, False, False, True, 3),
-            ScoreTermGradients(scalars, points),
-            "dpoints is given, but no term sees the points",
+            ScoreBias(tokens, None, scalars, False, False, True, 3),
+            ScoreBiasGradients(scalars, points),
+            "dpoints is given, but no term uses the points",
         ),
     ]
 
 
-@pytest.mark.parametrize(("terms", "dterms", "message"), _refused(), ids=lambda x: x if isinstance(x, str) else "")
-def test_refused_arguments(library, terms, dterms, message):
+@pytest.mark.parametrize(
+    ("score_bias", "dscore_bias", "message"), _refused(), ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_refused_arguments(library, score_bias, dscore_bias, message):
     q, k, v, out, dq, dk, dv = np.zeros((7, 2, 6, 3, 4), np.float32)
     lse, settings = np.zeros((2, 3, 6), np.float32), {"causal": True, "scale": 0.5}
     with pytest.raises(ValueError, match=message):
-        attention_backward(library, out, q, k, v, out, lse, dq, dk, dv, terms=terms, dterms=dterms, **settings)
-    if dterms is None:
+        attention_backward(
+            library, out, q, k, v, out, lse, dq, dk, dv, score_bias=score_bias, dscore_bias=dscore_bias, **settings
+        )
+    if dscore_bias is None:
         with pytest.raises(ValueError, match=message):
-            attention_forward(library, q, k, v, out, lse, terms=terms, **settings)
+            attention_forward(library, q, k, v, out, lse, score_bias=score_bias, **settings)
 
 
 def test_scale_of_zero_is_refused_with_terms(library):
     q, k, v, out = np.zeros((4, 1, 2, 1, 4), np.float32)
     lse = np.zeros((1, 1, 2), np.float32)
-    terms = ScoreTerms(np.zeros((1, 2), np.int32), None, np.zeros((1, 1), np.float32), False, False, True, 0)
+    score_bias = ScoreBias(np.zeros((1, 2), np.int32), None, np.zeros((1, 1), np.float32), False, False, True, 0)
     attention_forward(library, q, k, v, out, lse, causal=True, scale=0.0)
     with pytest.raises(ValueError, match="scale is 0"):
-        attention_forward(library, q, k, v, out, lse, causal=True, scale=0.0, terms=terms)
+        attention_forward(library, q, k, v, out, lse, causal=True, scale=0.0, score_bias=score_bias)

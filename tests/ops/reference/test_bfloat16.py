@@ -16,7 +16,7 @@ from cllm_gpu.ops.precision import BFLOAT16
 from cllm_gpu.ops.reference.bfloat16 import in_bfloat16
 from cllm_gpu.ops.reference.dropout import Dropout
 from cllm_gpu.ops.reference.rotary import rotary_tables
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients
 from cllm_gpu.ops.reference.symmetry import Symmetry
 from cllm_gpu.ops.registry import OPERATIONS
 
@@ -45,7 +45,7 @@ def arguments(name: str, rng: Rng) -> dict[str, Any]:
     )
     symmetry = {"symmetry": Symmetry(tokens, symmetry_turns(2).astype("f4"))}
     attention = {"q": draw(a, b, 2, columns), "k": draw(a, b, 1, columns), "v": draw(a, b, 1, columns)}
-    attention |= {"causal": True, "scale": 0.3, "terms": _terms(rng, tokens)} | symmetry
+    attention |= {"causal": True, "scale": 0.3, "score_bias": _score_bias(rng, tokens)} | symmetry
     out, lse = draw(a, b, 2, columns), 1 + np.abs(draw(a, 2, b, dtype="f4"))
     calls: dict[str, dict[str, Any]] = {
         "embedding_forward": {"tokens": tokens, "token_embedding": draw(7, columns), "out": x,
@@ -73,7 +73,7 @@ def arguments(name: str, rng: Rng) -> dict[str, Any]:
         "attention_backward": attention | {"dout": draw(a, b, 2, columns), "out": out, "lse": lse,
                                            "dq": draw(a, b, 2, columns), "dk": draw(a, b, 1, columns),
                                            "dv": draw(a, b, 1, columns),
-                                           "dterms": ScoreTermGradients(draw(2, 4), draw(a, b, 3, dtype="f4"))},
+                                           "dscore_bias": ScoreBiasGradients(draw(2, 4), draw(a, b, 3, dtype="f4"))},
         "attention_weights": {key: value for key, value in attention.items() if key != "v"},
         "cross_entropy": {"logits": draw(rows, 7), "targets": tokens.reshape(-1), "losses": draw(rows, dtype="f4"),
                           "ignore_index": -1, "gradient_scale": 0.5},
@@ -84,10 +84,10 @@ def arguments(name: str, rng: Rng) -> dict[str, Any]:
     return own.bfloat16_arguments(name, draw)
 
 
-def _terms(rng: Rng, tokens: Any) -> ScoreTerms:
+def _score_bias(rng: Rng, tokens: Any) -> ScoreBias:
     points = rng.standard_normal((*tokens.shape, 3)).astype(np.float32)
     scalars = rng.standard_normal((2, 4)).astype(BFLOAT16)
-    return ScoreTerms(tokens, points, scalars, distance=True, prime_distance=True, same_token=True, matches=1)
+    return ScoreBias(tokens, points, scalars, distance=True, prime_distance=True, same_token=True, matches=1)
 
 
 def arrays(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -102,7 +102,7 @@ def arrays(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def widened(value: Any) -> Any:
     """Copies, float32 for bfloat16."""
-    if isinstance(value, ScoreTerms | ScoreTermGradients):
+    if isinstance(value, ScoreBias | ScoreBiasGradients):
         fields = {f.name: widened(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return type(value)(**fields)
     if isinstance(value, np.ndarray):

@@ -12,7 +12,7 @@ import pytest
 from cllm_gpu.model.lattice import lattice_points, primes
 from cllm_gpu.ops.reference import attention
 from cllm_gpu.ops.reference.attention import attention_backward, attention_forward, attention_weights
-from cllm_gpu.ops.reference.score_bias import ScoreTermGradients, ScoreTerms, match_lengths
+from cllm_gpu.ops.reference.score_bias import ScoreBias, ScoreBiasGradients, match_lengths
 
 ALL = {"distance": True, "prime_distance": True, "same_token": True, "matches": 4}
 USES = {
@@ -84,26 +84,28 @@ class Problem:
         self.points = lattice_points(vocabulary)[self.tokens] if sees else None
         count = sum(map(int, options.values()))
         self.scalars = generator.standard_normal((h, count))
-        self.terms = ScoreTerms(self.tokens, self.points, self.scalars, **options)
+        self.score_bias = ScoreBias(self.tokens, self.points, self.scalars, **options)
         self.vocabulary = vocabulary
 
-    def forward(self, terms=None):
+    def forward(self, score_bias=None):
         b, t, h, _ = self.q.shape
         out, lse = np.full(self.q.shape, np.nan), np.full((b, h, t), np.nan)
-        attention_forward(np, self.q, self.k, self.v, out, lse, causal=True, scale=0.6, terms=terms or self.terms)
+        attention_forward(
+            np, self.q, self.k, self.v, out, lse, causal=True, scale=0.6, score_bias=score_bias or self.score_bias
+        )
         return out, lse
 
     def backward(self):
         out, lse = self.forward()
         gradients = [np.full_like(x, np.nan) for x in (self.q, self.k, self.v)]
-        dterms = ScoreTermGradients(
+        dscore_bias = ScoreBiasGradients(
             np.zeros_like(self.scalars), None if self.points is None else np.zeros_like(self.points)
         )
         attention_backward(
             np, self.dout, self.q, self.k, self.v, out, lse, *gradients,
-            causal=True, scale=0.6, terms=self.terms, dterms=dterms,
+            causal=True, scale=0.6, score_bias=self.score_bias, dscore_bias=dscore_bias,
         )  # fmt: skip
-        return gradients, dterms
+        return gradients, dscore_bias
 
     def by_the_book(self):
         """A pair at a time, from the definitions."""
@@ -117,14 +119,14 @@ class Problem:
             for j in range(at + 1):
                 x = 0.6 * self.q[item, i, head] @ self.k[item, j, head // (h // kv)]
                 scalars = iter(self.scalars[head])
-                if self.terms.distance:
+                if self.score_bias.distance:
                     x -= next(scalars) * math.dist(self.points[item, at], self.points[item, j])
-                if self.terms.prime_distance:
+                if self.score_bias.prime_distance:
                     x -= next(scalars) * abs(p[tokens[at]] - p[tokens[j]]) / p[-1]
-                if self.terms.same_token:
+                if self.score_bias.same_token:
                     factor = math.gcd(*(int(primes(int(tokens[n]) + 1)[-1]) for n in (at, j)))
                     x += next(scalars) * (factor > 1)
-                longest = brute_force(tokens, at, j, self.terms.matches)
+                longest = brute_force(tokens, at, j, self.score_bias.matches)
                 x += sum(list(scalars)[:longest])
                 scores.append(x)
             weights = np.exp(scores)
@@ -143,13 +145,13 @@ def test_forward_is_the_definition(use, size, generator):
 @pytest.mark.parametrize("size", SIZES)
 def test_backward_is_the_derivative(use, size, generator, gradient_error, within):
     problem = Problem(generator, use, size)
-    gradients, dterms = problem.backward()
+    gradients, dscore_bias = problem.backward()
 
     def f():
         return float(np.sum(problem.forward()[0] * problem.dout))
 
     operands = {"q": problem.q, "k": problem.k, "v": problem.v, "scalars": problem.scalars}
-    for (name, x), dx in zip(operands.items(), (*gradients, dterms.scalars), strict=True):
+    for (name, x), dx in zip(operands.items(), (*gradients, dscore_bias.scalars), strict=True):
         within(f"d{name}", gradient_error(f, x, dx), 1e-7)
 
 
@@ -160,9 +162,9 @@ def test_gradients_of_learned_points(use, size, generator, gradient_error, withi
     problem = Problem(generator, use, size)
     table = lattice_points(problem.vocabulary) + 0.1 * generator.standard_normal((problem.vocabulary, 3))
     problem.points[...] = table[problem.tokens]
-    _, dterms = problem.backward()
+    _, dscore_bias = problem.backward()
     dtable = np.zeros_like(table)
-    np.add.at(dtable, problem.tokens, dterms.points)
+    np.add.at(dtable, problem.tokens, dscore_bias.points)
 
     def f():
         problem.points[...] = table[problem.tokens]
@@ -176,13 +178,13 @@ def test_gradients_are_added_to_what_is_there(use, generator):
     problem = Problem(generator, use, "usual")
     _, once = problem.backward()
     out, lse = problem.forward()
-    start = ScoreTermGradients(
+    start = ScoreBiasGradients(
         np.full_like(problem.scalars, 3.0), None if problem.points is None else np.full_like(problem.points, 5.0)
     )
     scratch = [np.empty_like(x) for x in (problem.q, problem.k, problem.v)]
     attention_backward(
         np, problem.dout, problem.q, problem.k, problem.v, out, lse, *scratch,
-        causal=True, scale=0.6, terms=problem.terms, dterms=start,
+        causal=True, scale=0.6, score_bias=problem.score_bias, dscore_bias=start,
     )  # fmt: skip
     np.testing.assert_allclose(start.scalars, once.scalars + 3.0, atol=1e-13)
     if problem.points is not None:
@@ -201,7 +203,7 @@ def test_scalars_of_zero_are_standard_attention_exactly(use, generator):
 
 def test_weights_are_those_of_the_forward(generator):
     problem = Problem(generator, "all", "usual")
-    weights = attention_weights(np, problem.q, problem.k, causal=True, scale=0.6, terms=problem.terms)
+    weights = attention_weights(np, problem.q, problem.k, causal=True, scale=0.6, score_bias=problem.score_bias)
     spread = np.repeat(problem.v, 2, axis=2)
     np.testing.assert_allclose(np.einsum("bhts,bshd->bthd", weights, spread), problem.forward()[0], atol=1e-13)
 
@@ -215,13 +217,13 @@ def test_nothing_is_held_for_all_pairs(use):
     tokens = generator.integers(0, 50, (1, length)).astype(np.int32)
     points = lattice_points(50)[tokens].astype(np.float32) if options["distance"] else None
     scalars = generator.standard_normal((heads, sum(map(int, options.values())))).astype(np.float32)
-    terms = ScoreTerms(tokens, points, scalars, **options)
+    score_bias = ScoreBias(tokens, points, scalars, **options)
     q, k, v = (generator.standard_normal((1, length, heads, 4)).astype(np.float32) for _ in range(3))
     out, lse = np.empty_like(q), np.empty((1, heads, length), np.float32)
     tile = attention.CPU_QUERY_BLOCK * length * 4
     tracemalloc.start()
     try:
-        attention_forward(np, q, k, v, out, lse, causal=True, scale=0.5, terms=terms)
+        attention_forward(np, q, k, v, out, lse, causal=True, scale=0.5, score_bias=score_bias)
         _, forward_peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

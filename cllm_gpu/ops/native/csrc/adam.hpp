@@ -33,7 +33,7 @@ double adam_segment(index_t size, T* p, const T* g, T* m, T* v, const AdamSettin
     return moved;
 }
 
-// Returns Σ update². numbers: AdamSettings in order; the first `decayed` elements get weight decay.
+// Returns Σ update². numbers: the fields of AdamSettings in order. The first `decayed` elements get weight decay.
 template <class T>
 double adam_step(index_t size, index_t decayed, T* p, const T* g, T* m, T* v, const double* numbers, int decoupled) {
     const AdamSettings s{numbers[0], numbers[1], numbers[2], numbers[3], numbers[4],

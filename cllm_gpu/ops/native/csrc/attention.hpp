@@ -1,11 +1,11 @@
 // Causal or full attention, forward and backward, one thread (formulas: ops/reference/attention.py).
 //
-// Forward, a block of NR queries at a time, with queries along the vector: Sᵀ = K·Qᵀ is computed in the very layout in
-// which Pᵀ is the packed right-hand side of Oᵀ = Vᵀ·Pᵀ, and softmax runs down the columns without a horizontal sum.
-// Backward, a block of queries at a time, with keys along the vector: P and dS are the left-hand sides of dV += Pᵀ·dO
-// and dK += dSᵀ·Q as they stand; only dS is packed once, for dQ = dS·K. Tiles no query of which may see are skipped.
-// `terms`, null without any, adds to the products of a tile and takes gradients from its dS.
-// Memory: one block's weights, at most SCORE_BYTES each (one panel of queries where the keys alone exceed that).
+// Forward: one block of NR queries at a time, queries along the vector. Sᵀ = K·Qᵀ is computed in the layout in which Pᵀ
+// is the packed right-hand side of Oᵀ = Vᵀ·Pᵀ, and softmax runs down the columns without horizontal sums.
+// Backward: one block of queries at a time, keys along the vector. P and dS are the left-hand sides of dV += Pᵀ·dO and
+// dK += dSᵀ·Q without packing; only dS is packed once, for dQ = dS·K. Fully masked tiles are skipped.
+// `score_bias`, null without a bias, adds to the scores of a tile and accumulates its gradients from dS.
+// Memory: the weights of one block, at most SCORE_BYTES (one panel of queries if the keys alone exceed that).
 #pragma once
 
 #include "exponential.hpp"
@@ -25,15 +25,15 @@ template <class T> struct Heads {
 struct AttentionShape {
     index_t batch, queries, keys, heads, kv_heads, size;
     bool causal;
-    index_t before() const { return keys - queries; }  // keys before the first query's own
+    index_t before() const { return keys - queries; }  // keys before the position of the first query
     index_t seen(index_t query) const { return causal ? before() + query + 1 : keys; }
-    // first query that sees key `key`
+    // first query that attends to key `key`
     index_t first_seeing(index_t key) const { return causal ? std::max<index_t>(0, key - before()) : 0; }
 };
 
 template <int STEP> constexpr index_t round_up(index_t x) { return (x + STEP - 1) / STEP * STEP; }
 
-// Panels of `PITCH` columns of X(p, j) = x[p·row + j·column], depth rows each, one after the other.
+// Consecutive panels of `PITCH` columns of X(p, j) = x[p·row + j·column], of `depth` rows each.
 template <class T, int PITCH>
 void pack(const T* x, index_t row, index_t column, index_t columns, index_t depth, T* out) {
     for (index_t j = 0; j < columns; j += PITCH)
@@ -57,7 +57,7 @@ void write_transposed(const T* x, index_t rows, index_t columns, const T* factor
         }
 }
 
-// Down each of NR columns: x becomes e^(scale·x − max), with 0 where a key is not seen; sums and log-sums of each.
+// For each of NR columns: x becomes e^(scale·x − max), 0 for masked keys; also the columns' sums and log-sum-exps.
 template <class T>
 void softmax_columns(T* x, index_t keys, index_t first_query, const AttentionShape& shape, T scale, T* sums, T* lse) {
     constexpr int n = lanes<T>;
@@ -69,7 +69,7 @@ void softmax_columns(T* x, index_t keys, index_t first_query, const AttentionSha
         vec<T> most = splat(-T(__builtin_inf())), total{};
         for (index_t s = 0; s < keys; ++s) {
             vec<T> score = load(column + s * NR<T>) * scale;
-            if (s >= common) {  // key `common` is seen from lane 1 on, the next from lane 2 on, …
+            if (s >= common) {  // key `common` is unmasked from lane 1 on, the next from lane 2 on, …
                 score = select<T>(lane > ivec<T>{} + lane_t<T>(s - common), score, splat(-T(__builtin_inf())));
                 store(column + s * NR<T>, score);
             }
@@ -91,7 +91,7 @@ void softmax_columns(T* x, index_t keys, index_t first_query, const AttentionSha
 template <class T>
 void attend(
     const AttentionShape& shape, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> out, T* lse, T scale,
-    TermTile<T>* terms
+    ScoreBiasTile<T>* score_bias
 ) {
     const index_t size = shape.size, group = shape.heads / shape.kv_heads;
     const index_t keys = round_up<MR>(shape.keys), width = round_up<MR>(size);
@@ -106,9 +106,9 @@ void attend(
     T* inverse = attended + NR<T> * (width + lanes<T>);
     T* log_sum = inverse + NR<T>;
     for (index_t b = 0; b < shape.batch; ++b) {
-        if (terms) terms->start_item(b);
+        if (score_bias) score_bias->start_item(b);
         for (index_t h = 0; h < shape.heads; ++h) {
-            if (terms) terms->start_head(h);
+            if (score_bias) score_bias->start_head(h);
             if (h % group == 0) {
                 pack<T, MR>(k.at(b, h / group), 1, k.row, shape.keys, size, packed_k);
                 pack<T, MR>(v.at(b, h / group), v.row, 1, size, shape.keys, packed_v);
@@ -122,7 +122,7 @@ void attend(
                         size, packed_k + s * size, MR, packed_q, weights + s * NR<T>, NR<T>,
                         int(std::min<index_t>(MR, seen - s)), NR<T>, false, nullptr
                     );
-                if (terms) terms->add_to_columns(weights, shape.before() + t, seen);
+                if (score_bias) score_bias->add_to_columns(weights, shape.before() + t, seen);
                 softmax_columns(weights, seen, t, shape, scale, inverse, log_sum);
                 for (index_t d = 0; d < size; d += MR)
                     micro_kernel<T>(
@@ -138,7 +138,7 @@ void attend(
 
 // ---- backward
 
-// What one block of queries works on; every pitch is in elements.
+// Buffers of one block of queries; every pitch is in elements.
 template <class T> struct BackwardScratch {
     T *key_columns, *value_columns;  // Kᵀ and Vᵀ in panels of NR keys
     T* key_rows;                     // K in panels of NR head dimensions
@@ -152,7 +152,7 @@ template <class T> struct BackwardScratch {
         const index_t size = shape.size, slack = 4 * lanes<T>;
         const index_t keys = round_up<NR<T>>(shape.keys);
         columns = round_up<NR<T>>(size);
-        pitch = keys + MR;  // a panel of MR keys may be read beyond the last
+        pitch = keys + MR;  // reads may extend a panel of MR keys past the last key
         const index_t most = std::max<index_t>(1, SCORE_BYTES / index_t(sizeof(T)) / pitch);
         const index_t blocks = (shape.queries + most - 1) / most;
         block = round_up<MR>((shape.queries + blocks - 1) / blocks);
@@ -171,7 +171,7 @@ template <class T> struct BackwardScratch {
     }
 };
 
-// One row: weights = e^(scale·x − lse) in place of x, dscores in place of dP; 0 from the last key seen to `stop`.
+// One row: weights = e^(scale·x − lse) in place of x, dscores in place of dP; 0 for masked keys up to `stop`.
 template <class T>
 void weights_and_dscores(T* weights, T* dscores, index_t seen, index_t stop, T lse, T delta, T scale) {
     constexpr int n = lanes<T>;
@@ -200,7 +200,7 @@ template <class T>
 void backward_rows(
     const AttentionShape& shape, const BackwardScratch<T>& w, index_t t, index_t count, const T* q, index_t q_row,
     const T* dout, index_t dout_row, const T* out, index_t out_row, const T* lse, T* dq, index_t dq_row, T scale,
-    TermTile<T>* terms
+    ScoreBiasTile<T>* score_bias
 ) {
     const index_t size = shape.size;
     for (index_t i = 0; i < count; i += MR) {
@@ -218,7 +218,7 @@ void backward_rows(
                 size, w.left, MR, w.value_columns + s * size, dscores + s, w.pitch, rows, NR<T>, false, nullptr
             );
         const index_t position = shape.before() + t + i;
-        if (terms) terms->add_to_rows(weights, w.pitch, rows, position, seen);
+        if (score_bias) score_bias->add_to_rows(weights, w.pitch, rows, position, seen);
         for (int r = 0; r < rows; ++r) {
             const T delta = dot(size, dout + (i + r) * dout_row, out + (i + r) * out_row);
             weights_and_dscores(
@@ -226,7 +226,7 @@ void backward_rows(
                 delta, scale
             );
         }
-        if (terms) terms->take_gradients(dscores, w.pitch, rows, position, seen);
+        if (score_bias) score_bias->take_gradients(dscores, w.pitch, rows, position, seen);
         pack_panel<T, MR>(dscores, 1, w.pitch, rows, seen, w.left);
         for (index_t d = 0; d < size; d += NR<T>)
             micro_kernel<T>(
@@ -263,15 +263,15 @@ template <class T>
 void attend_backward(
     const AttentionShape& shape, Heads<const T> dout, Heads<const T> q, Heads<const T> k, Heads<const T> v,
     Heads<const T> out, const T* lse, Heads<T> dq, Heads<T> dk, Heads<T> dv, T scale,
-    TermTile<T>* terms
+    ScoreBiasTile<T>* score_bias
 ) {
     static thread_local Scratch memory;
     const BackwardScratch<T> w(shape, memory);
     const index_t size = shape.size, group = shape.heads / shape.kv_heads;
     for (index_t b = 0; b < shape.batch; ++b) {
-        if (terms) terms->start_item(b);
+        if (score_bias) score_bias->start_item(b);
         for (index_t h = 0; h < shape.heads; ++h) {
-            if (terms) terms->start_head(h);
+            if (score_bias) score_bias->start_head(h);
             const index_t kv = h / group;
             if (h % group == 0) {
                 pack<T, NR<T>>(k.at(b, kv), 1, k.row, shape.keys, size, w.key_columns);
@@ -288,17 +288,17 @@ void attend_backward(
                 backward_rows(
                     shape, w, t, count, block_q, q.row, block_dout, dout.row, out.at(b, h) + t * out.row, out.row,
                     lse + (b * shape.heads + h) * shape.queries + t, dq.at(b, h) + t * dq.row, dq.row, scale,
-                    terms
+                    score_bias
                 );
                 backward_columns(shape, w, t, count);
             }
-            if (terms) terms->finish_head(h);
+            if (score_bias) score_bias->finish_head(h);
             if (h % group == group - 1) {
                 copy_rows(shape.keys, size, w.dk, w.columns, dk.at(b, kv), dk.row);
                 copy_rows(shape.keys, size, w.dv, w.columns, dv.at(b, kv), dv.row);
             }
         }
-        if (terms) terms->finish_item(b);
+        if (score_bias) score_bias->finish_item(b);
     }
 }
 
@@ -309,13 +309,13 @@ template <class T, class U> Heads<T> heads(U* data, const index_t* strides) {
 }
 
 // work(the tiles' terms), or work(null) without any
-template <class T, class F> int guarded_with(const ScoreTerms<T>* given, const AttentionShape& shape, T scale, F work) {
+template <class T, class F> int guarded_with(const ScoreBias<T>* given, const AttentionShape& shape, T scale, F work) {
     static thread_local Scratch memory;
     return guarded([&] {
         if (!given) {
             work(nullptr);
         } else {
-            TermTile<T> terms(*given, shape.keys, scale, memory);
+            ScoreBiasTile<T> terms(*given, shape.keys, scale, memory);
             work(&terms);
         }
         return DONE;
@@ -325,10 +325,10 @@ template <class T, class F> int guarded_with(const ScoreTerms<T>* given, const A
 template <class T>
 int attention_forward(
     const index_t* sizes, int causal, const T* q, const T* k, const T* v, T* out, const index_t* strides, T* lse,
-    T scale, const ScoreTerms<T>* given
+    T scale, const ScoreBias<T>* given
 ) {
     const AttentionShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], causal != 0};
-    return guarded_with<T>(given, shape, scale, [&](TermTile<T>* terms) {
+    return guarded_with<T>(given, shape, scale, [&](ScoreBiasTile<T>* terms) {
         attend<T>(
             shape, heads<const T>(q, strides), heads<const T>(k, strides + 3), heads<const T>(v, strides + 6),
             heads<T>(out, strides + 9), lse, scale, terms
@@ -339,10 +339,10 @@ int attention_forward(
 template <class T>
 int attention_backward(
     const index_t* sizes, int causal, const T* dout, const T* q, const T* k, const T* v, const T* out, T* dq, T* dk,
-    T* dv, const index_t* strides, const T* lse, T scale, const ScoreTerms<T>* given
+    T* dv, const index_t* strides, const T* lse, T scale, const ScoreBias<T>* given
 ) {
     const AttentionShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], causal != 0};
-    return guarded_with<T>(given, shape, scale, [&](TermTile<T>* terms) {
+    return guarded_with<T>(given, shape, scale, [&](ScoreBiasTile<T>* terms) {
         attend_backward<T>(
             shape, heads<const T>(dout, strides), heads<const T>(q, strides + 3), heads<const T>(k, strides + 6),
             heads<const T>(v, strides + 9), heads<const T>(out, strides + 12), lse, heads<T>(dq, strides + 15),

@@ -1,4 +1,4 @@
-// Sums over the rows of a matrix in one fixed order, as gradients of parameters are, and a row copied to all of them.
+// Sums over the rows of a matrix in a fixed order, for parameter gradients; and a row copied to every row of a matrix.
 #pragma once
 
 #include "vector.hpp"
@@ -18,7 +18,7 @@ template <class T> void copy_to_rows(index_t rows, index_t width, const T* x, T*
     for (index_t r = 0; r < rows; ++r) std::memcpy(out + r * width, x, width * sizeof(T));
 }
 
-// Zeros where gradients are not added to what is there; null does nothing
+// Zeros the gradients unless they accumulate; no effect if null
 template <class T> void start_sum(index_t size, T* x, int accumulate) {
     if (x && !accumulate) std::fill_n(x, size, T(0));
 }

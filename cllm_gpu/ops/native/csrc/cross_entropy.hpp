@@ -20,7 +20,7 @@ template <class T> INLINE T row_maximum(index_t width, const T* x) {
     return best;
 }
 
-// Σ e^(x − shift) of a row; with KEEP the exponentials replace x.
+// Σ e^(x − shift) of a row; with KEEP, x is replaced by the exponentials.
 template <class T, bool KEEP> INLINE T exponential_sum(index_t width, T* x, T shift) {
     constexpr int n = lanes<T>;
     vec<T> total{};

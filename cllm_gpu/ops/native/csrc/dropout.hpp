@@ -1,4 +1,4 @@
-// Dropout (ops/reference/dropout.py), the mask drawn as it is used.
+// Dropout (ops/reference/dropout.py); the mask is generated as it is applied.
 #pragma once
 
 #include "philox.hpp"

@@ -1,6 +1,6 @@
 // e^x of a vector. x = n·ln 2 + r with |r| ≤ ½·ln 2 (ln 2 in two parts, Cody & Waite 1980), e^r by its Taylor series,
-// 2^n from the exponent's bits. Within 2 ulp wherever the result is a normal number; 0 below the smallest normal
-// number's logarithm, +inf above the largest's; NaN stays NaN.
+// 2^n from the exponent bits. Within 2 ulp where the result is a normal number; 0 below the logarithm of the smallest
+// normal number, +inf above that of the largest; NaN for NaN.
 #pragma once
 
 #include "vector.hpp"

@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <new>
 
-// A block of memory of one thread, kept from call to call.
+// A thread's scratch memory, reused from call to call.
 struct Scratch {
     void* memory = nullptr;
     std::size_t size = 0;
@@ -70,7 +70,7 @@ inline void pack_panel(const T* x, index_t row, index_t column, int width, index
                 square[j] = strip * n + j < width ? load(x + p + (strip * n + j) * column) : vec<T>{};
             transpose<T>(square);
         }
-        for (int i = 0; i < n; ++i)  // ascending: what one row writes too much the next overwrites
+        for (int i = 0; i < n; ++i)  // ascending: what a row writes past its end, the next row overwrites
 #pragma GCC unroll 4
             for (int strip = 0; strip < (PITCH + n - 1) / n; ++strip)
                 store(out + (p + i) * PITCH + strip * n, block[strip][i]);
@@ -85,7 +85,7 @@ __attribute__((noinline)) void tile_kernel(
     index_t depth, const T* a, index_t a_pitch, const T* b, T* c, index_t pitch, int rows, int columns, bool add,
     const T* bias
 ) {
-    constexpr int n = lanes<T>, ahead = 16;  // rows of the panels fetched before they are needed: 5–10 % in all
+    constexpr int n = lanes<T>, ahead = 16;  // rows of the panels to prefetch: 5–10 % faster in all
     vec<T> tile[ROWS][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i)
@@ -137,7 +137,7 @@ __attribute__((noinline)) void tile_kernel(
 }
 
 // C tile (rows ≤ MR, columns ≤ NR) = (or +=) A panel · packed B panel (+ bias per column), where row p of the panel
-// of A is a[p·a_pitch …] (packed: a_pitch = MR) and all MR numbers of it may be read. Few rows take a smaller kernel.
+// of A is a[p·a_pitch …] (packed: a_pitch = MR) with MR readable elements. Tiles of few rows use a smaller kernel.
 template <class T>
 inline void micro_kernel(
     index_t depth, const T* a, index_t a_pitch, const T* b, T* c, index_t pitch, int rows, int columns, bool add,

@@ -1,4 +1,4 @@
-// Layer norm, alone and behind the residual addition (formulas: ops/reference/layernorm.py): a pass over each row.
+// Layer norm, alone and with the residual addition (formulas: ops/reference/layernorm.py): one pass over each row.
 #pragma once
 
 #include "column_sum.hpp"
@@ -66,7 +66,7 @@ template <class T> void layernorm_backward(
             store(dweight + i, load(dweight + i, left) + d * hat, left);
             if (dbias) store(dbias + i, load(dbias + i, left) + d, left);
             total += g;
-            correlation += g * hat;  // where hat is beyond the row, g is 0
+            correlation += g * hat;  // g is 0 for lanes past the end of the row
         }
         const T g_mean = sum<T>(total) / T(width), g_correlation = sum<T>(correlation) / T(width);
         for (index_t i = 0; i < width; i += n) {

@@ -1,5 +1,5 @@
-// The affine map out = x Wᵀ + b and its gradients (formulas: ops/reference/linear.py). A product goes to `blas`, a
-// cblas_?gemm with 32-bit integers, unless it is null, else to gemm.hpp.
+// Linear layer out = x Wᵀ + b and its gradients (formulas: ops/reference/linear.py). Products are computed by `blas`, a
+// cblas_?gemm with 32-bit integers, or by gemm.hpp if it is null.
 #pragma once
 
 #include "column_sum.hpp"
@@ -40,7 +40,7 @@ int linear_forward(void* blas, index_t n, index_t m, index_t k, const T* x, cons
     });
 }
 
-// dx and dbias: null where not wanted
+// dx and dbias: null if not wanted
 template <class T>
 int linear_backward(
     void* blas, index_t n, index_t m, index_t k, const T* dout, const T* x, const T* weight, T* dx, T* dweight,

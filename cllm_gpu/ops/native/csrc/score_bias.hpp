@@ -1,6 +1,6 @@
-// Additive terms of the attention scores from the lattice (formulas: ops/reference/score_bias.py), for the tiles of
-// attention.hpp. Those hold products q·k that are multiplied by `scale` only later: so the terms are added over scale,
-// and gradients are taken from dS times scale.
+// Attention score bias of the lattice (formulas: ops/reference/score_bias.py), for the tiles of attention.hpp. Tiles
+// hold products q·k before they are multiplied by `scale`, so the bias is added divided by scale, and gradients are
+// computed from dS times scale.
 //
 // A pair of positions is a lane: one side is the same in all lanes, the other consecutive. A match of m + 1 tokens is
 // one comparison more than a match of m. All of them are made, of every pair and again for every head: stopping where
@@ -12,13 +12,13 @@
 constexpr int MATCHES = 8;
 enum Term { DISTANCE, PRIME_DISTANCE, SAME_TOKEN, FIRST_MATCH, TERMS = FIRST_MATCH + MATCHES };
 
-// What the caller gives, in the order of cllm_gpu/ops/native/score_bias.py; pitches in elements
-template <class T> struct ScoreTerms {
+// Arguments from the caller, fields in the order of cllm_gpu/ops/native/score_bias.py; pitches in elements
+template <class T> struct ScoreBias {
     const std::int32_t* tokens;  // (B, S)
-    const T *points, *scalars;   // (B, S, 3), null where no distance is in use; (H, n)
-    T *dscalars, *dpoints;       // added to; null where not wanted
+    const T *points, *scalars;   // (B, S, 3), null if no distance is in use; (H, n)
+    T *dscalars, *dpoints;       // added to; null if not wanted
     index_t tokens_item, points_item, points_row, scalars_row, dscalars_row, dpoints_item, dpoints_row;
-    index_t in_use[FIRST_MATCH], matches;  // which of the terms before the matches there are, and how many matches
+    index_t in_use[FIRST_MATCH], matches;  // whether each term before the matches is in use; number of match orders
 };
 
 template <class T> struct Coordinates {
@@ -26,14 +26,14 @@ template <class T> struct Coordinates {
     Coordinates operator+(index_t places) const { return {{axis[0] + places, axis[1] + places, axis[2] + places}}; }
 };
 
-// One side of lanes<T> pairs: the consecutive positions from the one where `tokens` and `points` are …
+// One side of lanes<T> pairs: consecutive positions, starting where `tokens` and `points` point …
 template <class T> struct Consecutive {
     const lane_t<T>* tokens;
     Coordinates<T> points;
     INLINE ivec<T> token(int back) const { return load_integers<T>(tokens - back); }
     INLINE vec<T> coordinate(int axis) const { return load(points.axis[axis]); }
 };
-// … or that one position in every lane
+// … or that one position broadcast to all lanes
 template <class T> struct Single {
     const lane_t<T>* tokens;
     Coordinates<T> points;
@@ -43,7 +43,7 @@ template <class T> struct Single {
 
 template <class T> INLINE vec<T> magnitude(vec<T> x) { return maximum<T>(x, -x); }
 
-// What lanes<T> pairs of positions have to do with each other
+// Features of lanes<T> pairs of positions
 template <class T, class Query, class Key> struct Pairs {
     const Query& query;
     const Key& key;
@@ -67,7 +67,7 @@ template <class T, class Query, class Key> struct Pairs {
     }
 };
 
-// A head's scalars with the sign they enter with, over `scale`; 0 where not in use
+// A head's scalars with the signs of their terms, divided by `scale`; 0 for terms not in use
 template <class T> struct HeadScalars {
     T value[TERMS];
     bool distance, prime_distance, same_token;
@@ -89,7 +89,7 @@ template <class T> struct HeadScalars {
         return total;
     }
 
-    // part[term] += what d gives its scalar, but for the sign
+    // part[term] += the gradient of its scalar from d, without the term's sign
     template <class Query, class Key>
     INLINE void gradients(const Query& query, const Key& key, vec<T> d, vec<T> (&part)[TERMS]) const {
         const Pairs<T, Query, Key> pair{query, key};
@@ -105,7 +105,7 @@ template <class T> struct HeadScalars {
         });
     }
 
-    // The gradient of the points' difference; where two points are equal, 0
+    // Gradient of the points' difference; 0 for equal points
     template <class Query, class Key>
     INLINE void slopes(const Query& query, const Key& key, vec<T> d, vec<T> (&slope)[3]) const {
         const Pairs<T, Query, Key> pair{query, key};
@@ -120,12 +120,12 @@ template <class T> struct HeadScalars {
     }
 };
 
-// The terms of one batch item at a time, and of it one head at a time
-template <class T> class TermTile {
+// The bias of one batch item at a time, and of one of its heads at a time
+template <class T> class ScoreBiasTile {
   public:
-    TermTile(const ScoreTerms<T>& terms, index_t positions, T factor, Scratch& memory)
-        : given(terms), keys(positions), scale(factor) {
-        const index_t pitch = MATCHES + 1 + keys + NR<T>;  // from a token before the first to a vector after the last
+    ScoreBiasTile(const ScoreBias<T>& score_bias, index_t positions, T factor, Scratch& memory)
+        : given(score_bias), keys(positions), scale(factor) {
+        const index_t pitch = MATCHES + 1 + keys + NR<T>;  // padded before the first token and after the last
         T* next = memory.get<T>(8 * pitch);
         for (Coordinates<T>* of : {&points, &dpoints})
             for (T*& axis : of->axis) {
@@ -134,7 +134,7 @@ template <class T> class TermTile {
             }
         std::fill_n(points.axis[0], 6 * pitch, T(0));
         lane_t<T>* tokens = reinterpret_cast<lane_t<T>*>(next);
-        std::fill_n(tokens, pitch, lane_t<T>(-1));  // before the sequence: no token, and not what the keys have there
+        std::fill_n(tokens, pitch, lane_t<T>(-1));  // padding: matches neither a token nor the keys' padding
         std::fill_n(tokens + pitch, pitch, lane_t<T>(-2));
         of_queries = tokens + MATCHES + 1;
         of_keys = of_queries + pitch;
@@ -163,9 +163,9 @@ template <class T> class TermTile {
         head.matches = int(given.matches);
     }
 
-    // x(s, l) += the terms of query `first + l` and key s, for NR queries and s < seen; pitch NR
+    // x(s, l) += the bias of query `first + l` and key s, for NR queries and s < seen; pitch NR
     void add_to_columns(T* x, index_t first, index_t seen) const {
-        const HeadScalars<T> own = head;  // a copy that no store to x can change
+        const HeadScalars<T> own = head;  // a local copy, which does not alias x
         for (int strip = 0; strip < NV; ++strip) {
             const index_t i = first + strip * lanes<T>;
             const Consecutive<T> query{of_queries + i, points + i};
@@ -176,7 +176,7 @@ template <class T> class TermTile {
         }
     }
 
-    // x(r, s) += the terms of query `first + r` and key s, for s < seen and on to the end of a vector
+    // x(r, s) += the bias of query `first + r` and key s, for s < seen, rounded up to whole vectors
     void add_to_rows(T* x, index_t pitch, int rows, index_t first, index_t seen) const {
         const HeadScalars<T> own = head;
         for (index_t s = 0; s < seen; s += lanes<T>) {
@@ -188,11 +188,11 @@ template <class T> class TermTile {
         }
     }
 
-    // What dscores(r, s) of queries `first + r` and keys s < seen gives
+    // Accumulates the gradients from dscores(r, s) of queries `first + r` and keys s < seen
     void take_gradients(const T* dscores, index_t pitch, int rows, index_t first, index_t seen) {
         if (!given.dscalars && !given.dpoints) return;
         const HeadScalars<T> own = head;
-        vec<T> part[TERMS] = {};  // of these rows: in registers, and a sum of sums is rounded less
+        vec<T> part[TERMS] = {};  // sums over these rows only: in registers, and with less rounding error
         for (index_t s = 0; s < seen; s += lanes<T>) {
             const Consecutive<T> key{of_keys + s, points + s};
             const ivec<T> there = lane_numbers<T>() < ivec<T>{} + lane_t<T>(seen - s);
@@ -221,10 +221,10 @@ template <class T> class TermTile {
     }
 
   private:
-    const ScoreTerms<T>& given;
+    const ScoreBias<T>& given;
     const index_t keys;
     const T scale;
-    lane_t<T> *of_queries, *of_keys;  // the same tokens; before the first, other numbers for each
+    lane_t<T> *of_queries, *of_keys;  // the same tokens with different padding before the first
     Coordinates<T> points, dpoints;
     HeadScalars<T> head;
     vec<T> sums[TERMS];

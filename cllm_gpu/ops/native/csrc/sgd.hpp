@@ -25,7 +25,7 @@ double sgd_segment(
     return moved;
 }
 
-// Returns Σ update². numbers: rate, momentum, weight decay (of the first `decayed` elements), gradient scale.
+// Returns Σ update². numbers: learning rate, momentum, weight decay (first `decayed` elements only), gradient scale.
 template <class T>
 double sgd_step(index_t size, index_t decayed, T* p, const T* g, T* velocity, const double* numbers) {
     const double rate = numbers[0], momentum = numbers[1], scale = numbers[3];

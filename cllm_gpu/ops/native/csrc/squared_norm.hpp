@@ -3,7 +3,7 @@
 
 #include "vector.hpp"
 
-// Elements whose updates an optimizer's step holds at a time, until their squares are summed
+// Elements whose updates an optimizer step buffers until their squares are summed
 constexpr index_t PIECE = 1024;
 
 template <class T> inline double squared_norm(index_t size, const T* x) {

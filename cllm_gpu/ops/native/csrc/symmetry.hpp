@@ -6,12 +6,12 @@
 
 constexpr int ELEMENTS = 24, ROTATIONS = 12;
 
-// Every element's operation as x → straight·x + crossed·(x with the two of each pair exchanged)
+// Action of every element as x → straight·x + crossed·(x with the two of each pair exchanged)
 template <class T> struct SymmetryTables {
-    index_t width, pitch;   // dimensions it acts on; whole vectors of them
+    index_t width, pitch;   // dimensions acted on; the same rounded up to whole vectors
     T *straight, *crossed;  // (ELEMENTS, pitch)
 
-    // turns: (ELEMENTS, pairs, 2), cosines and sines; from ROTATIONS on elements reflect first
+    // turns: (ELEMENTS, pairs, 2), cosines and sines; elements from ROTATIONS on reflect first
     SymmetryTables(index_t pairs, const T* turns, bool transposed, Scratch& memory)
         : width(2 * pairs), pitch((width + lanes<T> - 1) / lanes<T> * lanes<T>),
           straight(memory.get<T>(2 * ELEMENTS * pitch)), crossed(straight + ELEMENTS * pitch) {
@@ -27,7 +27,7 @@ template <class T> struct SymmetryTables {
             }
     }
 
-    // One head's vector x of `size` numbers
+    // Acts on one head's vector x of `size` elements
     INLINE void apply(T* x, index_t size, index_t element) const {
         const T *a = straight + element * pitch, *b = crossed + element * pitch;
         for (index_t i = 0; i < width; i += lanes<T>) {

@@ -1,9 +1,9 @@
-// Vectors of the widest registers the target has, by the compilers' vector extensions (g++ and clang++): no
-// intrinsics, so one source serves AVX-512, AVX2, SSE and NEON.
+// Vectors of the target's widest registers, by the vector extensions of g++ and clang++. No intrinsics, so one source
+// serves AVX-512, AVX2, SSE and NEON.
 //
-// vec<T> is a register of lanes<T> numbers. Loads and stores take any address. A loop over n elements is written
+// vec<T> is a register of lanes<T> elements. Loads and stores may be unaligned. A loop over n elements is written
 //     for (i = 0; i < n; i += lanes<T>) { V x = load(p + i, n - i); ...; store(p + i, x, n - i); }
-// where load gives zeros and store writes nothing beyond the last element.
+// where load gives zeros and store writes nothing past the last element.
 #pragma once
 
 #include <cmath>
@@ -64,7 +64,7 @@ template <class T> INLINE void store(T* p, vec<T> x, index_t count) {
     std::memcpy(p, &x, count * sizeof(T));
 }
 
-// ---- lanes in another order
+// ---- permutations of lanes
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define CLLM_SHUFFLE(T, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)

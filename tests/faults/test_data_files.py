@@ -217,6 +217,9 @@ def test_what_is_cut_off_or_flipped_is_one_line_or_all_there(name: str, suffix: 
     assert not short, short[:3]
 
 
+TAR_GZ = gzip.compress(bytes(257) + b"ustar" + bytes(99), mtime=0)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
@@ -224,7 +227,7 @@ def test_what_is_cut_off_or_flipped_is_one_line_or_all_there(name: str, suffix: 
         ("a.txt", b"PK\x03\x04" + bytes(90), "is no text but a zip file .*: unpack it first"),
         ("a.txt", "héllo".encode("utf-16"), "is no text but UTF-16: convert it to UTF-8"),
         ("a.txt", b"abc\0def", "is no text but binary data: give UTF-8 text"),
-        ("a.txt.gz", gzip.compress(bytes(257) + b"ustar" + bytes(99)), "is no text but a tar archive: unpack it first"),
+        ("a.txt.gz", TAR_GZ, "is no text but a tar archive: unpack it first"),
         ("a.gz", b"plain text", "is no gzip file, though its name says so"),
         ("a.json", b'{"text": "a"} x', "not JSON"),
         ("a.json", b'[{"text": "a"}, {"text": "b"}', "is cut off: its array does not end"),

@@ -20,7 +20,7 @@ class Format:
     """Writes the path, new or empty; a line for each thing that is left out. UserError for a model that the format
     cannot express."""
     import_model: Callable[[Path, Tokenizer | None], Imported]
-    """The model at the path; a tokenizer that is given stands over its own. UserError if it cannot be read."""
+    """The model at the path. tokenizer: overrides its own. Raises UserError if it cannot be read."""
 
 
 FORMATS = {"": Format(huggingface.export_model, huggingface.import_model)}

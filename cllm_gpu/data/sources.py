@@ -25,7 +25,7 @@ from cllm_gpu.utils.files import clear_errors, describe_error
 
 STDLIB = "stdlib"
 _BLOCK_BYTES, _BLOCKS = 4096, 16
-"""A large file is told from another of its name, size and time by this many blocks, spread evenly."""
+"""Blocks of a large file, spread evenly, whose content tells it from another of the same name, size and time."""
 
 
 @dataclass(frozen=True)

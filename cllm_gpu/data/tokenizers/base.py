@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines to be said to whoever chose it."""
+        """Notices for the user who chose it."""
 
     @property
     def fingerprint(self) -> str:

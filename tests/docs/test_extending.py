@@ -48,7 +48,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def apply(changes: str, text: str) -> str:
-    """`text` with the changes applied, parts between @@ in order; the lines that a part replaces must occur exactly once."""
+    """`text` with the changes applied, parts between @@ in order; what a part replaces must occur exactly once."""
     for part in changes.split("@@\n"):
         lines = [(line[:1], line[1:] + "\n") for line in part.splitlines()]
         before = "".join(line for kind, line in lines if kind != "+")
